@@ -1,0 +1,274 @@
+"""The residual stream, harvested once and read many times.
+
+:func:`harvest` runs the model up to the last block asked for and no further, shares the key-value cache of common
+prefixes (system prompt, jailbreak templates), sorts by length, packs batches to a token budget, and streams shards to
+disk: memory does not grow with the number of tokens. :class:`Activations` reads the shards back through memory maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from lib import artifacts
+from lib.config import ModelSection
+from lib.lm import contexts
+from lib.lm.contexts import Sequences
+from lib.lm.model import LM
+from lib.lm.model import load as load_lm
+
+BATCH_TOKENS = 4096  # padded tokens per forward pass
+CACHED_TOKENS = 16_384  # tokens of prefix and suffix whose keys and values one pass may hold
+SHARD_TOKENS = 65_536
+GROUP_COST = 64  # what running a prefix of its own costs, in tokens: smaller savings are not worth a group
+
+
+# ------------------------------------------------------------------------------------------------- shared prefixes
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences (by index) that share their first ``prefix`` tokens."""
+
+    prefix: int
+    members: list[int]
+
+
+def group_by_prefix(sequences: Sequences) -> list[Group]:
+    """Groups that cost the fewest tokens to run, each prefix run once per group.
+
+    The sorted sequences form a tree of common prefixes; at every node, each child either joins the pool that shares the
+    node's prefix or keeps its own groups, whichever is cheaper. At least one token of each sequence is left to run.
+    """
+    n = len(sequences)
+    if n == 0:
+        return []
+    rows = [sequences[i] for i in range(n)]
+    order = sorted(range(n), key=lambda i: rows[i].tolist())
+    common = np.zeros(n, np.int64)  # common[j]: shared prefix of order[j-1] and order[j]
+    for j in range(1, n):
+        a, b = rows[order[j - 1]], rows[order[j]]
+        width = min(len(a), len(b))
+        different = np.flatnonzero(a[:width] != b[:width])
+        common[j] = different[0] if len(different) else width
+    lengths = np.array([len(rows[i]) for i in order])
+
+    def best(low: int, high: int) -> tuple[int, list[tuple[int, list[int]]]]:
+        """(cost, [(prefix, members)]) of order[low:high]; prefix 0 stands for "run alone"."""
+        if high - low == 1:
+            return int(lengths[low]), [(0, [order[low]])]
+        depth = int(common[low + 1 : high].min())
+        prefix = min(depth, int(lengths[low:high].min()) - 1)
+        cuts = [low, *(np.flatnonzero(common[low + 1 : high] == depth) + low + 1).tolist(), high]
+        cost, groups, pooled, pool_cost = 0, [], [], prefix + GROUP_COST
+        apart, apart_groups = 0, []
+        for a, b in zip(cuts, cuts[1:], strict=False):
+            own, own_groups = best(a, b)
+            apart, apart_groups = apart + own, apart_groups + own_groups
+            joined = int(lengths[a:b].sum()) - prefix * (b - a)
+            if joined < own:
+                pooled, pool_cost = pooled + order[a:b], pool_cost + joined
+            else:
+                cost, groups = cost + own, groups + own_groups
+        if prefix > 0 and pooled and cost + pool_cost < apart:
+            return cost + pool_cost, [*groups, (prefix, pooled)]
+        return apart, apart_groups
+
+    groups: list[Group] = []
+    alone: list[int] = []
+    for prefix, members in best(0, n)[1]:
+        if prefix:
+            groups.append(Group(prefix, members))
+        else:
+            alone += members
+    return groups + ([Group(0, alone)] if alone else [])
+
+
+def batches(group: Group, sequences: Sequences) -> Iterator[list[int]]:
+    """Members sorted by length, packed so that padded suffixes stay within the token budgets."""
+    members = sorted(group.members, key=lambda i: (len(sequences[i]), i))
+    batch: list[int] = []
+    for index in members:
+        width, count = len(sequences[index]), len(batch) + 1
+        if batch and (count * (width - group.prefix) > BATCH_TOKENS or count * width > CACHED_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+# -------------------------------------------------------------------------------------------------------- harvest
+
+
+class _Stop(Exception):
+    """Raised by the last block of interest: the blocks above it need not run."""
+
+
+def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | None = None) -> dict[int, torch.Tensor]:
+    """Residual stream [batch, tokens, d] after each of ``layers``, for ``ids`` [batch, tokens] int64.
+
+    With ``cache``, ``ids`` go on from what the cache holds, and their keys and values are added to it. Padding on the
+    right is harmless: the model is causal.
+    """
+    found: dict[int, torch.Tensor] = {}
+    last = max(layers)
+
+    def hook(layer: int) -> Any:
+        def read(module: Any, inputs: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == last:
+                raise _Stop
+
+        return read
+
+    handles = [lm.blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
+    try:
+        with torch.inference_mode():
+            lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _repeat(cache: Any, times: int, config: Any) -> Any:
+    copy = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers):
+        if getattr(layer, "keys", None) is not None and layer.keys.numel():
+            copy.update(layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index)
+    return copy
+
+
+def _run_group(
+    lm: LM, group: Group, sequences: Sequences, layers: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray, dict[int, torch.Tensor]]]:
+    """(sequence, kept positions, {layer: [kept, d]}) of every member, the prefix run once."""
+    config = lm.model.config.get_text_config()
+    shared, before = None, {}
+    if group.prefix:
+        shared = DynamicCache(config=config)
+        prefix = torch.from_numpy(sequences[group.members[0]][: group.prefix].astype(np.int64))[None].to(lm.device)
+        before = {layer: x[0] for layer, x in residuals(lm, prefix, layers, shared).items()}
+    for batch in batches(group, sequences):
+        suffixes = [sequences[i][group.prefix :] for i in batch]
+        ids = torch.full((len(batch), max(map(len, suffixes))), lm.pad, dtype=torch.int64)
+        for row, suffix in enumerate(suffixes):
+            ids[row, : len(suffix)] = torch.from_numpy(suffix.astype(np.int64))
+        cache = _repeat(shared, len(batch), config) if shared is not None else None
+        after = residuals(lm, ids.to(lm.device), layers, cache)
+        for row, index in enumerate(batch):
+            start, stop = int(sequences.keep_start[index]), int(sequences.keep_stop[index])
+            p = group.prefix
+            kept = {}
+            for layer in layers:
+                tail = after[layer][row, max(start - p, 0) : max(stop - p, 0)]
+                kept[layer] = torch.cat([before[layer][start : min(stop, p)], tail]) if start < p else tail
+            yield index, np.arange(start, stop), kept
+
+
+class _ShardWriter:
+    """Collects rows and writes a shard whenever enough are there."""
+
+    def __init__(self, out: Path, layers: tuple[int, ...]) -> None:
+        self.out, self.layers, self.count, self.rows = out, layers, 0, 0
+        self.parts: list[tuple[int, np.ndarray, dict[int, torch.Tensor], np.ndarray]] = []
+
+    def add(self, index: int, positions: np.ndarray, kept: dict[int, torch.Tensor], tokens: np.ndarray) -> None:
+        half = {layer: x.to("cpu", torch.float16) for layer, x in kept.items()}
+        for layer, x in half.items():
+            if not torch.isfinite(x).all():
+                raise ValueError(f"layer {layer}: a residual exceeds float16; choose another layer")
+        self.parts.append((index, positions, half, tokens))
+        self.rows += len(positions)
+        if self.rows >= SHARD_TOKENS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.rows:
+            return
+        tensors = {f"layer_{layer}": torch.cat([part[2][layer] for part in self.parts]) for layer in self.layers}
+        sequence = np.concatenate([np.full(len(part[1]), part[0], np.int32) for part in self.parts])
+        tensors["sequence"] = torch.from_numpy(sequence)
+        tensors["position"] = torch.from_numpy(np.concatenate([part[1] for part in self.parts]).astype(np.int32))
+        tensors["token"] = torch.from_numpy(np.concatenate([part[3] for part in self.parts]).astype(np.int32))
+        save_file(tensors, self.out / f"shard_{self.count:04d}.safetensors")
+        self.count, self.rows, self.parts = self.count + 1, 0, []
+
+
+@artifacts.cached
+def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: tuple[int, ...]) -> None:
+    """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
+
+    A shard holds ``layer_<L>`` [n, d] float16 and ``sequence``, ``position``, ``token`` [n] int32.
+
+    Raises:
+        ModelError: the model has no such layer.
+        ValueError: a residual does not fit into float16.
+    """
+    loaded = load_lm(lm)
+    for layer in layers:
+        loaded.check_layer(layer)
+    rows = contexts.read(sequences)
+    if not rows.kept:
+        raise ValueError("no tokens to harvest: the data set is empty")
+    writer = _ShardWriter(out, layers)
+    with tqdm(total=rows.kept, unit="tok", desc="harvest", disable=None) as bar:
+        for group in group_by_prefix(rows):
+            for index, positions, kept in _run_group(loaded, group, rows, layers):
+                writer.add(index, positions, kept, rows[index][positions])
+                bar.update(len(positions))
+    writer.flush()
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+class Activations:
+    """One layer of a :func:`harvest`, through memory maps: rows are read from disk as they are asked for."""
+
+    def __init__(self, folder: Path, layer: int) -> None:
+        self.shards = [load_file(path) for path in sorted(folder.glob("shard_*.safetensors"))]
+        if not self.shards or f"layer_{layer}" not in self.shards[0]:
+            raise ValueError(f"{folder.name} holds no activations of layer {layer}")
+        self.name = f"layer_{layer}"
+        self.starts = np.cumsum([0] + [len(shard["token"]) for shard in self.shards])
+        self.width = int(self.shards[0][self.name].shape[1])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def gather(self, rows: np.ndarray) -> torch.Tensor:
+        """[len(rows), d] float32, in the order given."""
+        out = torch.empty(len(rows), self.width)
+        shard_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            here = np.flatnonzero(shard_of == number)
+            local = torch.from_numpy(rows[here] - self.starts[number])
+            out[torch.from_numpy(here)] = self.shards[number][self.name][local].float()
+        return out
+
+    def chunks(self, size: int = 8192) -> Iterator[torch.Tensor]:
+        """All rows in stored order, [<= size, d] float32 at a time."""
+        for shard in self.shards:
+            for part in shard[self.name].split(size):
+                yield part.float()
+
+    def column(self, name: str) -> np.ndarray:
+        """[n] int32: "sequence", "position" or "token" of every row."""
+        return np.concatenate([shard[name].numpy() for shard in self.shards])
+
+
+def read(harvested: artifacts.Artifact, layer: int) -> Activations:
+    """Open one layer of a harvest."""
+    return Activations(harvested.path, layer)

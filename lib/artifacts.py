@@ -1,0 +1,418 @@
+"""The store: every heavy step is a recipe, kept under a content key, written atomically and checked when read.
+
+A *step* is a function decorated with :func:`cached` or :func:`result`. Calling it computes nothing: it returns an
+:class:`Artifact`, a recipe whose key hashes the step's name, its arguments, the keys of its input artifacts and the code
+that matters (the step's module and every ``lib`` module it imports, without comments and docstrings). Reading
+``.path`` or ``.value`` looks the key up in the active :class:`Store` and computes only what is missing. Keys need no
+data, so a result can be recognised as current on a machine that holds nothing else.
+
+Two tiers: *cache* (folders of files under ``data/cache``, each file hashed) and *results* (small JSON files, tracked by
+git in ``data/results``).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import tokenize
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from lib import config
+
+Tier = Literal["cache", "results"]
+Mode = Literal["auto", "fresh", "frozen"]
+
+# Values pass from config by argument and the store only moves bytes: neither belongs to "the code that matters".
+_NOT_IN_KEY = {"lib", "lib.config", "lib.artifacts"}
+
+
+class ArtifactError(RuntimeError):
+    """A result that is missing, stale or unreadable and may not be recomputed here."""
+
+
+# ---------------------------------------------------------------------------------------------------------- keys
+
+
+def _bare_source(path: Path) -> str:
+    """The source without comments, docstrings and blank lines: what a key depends on."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+                    lines[number] = ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of the ``lib`` modules that the file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names if alias.name.split(".")[0] == "lib")
+    return names
+
+
+def _module_file(name: str) -> Path | None:
+    base = config.ROOT.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """Hash of ``module`` and every ``lib`` module it imports, directly or not.
+
+    Notebook functions (``__main__``) and test modules outside ``lib`` hash to the function's own source instead: see
+    :func:`_step_code`.
+    """
+    seen: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        path = _module_file(name)
+        if path is None or name in seen or name in _NOT_IN_KEY:
+            continue
+        seen[name] = _bare_source(path)
+        todo.extend(_imports(path))
+    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
+
+
+def _step_code(function: Callable[..., Any]) -> str:
+    module = function.__module__
+    if module.split(".")[0] == "lib":
+        return code_hash(module)
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """A JSON form of an argument, the same in every process; raises TypeError for what has none."""
+    if isinstance(value, Artifact):
+        return {"artifact": value.key}
+    if isinstance(value, BaseModel):
+        return {type(value).__name__: _canonical(value.model_dump())}
+    if isinstance(value, dict):
+        return {str(k): _canonical(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a step's arguments must be plain values, models or artifacts, not {type(value).__name__}")
+
+
+# ------------------------------------------------------------------------------------------------------ artifacts
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A recipe: a step with its arguments. Nothing is computed until ``path`` or ``value`` is read."""
+
+    step: str
+    tier: Tier
+    function: Callable[..., Any] = field(repr=False, compare=False)
+    arguments: dict[str, Any] = field(repr=False, compare=False)
+    key: str
+    name: str  # file name under results/; the step's name in the cache
+
+    @property
+    def path(self) -> Path:
+        """Folder (cache) or file (results) holding the artifact, computed if need be."""
+        return active().fetch(self)
+
+    @property
+    def value(self) -> Any:
+        """Payload of a results artifact (plain JSON values)."""
+        return active().value(self)
+
+
+def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
+        step = f"{function.__module__}.{function.__name__}"
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def recipe(*args: Any, name: str | None = None, **kwargs: Any) -> Artifact:
+            hidden: tuple[Any, ...] = (None,) if tier == "cache" else ()  # the output folder, given by the store
+            bound = signature.bind(*hidden, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            if tier == "cache":
+                arguments.pop(next(iter(signature.parameters)))
+            recipe_json = json.dumps([step, _step_code(function), _canonical(arguments)], sort_keys=True)
+            key = hashlib.sha256(recipe_json.encode()).hexdigest()[:24]
+            return Artifact(step, tier, function, arguments, key, name or function.__name__)
+
+        return recipe
+
+    return decorate
+
+
+def cached(function: Callable[..., None]) -> Callable[..., Artifact]:
+    """Make ``function(out, ...)`` a cache step: it writes files into the folder ``out``, which appears whole or not."""
+    return _make_step("cache")(function)
+
+
+def result(function: Callable[..., Any]) -> Callable[..., Artifact]:
+    """Make ``function(...)`` a results step: it returns plain JSON values. Callers give ``name=`` to tell results apart."""
+    return _make_step("results")(function)
+
+
+# ---------------------------------------------------------------------------------------------------------- store
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old or its new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """``value`` with numpy and torch scalars and arrays turned into plain JSON values, floats rounded to 7 digits.
+
+    Raises:
+        TypeError: for anything without a JSON form.
+        ValueError: for NaN or infinity, which JSON cannot hold: a result must say ``None`` where it has no number.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a result holds NaN or infinity")
+        return float(f"{value:.7g}")
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"a result must be plain JSON values, not {type(value).__name__}")
+
+
+def _payload_hash(payload: Any) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """Looks artifacts up by key and computes what is missing.
+
+    ``mode``: "auto" reads committed results whose key is current and computes the rest; "fresh" ignores committed
+    results (a run that regenerates them); "frozen" reads committed results only and computes nothing.
+    """
+
+    def __init__(self, profile: str, cache: Path, results: Path, committed: Path | None, mode: Mode = "auto") -> None:
+        self.profile, self.cache, self.results, self.committed, self.mode = profile, cache, results, committed, mode
+        self._verified: set[Path] = set()
+
+    # results tier
+
+    def _read_result(self, folder: Path, artifact: Artifact) -> Any | None:
+        """The record if it is there and current; None if missing, stale or damaged."""
+        path = folder / f"{artifact.name}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            current = record["key"] == artifact.key and record["sha256"] == _payload_hash(record["payload"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if current else None
+
+    def value(self, artifact: Artifact) -> Any:
+        if artifact.tier != "results":
+            raise TypeError(f"{artifact.step} is a cache step: read its .path")
+        self.fetch(artifact)
+        folder = self._result_folder(artifact)
+        record = self._read_result(folder, artifact) if folder else None
+        if record is None:
+            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
+        _note(artifact, event="used")
+        return record["payload"]
+
+    def _result_folder(self, artifact: Artifact) -> Path | None:
+        folders: list[Path | None] = {
+            "frozen": [self.committed],
+            "fresh": [self.results],
+            "auto": [self.results, self.committed],
+        }[self.mode]
+        for folder in folders:
+            if folder is not None and self._read_result(folder, artifact) is not None:
+                return folder
+        return None
+
+    def _compute_result(self, artifact: Artifact) -> None:
+        payload = plain(artifact.function(**artifact.arguments))
+        record = {
+            "key": artifact.key,
+            "step": artifact.step,
+            "config": _canonical(artifact.arguments),
+            "sha256": _payload_hash(payload),
+            "payload": payload,
+        }
+        write_atomic(self.results / f"{artifact.name}.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
+
+    # cache tier
+
+    def _cache_is_whole(self, folder: Path) -> bool:
+        if folder in self._verified:
+            return True
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            whole = all(_file_hash(folder / name) == digest for name, digest in meta["files"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if whole:
+            self._verified.add(folder)
+        return whole
+
+    def _compute_cached(self, artifact: Artifact, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}."))
+        try:
+            artifact.function(temporary, **artifact.arguments)
+            files = {
+                str(path.relative_to(temporary)): _file_hash(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+            }
+            meta = {"key": artifact.key, "step": artifact.step, "config": _canonical(artifact.arguments), "files": files}
+            write_atomic(temporary / "meta.json", json.dumps(meta, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._verified.add(folder)
+
+    # both
+
+    def fetch(self, artifact: Artifact) -> Path:
+        """Path of the artifact, computed first where the mode allows it.
+
+        Raises:
+            ArtifactError: the store is frozen and the artifact is not there as a current committed result.
+        """
+        if artifact.tier == "results":
+            folder = self._result_folder(artifact)
+            if folder is None:
+                self._refuse_if_frozen(artifact)
+                self._fetch_inputs(artifact)
+                with _announced(artifact):
+                    self._compute_result(artifact)
+                folder = self.results
+            return folder / f"{artifact.name}.json"
+        self._refuse_if_frozen(artifact)
+        folder = self.cache / artifact.step.removeprefix("lib.") / artifact.key
+        if not self._cache_is_whole(folder):
+            if folder.exists():
+                print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
+            self._fetch_inputs(artifact)
+            with _announced(artifact):
+                self._compute_cached(artifact, folder)
+        return folder
+
+    def _fetch_inputs(self, artifact: Artifact) -> None:
+        """Compute the input artifacts first, so that the time of a step is its own."""
+        todo = list(artifact.arguments.values())
+        while todo:
+            value = todo.pop()
+            if isinstance(value, Artifact):
+                self.fetch(value)
+            elif isinstance(value, dict):
+                todo.extend(value.values())
+            elif isinstance(value, list | tuple):
+                todo.extend(value)
+
+    def _refuse_if_frozen(self, artifact: Artifact) -> None:
+        if self.mode != "frozen":
+            return
+        where = f"{self.committed}/{artifact.name}.json" if artifact.tier == "results" else "the cache"
+        raise ArtifactError(
+            f"frozen: {artifact.name!r} ({artifact.step}, key {artifact.key}) is missing or stale in {where}. "
+            f"Rebuild the committed results with: make report PROFILE={self.profile}"
+        )
+
+
+def _note(artifact: Artifact, **event: Any) -> None:
+    """Add a line to ``$SAE_REPORT_STEPS``, which the runner reads: which steps run, which results a run uses."""
+    if log := os.environ.get("SAE_REPORT_STEPS"):
+        with Path(log).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event}) + "\n")
+
+
+@contextmanager
+def _announced(artifact: Artifact) -> Iterator[None]:
+    _note(artifact, event="start")
+    start = time.perf_counter()
+    yield
+    _note(artifact, event="end", seconds=round(time.perf_counter() - start, 2))
+
+
+_active: Store | None = None
+
+
+def use(store: Store) -> Store:
+    """Make ``store`` the one that artifacts are read through."""
+    global _active
+    _active = store
+    return store
+
+
+def active() -> Store:
+    """The store in use.
+
+    Raises:
+        ArtifactError: none has been opened.
+    """
+    if _active is None:
+        raise ArtifactError("no store is open: call lib.study.open_study(profile) first")
+    return _active
+
+
+def open_store(profile: str, frozen: bool = False) -> Store:
+    """Open and activate the store of ``profile``; ``$SAE_REPORT_STORE`` (fresh or frozen) overrides the mode."""
+    mode = os.environ.get("SAE_REPORT_STORE") or ("frozen" if frozen else "auto")
+    if mode not in ("auto", "fresh", "frozen"):
+        raise config.ConfigError(f"SAE_REPORT_STORE={mode!r}: use auto, fresh or frozen")
+    committed = config.ROOT / "data" / "results" if profile == "report" else None
+    results = config.build_dir() / profile / "results"
+    return use(Store(profile, config.cache_dir(), results, committed, mode))  # type: ignore[arg-type]

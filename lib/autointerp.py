@@ -1,0 +1,214 @@
+"""Autointerp without an LLM: explain a latent by token patterns, then predict its activation on unseen contexts.
+
+The score is the post's: from an explanation alone, predict the quantised maximum activation of other contexts (top, spread
+over the quantiles, non-activating) and correlate with the truth. The explainer is in the manner of Neuron-to-Graph
+(Foote 2023, arXiv:2305.19911): which token a latent fires on, and after which token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from lib import activations, artifacts
+from lib.config import AutointerpSection, ModelSection
+from lib.debugging import token_texts
+from lib.lm import model
+from lib.sae import training
+
+LEVELS = 10  # activations are predicted on a scale of 0 to 10
+
+
+@dataclass(frozen=True)
+class Window:
+    """A context: token ids, and one latent's activations on them."""
+
+    tokens: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def peak(self) -> float:
+        return max(self.values)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Patterns (previous token or None, token) -> mean activation on them in the contexts explained from."""
+
+    patterns: dict[tuple[int | None, int], float]
+
+    def predict(self, tokens: Sequence[int]) -> float:
+        """The maximum activation expected in a context: each token takes its longest known pattern."""
+        best, before = 0.0, None
+        for token in tokens:
+            value = self.patterns.get((before, token))
+            best = max(best, self.patterns.get((None, token), 0.0) if value is None else value)
+            before = token
+        return best
+
+
+def explain(windows: Sequence[Window]) -> Explanation:
+    """Patterns from contexts. A pair of tokens counts as a pattern of its own once it was seen twice."""
+    seen: dict[tuple[int | None, int], list[float]] = defaultdict(list)
+    for window in windows:
+        before: int | None = None
+        for token, value in zip(window.tokens, window.values, strict=True):
+            seen[(None, token)].append(value)
+            if before is not None:
+                seen[(before, token)].append(value)
+            before = token
+    return Explanation({key: float(np.mean(v)) for key, v in seen.items() if key[0] is None or len(v) > 1})
+
+
+def score(explanation: Explanation, windows: Sequence[Window]) -> float:
+    """Spearman correlation of predicted and true quantised maxima, in [-1, 1]; 0 if either does not vary."""
+    truth = np.array([window.peak for window in windows])
+    guess = np.array([explanation.predict(window.tokens) for window in windows])
+    quantised = [np.round(LEVELS * v / v.max()) if v.max() > 0 else v for v in (truth, guess)]
+    if any(np.ptp(v) == 0 for v in quantised):
+        return 0.0
+    return float(spearmanr(*quantised).statistic)
+
+
+def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Indices of ``count`` contexts: a third the strongest, a third spread over the quantiles of the other active ones,
+    a third non-activating; None where there are too few of a kind."""
+    third = count // 3
+    active = np.flatnonzero(peaks > 0)
+    active = active[np.argsort(-peaks[active], kind="stable")]
+    silent = np.flatnonzero(peaks == 0)
+    if len(active) < 2 * third or len(silent) < third:
+        return None
+    rest = active[third:]
+    spread = rest[np.linspace(0, len(rest) - 1, third).round().astype(int)]
+    return np.concatenate([active[:third], spread, rng.choice(silent, third, replace=False)])
+
+
+def score_latent(
+    tokens: np.ndarray, values: np.ndarray, sequence: np.ndarray, examples: int, rng: np.random.Generator
+) -> tuple[float, Explanation] | None:
+    """Score and explanation of one latent from windows [W, w] of tokens and activations, or None if it fires too rarely.
+
+    ``sequence`` [W] says which text a window is from: texts are halved at random, one half to explain from, the other to
+    score on.
+    """
+    names = np.unique(sequence)
+    first = np.isin(sequence, rng.permutation(names)[: len(names) // 2])
+    halves = []
+    for half in (first, ~first):
+        index = np.flatnonzero(half)
+        picked = choose(values[index].max(1), examples, rng)
+        if picked is None:
+            return None
+        halves.append([Window(tuple(tokens[i].tolist()), tuple(values[i].tolist())) for i in index[picked]])
+    explanation = explain(halves[0])
+    return score(explanation, halves[1]), explanation
+
+
+def windows_of(source: activations.Activations, width: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [W, width] of whole windows of consecutive tokens, and the sequence [W] of each.
+
+    Sequences are taken in a seeded order until ``limit`` tokens are covered.
+    """
+    sequence = source.column("sequence")
+    starts = np.flatnonzero(np.r_[True, np.diff(sequence) != 0])
+    stops = np.r_[starts[1:], len(sequence)]
+    found, owners, covered = [], [], 0
+    for i in np.random.default_rng(seed).permutation(len(starts)):
+        for at in range(starts[i], stops[i] - width + 1, width):
+            found.append(np.arange(at, at + width))
+            owners.append(sequence[at])
+        covered += stops[i] - starts[i]
+        if covered >= limit:
+            break
+    if not found:
+        raise ValueError(f"no text has {width} tokens in a row: lower autointerp.window")
+    return np.stack(found), np.array(owners)
+
+
+@artifacts.result
+def evaluate(
+    trained: artifacts.Artifact,
+    harvested: artifacts.Artifact,
+    lm: ModelSection,
+    layer: int,
+    section: AutointerpSection,
+    limit: int,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Step: autointerp of an SAE, as the mean over latents (uniform) and over firings (frequency-weighted).
+
+    For each scheme ``section.latents`` latents are drawn, uniformly or in proportion to their firing frequency, with
+    replacement, so the plain mean of a scheme's scores is unbiased. Latents that fire in too few contexts to be scored are
+    left out; ``eligible`` is how many are left and ``eligible_firing`` their share of all firing. Intervals: 95 %
+    percentile bootstrap over the draws. Returns {uniform, weighted: {mean, interval, n}, eligible, latents,
+    eligible_firing, windows, scored: [{latent, frequency, score, patterns}]}.
+    """
+    source, sae = activations.read(harvested, layer), training.load(trained)
+    rows, owner = windows_of(source, section.window, limit, seed)
+    tokens = source.column("token")[rows]
+    count, width = rows.shape
+    fired = np.zeros(sae.config.latents, np.int64)
+    in_windows = np.zeros(sae.config.latents, np.int64)
+    with torch.inference_mode():
+        for at in range(0, count, 256):
+            active = sae.encode(source.gather(rows[at : at + 256].ravel())) > 0
+            fired += active.sum(0).numpy()
+            in_windows += active.view(-1, width, active.shape[1]).any(1).sum(0).numpy()
+    needed = 2 * 2 * (section.examples // 3) + 4  # two halves, two active thirds each, and a margin for the split
+    eligible = np.flatnonzero((in_windows >= needed) & (in_windows <= count - needed))
+    if not len(eligible):
+        raise ValueError("no latent fires in enough contexts to be scored: raise corpora.train_tokens")
+    rng = np.random.default_rng(seed)
+    weights = fired[eligible] / fired[eligible].sum()
+    draws = {
+        "uniform": rng.choice(eligible, section.latents),
+        "weighted": rng.choice(eligible, section.latents, p=weights),
+    }
+    wanted = np.unique(np.concatenate(list(draws.values())))
+    values = np.empty((len(wanted), count, width), np.float32)
+    columns = torch.from_numpy(wanted)
+    with torch.inference_mode():
+        for at in range(0, count, 256):
+            f = sae.encode(source.gather(rows[at : at + 256].ravel()))[:, columns]
+            values[:, at : at + 256] = f.T.reshape(len(wanted), -1, width).numpy()
+    tokenizer = model.tokenizer(lm)
+    scored: dict[int, dict[str, Any]] = {}
+    for number, latent in enumerate(wanted.tolist()):
+        done = score_latent(tokens, values[number], owner, section.examples, np.random.default_rng([seed, latent]))
+        if done is not None:
+            scored[latent] = {
+                "latent": latent,
+                "frequency": float(fired[latent] / rows.size),
+                "score": done[0],
+                "patterns": _patterns(done[1], tokenizer),
+            }
+    out: dict[str, Any] = {}
+    for scheme, drawn in draws.items():
+        points = np.array([scored[i]["score"] for i in drawn.tolist() if i in scored])
+        if not len(points):
+            raise ValueError("no latent could be scored: raise corpora.train_tokens or lower autointerp.examples")
+        means = rng.choice(points, (bootstrap, len(points))).mean(1)
+        out[scheme] = {"mean": points.mean(), "interval": np.percentile(means, [2.5, 97.5]), "n": len(points)}
+    return out | {
+        "eligible": len(eligible),
+        "latents": sae.config.latents,
+        "eligible_firing": float(fired[eligible].sum() / max(1, fired.sum())),
+        "windows": count,
+        "scored": list(scored.values()),
+    }
+
+
+def _patterns(explanation: Explanation, tokenizer: Any, most: int = 3) -> list[str]:
+    """The strongest patterns as text, "before|token"."""
+    best = sorted(explanation.patterns.items(), key=lambda item: -item[1])[:most]
+    return ["|".join(token_texts(tokenizer, np.array([t for t in key if t is not None]))) for key, v in best if v > 0]
+
+

@@ -1,0 +1,180 @@
+"""Profiles: every number a run depends on, typed, in one file.
+
+A profile is a frozen pydantic model; unknown or ill-typed fields are errors. All profiles take the same code path and
+differ in values only. ``load("smoke", {"layer": 8, "training.latents": 512})`` gives a profile with two fields
+overridden by their dotted names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cache_dir() -> Path:
+    """Where heavy artifacts live: ``$SAE_REPORT_CACHE`` or ``data/cache``."""
+    return Path(os.environ.get("SAE_REPORT_CACHE") or ROOT / "data" / "cache")
+
+
+def build_dir() -> Path:
+    """Where runs write: ``$SAE_REPORT_BUILD`` or ``build``."""
+    return Path(os.environ.get("SAE_REPORT_BUILD") or ROOT / "build")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """The chat model and the site it is read at."""
+
+    name: str = "packaged"  # "packaged": SmolLM2-135M-Instruct from its wheel; else a folder or a hub name
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bf16 is slower than fp32 on CPUs without AMX
+    device: str = "cpu"
+
+
+class PromptSection(_Section):
+    """Sizes of the labelled prompt set; 0 means all there are. The post had 4,046 / 1,014 / 3,850 examples."""
+
+    harmful_bases: int = Field(0, ge=0)  # in-distribution harmful base prompts, before augmentation
+    benign: int = Field(3660, ge=1)  # in-distribution benign prompts
+    ood_harmful_bases: int = Field(0, ge=0)  # AdvBench prompts, before augmentation
+    ood_benign: int = Field(650, ge=1)  # OOD chat prompts
+    ood_wrapped: int = Field(150, ge=1)  # benign prompts inside each OOD jailbreak, a diagnostic slice
+    validation: float = Field(0.2, gt=0, lt=1)  # share of in-distribution clusters
+
+
+class CorpusSection(_Section):
+    """Text that SAEs are trained and evaluated on, in tokens after the first of each context."""
+
+    train_tokens: int = Field(600_000, ge=1_000)  # per corpus, equal across corpora
+    eval_tokens: int = Field(40_000, ge=500)  # per corpus, from other documents
+    rollout_tokens: int = Field(30_000, ge=0)  # share of the chat corpus written by the model itself
+    rollout_length: int = Field(96, ge=8)  # new tokens per rollout, at most
+    context: int = Field(256, ge=16)
+
+
+class TrainingSection(_Section):
+    """SAE training shared by all variants. Recipe measured at d = 576: unit mean-square input, theta 0.05, eps 0.02."""
+
+    latents: int = Field(2304, ge=8)  # dictionary size M
+    steps: int = Field(300, ge=1)
+    batch: int = Field(2048, ge=8)  # tokens
+    learning_rate: float = Field(1e-3, gt=0)
+    bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
+    theta: float = Field(0.05, gt=0)  # initial threshold
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of steps over which the learning rate rises
+    decay: float = Field(0.3, ge=0, le=1)  # share of steps over which it falls linearly to zero
+    sparsity_warmup: float = Field(0.3, ge=0, le=1)  # share of steps over which lambda rises
+    coefficient: float = Field(2e-3, ge=0)  # lambda of the headline JumpReLU SAEs of notebooks 01 to 04
+    sweep: tuple[float, ...] = (5e-4, 2e-3, 8e-3)  # lambdas of notebook 05's JumpReLU curves
+    k_sweep: tuple[int, ...] = (16, 32, 64)  # k of notebook 05's TopK curve
+    omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
+
+
+class ProbeSection(_Section):
+    """Probing protocol of notebook 02. Everything is chosen on validation data."""
+
+    layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
+    position: int = Field(1, ge=0)  # tokens after the end of the user's text; the best on validation, with the layer
+    ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
+    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+    bootstrap: int = Field(1000, ge=20)
+
+
+class AutointerpSection(_Section):
+    """Notebook 04: how many latents are scored, and on how many examples."""
+
+    latents: int = Field(150, ge=4)  # per SAE and per sampling scheme
+    examples: int = Field(30, ge=6)  # contexts to explain from, and as many others to score on
+    window: int = Field(32, ge=8)  # tokens per context
+    tokens: int = Field(120_000, ge=1_000)  # of the chat corpus that contexts are drawn from
+
+
+class DebuggingSection(_Section):
+    """Notebook 03: the raw pair of data sets and the cards drawn from it."""
+
+    prompts: int = Field(600, ge=20)  # benign prompts set against HarmBench
+    cards: int = Field(10, ge=1)
+    contexts: int = Field(4, ge=1)  # per class and card
+
+
+class Profile(_Section):
+    """One run's settings. ``layer`` L is the site: the residual stream after block L, counted from 0."""
+
+    name: str
+    seed: int = 0
+    sources: Literal["wheels", "hub"] = "wheels"
+    layer: int = Field(12, ge=0)  # the best on validation, with position (notebook 02)
+    model: ModelSection = ModelSection()
+    prompts: PromptSection = PromptSection()
+    corpora: CorpusSection = CorpusSection()
+    training: TrainingSection = TrainingSection()
+    probes: ProbeSection = ProbeSection()
+    autointerp: AutointerpSection = AutointerpSection()
+    debugging: DebuggingSection = DebuggingSection()
+
+
+PROFILES: dict[str, Profile] = {
+    "report": Profile(name="report"),
+    "smoke": Profile(
+        name="smoke",
+        prompts=PromptSection(harmful_bases=40, benign=100, ood_harmful_bases=40, ood_benign=30, ood_wrapped=10),
+        corpora=CorpusSection(
+            train_tokens=16_000, eval_tokens=3_000, rollout_tokens=1_500, rollout_length=32, context=128
+        ),
+        training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,)),
+        probes=ProbeSection(layers=(8, 12), ks=(1, 5, 20), penalties=(1e-2, 1.0), bootstrap=100),
+        autointerp=AutointerpSection(latents=12, examples=12, tokens=12_000),
+        debugging=DebuggingSection(prompts=80, contexts=2),
+    ),
+    "gpu": Profile(
+        name="gpu",
+        model=ModelSection(device="cuda"),
+        training=TrainingSection(latents=18_432, steps=3_000, batch=4096),
+        corpora=CorpusSection(rollout_tokens=300_000),
+    ),
+    "paper": Profile(
+        name="paper",
+        sources="hub",
+        layer=20,
+        model=ModelSection(name="google/gemma-2-9b-it", dtype="bfloat16", device="cuda"),
+        training=TrainingSection(latents=131_072, steps=100_000, batch=4096),
+        corpora=CorpusSection(
+            train_tokens=400_000_000, eval_tokens=1_000_000, rollout_tokens=200_000_000, rollout_length=512, context=1024
+        ),
+        probes=ProbeSection(layers=(9, 20, 31)),
+    ),
+}
+
+
+def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Return the profile ``name`` with ``overrides`` (dotted field names) applied.
+
+    Raises:
+        ConfigError: unknown profile or field, or a value that does not fit its field.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    data = PROFILES[name].model_dump()
+    for dotted, value in (overrides or {}).items():
+        node, (*path, leaf) = data, dotted.split(".")
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None  # type: ignore[assignment]
+        if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict) or dotted == "name":
+            raise ConfigError(f"unknown parameter {dotted!r}: the fields are those of lib/config.py, section.field")
+        node[leaf] = value
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"bad value in profile {name!r}: {reasons}") from None

@@ -1,0 +1,257 @@
+"""Figures: one function each, results in, a matplotlib figure out; and how they are published.
+
+Every interval drawn is a 95 % interval; every axis has its unit, every caption says what was found and on how much.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from lib import artifacts, config
+from lib.sae.metrics import BINS, HIGH
+
+Entry = dict[str, Any]
+
+plt.style.use(str(Path(__file__).with_name("style.mplstyle")))
+
+CONTENT_NOTE = (
+    "> **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut "
+    "short; no model answers to them are kept."
+)
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def publish(figure: Figure, name: str, caption: str) -> None:
+    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record its caption, and show both."""
+    folder = config.build_dir() / artifacts.active().profile / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})  # no version: same bytes every time
+    plt.close(figure)
+    (folder / f"{name}.png").write_bytes(buffer.getvalue())
+    artifacts.write_atomic(folder / f"{name}.json", json.dumps({"caption": caption}, ensure_ascii=False) + "\n")
+    picture = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": name}
+    display(picture, raw=True)
+    display(Markdown(f"**Figure {name}.** {caption}"))
+
+
+def _errors(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> np.ndarray:
+    """[2, n] distances below and above, as matplotlib wants them."""
+    middle, spread = np.asarray(values), np.asarray(intervals)
+    return np.clip(np.stack([middle - spread[:, 0], spread[:, 1] - middle]), 0, None)
+
+
+def fvu_by_sae(evaluations: dict[str, dict[str, Entry]]) -> Figure:
+    """FVU of several SAEs (inner keys) on several corpora (outer keys), with L0 beside each point."""
+    figure, axis = plt.subplots()
+    corpora = list(evaluations)
+    for number, corpus in enumerate(corpora):
+        points = evaluations[corpus]
+        y = np.arange(len(points)) + 0.14 * (number - (len(corpora) - 1) / 2)
+        values = [p["fvu"] for p in points.values()]
+        spread = _errors(values, [p["fvu_interval"] for p in points.values()])
+        n = next(iter(points.values()))["n"]
+        axis.errorbar(values, y, xerr=spread, fmt=_MARKERS[number], capsize=3, label=f"{corpus} text (n = {n:,} tokens)")
+        for value, at, p in zip(values, y, points.values(), strict=True):
+            axis.annotate(f"L0 {p['l0']:.0f}", (value, at), (0, -12), textcoords="offset points", fontsize=8, ha="center")
+    axis.set_yticks(range(len(evaluations[corpora[0]])), list(evaluations[corpora[0]]))
+    axis.invert_yaxis()
+    axis.set_xlabel("FVU, fraction of variance unexplained (lower is better)")
+    axis.set_ylabel("SAE")
+    axis.margins(y=0.2)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+    return figure
+
+
+def training_curves(logs: dict[str, list[Entry]]) -> Figure:
+    """Reconstruction loss and L0 of training batches against steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2))
+    for axis, key, label in zip(axes, ("reconstruction", "l0"), ("squared error (unit inputs)", "L0 (latents per token)"), strict=True):
+        for number, (name, rows) in enumerate(logs.items()):
+            axis.plot([r["step"] for r in rows], [r[key] for r in rows], _DASHES[number % 4], label=name)
+        axis.set(xlabel="step", ylabel=label, yscale="log")
+    axes[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def layer_sweep(rows: Sequence[Entry], layer: int, position: int) -> Figure:
+    """Heat map of the dense probe's validation AUROC by layer and position; the site is framed."""
+    layers, places = sorted({r["layer"] for r in rows}), sorted({r["position"] for r in rows})
+    grid = np.array([[next(r["val"] for r in rows if (r["layer"], r["position"]) == (a, b)) for b in places] for a in layers])
+    figure, axis = plt.subplots(figsize=(6.4, 0.5 * len(layers) + 1.6))
+    sns.heatmap(grid, annot=True, fmt=".4f", cmap="cividis", ax=axis, cbar_kws={"label": "validation AUROC"})
+    axis.set_xticks(np.arange(len(places)) + 0.5, [f"+{p}" for p in places])
+    axis.set_yticks(np.arange(len(layers)) + 0.5, [str(x) for x in layers], rotation=0)
+    axis.set(xlabel="position (tokens after the end of the user's text)", ylabel="layer L")
+    axis.grid(False)
+    if layer in layers and position in places:
+        axis.add_patch(
+            plt.Rectangle((places.index(position), layers.index(layer)), 1, 1, fill=False, edgecolor="#D55E00", linewidth=3)
+        )
+    return figure
+
+
+def k_sparse(sparse: dict[str, Entry], dense: Entry, style: Entry) -> Figure:
+    """AUROC against k, one panel a split, with the dense probe and the surface baseline as bands."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
+    titles = {"train": "train", "val": "validation", "ood": "out of distribution"}
+    for axis, (split, title) in zip(axes, titles.items(), strict=True):
+        for number, (name, found) in enumerate(sparse.items()):
+            ks = [row["k"] for row in found["rows"]]
+            values = [row[split]["auroc"] for row in found["rows"]]
+            spread = _errors(values, [row[split]["interval"] for row in found["rows"]])
+            axis.errorbar(
+                np.array(ks) * 1.06 ** (number - 1), values, yerr=spread, fmt=_MARKERS[number] + _DASHES[number], capsize=2, label=f"{name} SAE"
+            )
+        for entry, label, colour, dash in ((dense, "dense probe", "#000000", "-"), (style, "surface features", "#E69F00", ":")):
+            axis.axhline(entry[split]["auroc"], color=colour, linestyle=dash, linewidth=1.4, label=label)
+            axis.axhspan(*entry[split]["interval"], color=colour, alpha=0.12, linewidth=0)
+        axis.set(xscale="log", xlabel="k (latents in the probe)", title=f"{title}, n = {dense[split]['n']:,}")
+        axis.set_xticks(ks, [str(k) for k in ks])
+        axis.minorticks_off()
+    axes[0].set_ylabel("AUROC")
+    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
+    return figure
+
+
+def slices(entries: dict[str, dict[str, Entry]]) -> Figure:
+    """AUROC of several probes (keys) on every OOD slice."""
+    names = sorted(next(iter(entries.values())), key=lambda n: (next(iter(entries.values()))[n]["against"], n))
+    figure, axis = plt.subplots(figsize=(7.2, 0.5 * len(names) + 1.4))
+    for number, (probe, found) in enumerate(entries.items()):
+        values = [found[n]["auroc"] for n in names]
+        y = np.arange(len(names)) + 0.18 * (number - (len(entries) - 1) / 2)
+        spread = _errors(values, [found[n]["interval"] for n in names])
+        axis.errorbar(values, y, xerr=spread, fmt=_MARKERS[number], capsize=2, label=probe)
+    first = next(iter(entries.values()))
+    axis.set_yticks(range(len(names)), [f"{n} (n = {first[n]['n']:,}, vs {first[n]['against']})" for n in names])
+    axis.axvline(0.5, color="#444444", linewidth=1, linestyle=":")
+    axis.invert_yaxis()
+    axis.set_xlabel("AUROC (0.5 is chance)")
+    axis.set_ylabel("OOD slice")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.3, 1.12), ncols=3)
+    return figure
+
+
+def mean_differences(found: Entry) -> Figure:
+    """Share of prompts on which each of the chosen latents fires, by class."""
+    figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(found["latents"]) + 1.5))
+    y = np.arange(len(found["latents"]))
+    n1, n0 = found["harmful"], found["n"] - found["harmful"]
+    for number, (key, label, n) in enumerate((("harmful_share", "harmful", n1), ("harmless_share", "harmless", n0))):
+        values = np.array([latent[key] for latent in found["latents"]])
+        half = 1.96 * np.sqrt(values * (1 - values) / n)  # normal approximation to the binomial
+        spread = np.stack([np.minimum(half, values), np.minimum(half, 1 - values)])
+        axis.errorbar(values, y + 0.2 * (number - 0.5), xerr=spread, fmt=_MARKERS[number], capsize=2, label=f"{label} (n = {n})")
+    axis.set_yticks(y, [f"latent {latent['latent']}" for latent in found["latents"]])
+    axis.invert_yaxis()
+    axis.set(xlabel="share of prompts on which the latent fires", xlim=(-0.03, 1.03))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)
+    return figure
+
+
+def autointerp_means(scores: dict[str, Entry]) -> Figure:
+    """Left: uniform and frequency-weighted means. Right: score against firing frequency, one point a latent."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), width_ratios=(1, 1.5))
+    schemes = {"uniform": "mean over latents", "weighted": "mean over firings"}
+    for number, (name, found) in enumerate(scores.items()):
+        values = [found[s]["mean"] for s in schemes]
+        spread = _errors(values, [found[s]["interval"] for s in schemes])
+        x = np.arange(2) + 0.16 * (number - 0.5)
+        left.errorbar(x, values, yerr=spread, fmt=_MARKERS[number], capsize=3, label=name)
+        points = found["scored"]
+        right.scatter(
+            [p["frequency"] for p in points],
+            [p["score"] for p in points],
+            s=14,
+            alpha=0.6,
+            marker=_MARKERS[number],
+            label=f"{name} ({len(points)} latents)",
+        )
+    n = next(iter(scores.values()))["uniform"]["n"]
+    left.set_xticks([0, 1], list(schemes.values()))
+    left.set(xlim=(-0.5, 1.5), ylabel="autointerp score (Spearman)", title=f"n ≈ {n} draws a mean")
+    left.legend()
+    right.set(xscale="log", xlabel="firing frequency (share of tokens)", ylabel="autointerp score (Spearman)")
+    right.axvline(HIGH, color="#444444", linestyle=":", linewidth=1)
+    right.legend(loc="lower left")
+    figure.tight_layout()
+    return figure
+
+
+def frequency_histograms(frontier: dict[str, Entry]) -> Figure:
+    """Histograms of log10 firing frequency, one panel a family, high-frequency latents shaded."""
+    figure, axes = plt.subplots(1, len(frontier), figsize=(2.6 * len(frontier) + 0.6, 3.2), sharey=True, squeeze=False)
+    for number, (axis, (name, e)) in enumerate(zip(axes[0], frontier.items(), strict=True)):
+        axis.stairs(e["histogram"], BINS, fill=True, color=f"C{number}", alpha=0.75)
+        axis.axvspan(np.log10(HIGH), 0, color="#D55E00", alpha=0.12, linewidth=0)
+        axis.set_title(f"{name}\nL0 {e['l0']:.0f}, {e['high']} high, {e['dead']} dead", fontsize=9)
+        axis.set(xlabel="log₁₀ firing frequency", yscale="symlog", xlim=(-5, 0))
+    n = next(iter(frontier.values()))["n"]
+    axes[0][0].set_ylabel(f"latents per bin (n = {n:,} tokens)")
+    figure.tight_layout()
+    return figure
+
+
+def fvu_against_l0(frontier: dict[str, list[Entry]]) -> Figure:
+    """FVU against L0, one curve a family, intervals in both directions."""
+    figure, axis = plt.subplots()
+    for number, (name, points) in enumerate(frontier.items()):
+        points = sorted(points, key=lambda p: p["l0"])
+        x, y = [p["l0"] for p in points], [p["fvu"] for p in points]
+        axis.errorbar(
+            x,
+            y,
+            xerr=_errors(x, [p["l0_interval"] for p in points]),
+            yerr=_errors(y, [p["fvu_interval"] for p in points]),
+            fmt=_MARKERS[number] + _DASHES[number % 4],
+            capsize=2,
+            label=name,
+        )
+    n = next(iter(frontier.values()))[0]["n"]
+    axis.set(xscale="log", xlabel="L0 (active latents per token)", ylabel=f"FVU on held-out chat (n = {n:,} tokens)")
+    ticks = [5, 10, 20, 50, 100, 200]
+    low, high = axis.get_xlim()
+    axis.set_xticks([t for t in ticks if low <= t <= high], [str(t) for t in ticks if low <= t <= high])
+    axis.minorticks_off()
+    axis.legend()
+    return figure
+
+
+def latent_card(latent: Entry) -> HTML:
+    """A latent's figures and its strongest contexts from both classes, activations as background. All text is escaped."""
+    top = max((v for side in latent["contexts"].values() for c in side for v in c["values"]), default=1.0) or 1.0
+    parts = [
+        f"<p><b>Latent {latent['latent']}</b>: fires on {latent['harmful_share']:.0%} of harmful and "
+        f"{latent['harmless_share']:.0%} of harmless prompts; AUROC alone {latent['auroc']:.3f}.</p>"
+    ]
+    for side, shown in latent["contexts"].items():
+        lines = []
+        for context in shown:
+            spans = []
+            for token, value in zip(context["tokens"], context["values"], strict=True):
+                text = html.escape(token).replace("\n", "⏎")
+                alpha = 0.75 * max(0.0, value) / top
+                spans.append(f'<span style="background:rgba(230,159,0,{alpha:.2f})">{text}</span>' if alpha > 0.02 else text)
+            lines.append(f"<li><code style='white-space:pre-wrap'>…{''.join(spans)}…</code></li>")
+        parts.append(f"<div><i>{side}</i><ul>{''.join(lines) or '<li>never fires</li>'}</ul></div>")
+    return HTML(f"<div class='latent-card'>{''.join(parts)}</div>")

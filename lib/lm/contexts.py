@@ -1,0 +1,179 @@
+"""Token sequences to run the model on: windows of documents, chat contexts, rollouts, prompts.
+
+Each sequence says which of its tokens are kept when the residual stream is read. The first token is never kept: it is
+an attention sink whose norm is two orders of magnitude above the rest. Template tokens that open every chat context
+alike are not kept either: their activations are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lib import artifacts, corpora, prompts
+from lib.config import CorpusSection, ModelSection
+from lib.lm import model, rollouts, spans
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Ragged token sequences: ``ids`` [tokens] int32, ``offsets`` [n+1] int64, kept range per sequence [n] int32."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    keep_start: np.ndarray
+    keep_stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def kept(self) -> int:
+        """Number of tokens kept."""
+        return int((self.keep_stop - self.keep_start).sum())
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[list[int], int, int]]) -> Sequences:
+        """From (ids, keep_start, keep_stop) rows.
+
+        Raises:
+            ValueError: a kept range holds the first token or leaves its sequence.
+        """
+        rows = list(rows)
+        for ids, start, stop in rows:
+            if not 1 <= start <= stop <= len(ids):
+                raise ValueError(f"kept range {start}:{stop} of a sequence of {len(ids)} tokens; the first is never kept")
+        lengths = np.array([len(ids) for ids, _, _ in rows], np.int64)
+        flat = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in rows]) if rows else np.zeros(0, np.int32)
+        starts = np.array([start for _, start, _ in rows], np.int32)
+        stops = np.array([stop for _, _, stop in rows], np.int32)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), starts, stops)
+
+    def save(self, path: Path) -> None:
+        save_file({k: np.ascontiguousarray(v) for k, v in self.__dict__.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Sequences:
+        return cls(**load_file(path))
+
+
+def read(sequences: artifacts.Artifact) -> Sequences:
+    """Sequences of any step of this module."""
+    return Sequences.load(sequences.path / "sequences.safetensors")
+
+
+def _within(rows: Iterable[tuple[list[int], int, int]], budget: int, what: str) -> list[tuple[list[int], int, int]]:
+    """The first rows that hold ``budget`` kept tokens, the last one cut to fit exactly."""
+    taken, left = [], budget
+    for ids, start, stop in rows:
+        stop = min(stop, start + left)
+        taken.append((ids[:stop], start, stop))
+        left -= stop - start
+        if left == 0:
+            return taken
+    raise ValueError(f"{what} has only {budget - left} tokens, {budget} were asked for: lower corpora.*_tokens")
+
+
+def _windows(tokenizer: Any, documents: Iterable[str], context: int) -> Iterable[tuple[list[int], int, int]]:
+    opening = list(tokenizer("")["input_ids"])  # the tokens that open every text, if the model has such
+    step = context - len(opening)
+    for text in documents:
+        ids = spans.plain_ids(tokenizer, text)
+        for at in range(0, len(ids), step):
+            window = opening + ids[at : at + step]
+            if len(window) >= 16:
+                yield window, max(1, len(opening)), len(window)
+
+
+def _chat_rows(tokenizer: Any, found: Iterable[list[int]]) -> Iterable[tuple[list[int], int, int]]:
+    constant = max(1, len(spans.chat(tokenizer, "x").system))
+    for ids in found:
+        if len(ids) > constant:
+            yield ids, constant, len(ids)
+
+
+Part = Literal["train", "eval"]
+
+
+def _part(documents: list[Any], part: Part, share: float) -> list[Any]:
+    """Evaluation documents come from the front of the seeded order, training documents from the rest."""
+    cut = max(2, round(share * len(documents)))
+    return documents[:cut] if part == "eval" else documents[cut:]
+
+
+@artifacts.cached
+def pretraining(out: Path, documents: artifacts.Artifact, lm: ModelSection, section: CorpusSection, part: Part) -> None:
+    """Step: windows of pretraining text, ``train_tokens`` or ``eval_tokens`` kept."""
+    budget = section.train_tokens if part == "train" else section.eval_tokens
+    texts = _part(corpora.read(documents), part, 0.1)
+    rows = _within(_windows(model.tokenizer(lm), texts, section.context), budget, f"pretraining text ({part})")
+    Sequences.of(rows).save(out / "sequences.safetensors")
+
+
+@artifacts.cached
+def on_policy(out: Path, documents: artifacts.Artifact, lm: ModelSection, section: CorpusSection, seed: int) -> None:
+    """Step: the model's own answers to first turns of training conversations, with their prompts."""
+    loaded = model.load(lm)
+    found: list[list[int]] = []
+    # From the end of the seeded order, which transcripts reach last: the two parts of the chat corpus do not overlap.
+    for turns in reversed(_part(corpora.read(documents), "train", 0.1)):
+        chat = spans.chat(loaded.tokenizer, turns[0]["content"])
+        if len(chat.user) <= 64:
+            found.append(chat.ids)
+        if sum(map(len, found)) >= section.rollout_tokens:
+            break
+    constant = len(spans.chat(loaded.tokenizer, "x").system)
+    room = section.rollout_tokens + constant * len(found)  # the budget counts kept tokens
+    answers = rollouts.rollouts(loaded, found, section.rollout_length, room, seed)
+    Sequences.of(_chat_rows(loaded.tokenizer, answers)).save(out / "sequences.safetensors")
+
+
+@artifacts.cached
+def chat(
+    out: Path,
+    documents: artifacts.Artifact,
+    rolled: artifacts.Artifact | None,
+    lm: ModelSection,
+    section: CorpusSection,
+    part: Part,
+) -> None:
+    """Step: chat contexts, ``train_tokens`` or ``eval_tokens`` kept: rollouts first (training only), then transcripts."""
+    tokenizer = model.tokenizer(lm)
+    rows: list[tuple[list[int], int, int]] = []
+    budget = section.train_tokens if part == "train" else section.eval_tokens
+    if rolled is not None and part == "train":
+        own = read(rolled)
+        rows = [(own[i].tolist(), int(own.keep_start[i]), int(own.keep_stop[i])) for i in range(len(own))]
+        if sum(stop - start for _, start, stop in rows) > budget:
+            rows = _within(rows, budget, "rollouts")
+    budget -= sum(stop - start for _, start, stop in rows)
+    constant = len(spans.chat(tokenizer, "x").system)
+    conversations = _part(corpora.read(documents), part, 0.1)
+    transcripts = (spans.transcript(tokenizer, turns, constant + section.context) for turns in conversations)
+    if budget:
+        rows += _within(_chat_rows(tokenizer, transcripts), budget, f"chat text ({part})")
+    Sequences.of(rows).save(out / "sequences.safetensors")
+
+
+@artifacts.cached
+def prompt_tails(out: Path, prompt_set: artifacts.Artifact, lm: ModelSection) -> None:
+    """Step: every prompt of the labelled set; kept from the end of the user turn to the last prompt token."""
+    tokenizer = model.tokenizer(lm)
+    chats = [spans.chat(tokenizer, example.text, limit=1024) for example in prompts.read(prompt_set)]
+    Sequences.of((c.ids, c.tail.start, c.tail.stop) for c in chats).save(out / "sequences.safetensors")
+
+
+@artifacts.cached
+def user_turns(out: Path, prompt_set: artifacts.Artifact, lm: ModelSection) -> None:
+    """Step: every prompt of a labelled set; kept are the tokens of the user's text, 256 at most."""
+    tokenizer = model.tokenizer(lm)
+    chats = [spans.chat(tokenizer, example.text, limit=256) for example in prompts.read(prompt_set)]
+    Sequences.of((c.ids, c.user.start, c.user.stop) for c in chats).save(out / "sequences.safetensors")

@@ -1,0 +1,1 @@
+"""From notebooks to a report: ``notebooks`` (pairing), ``runner`` (execution), ``site``, ``promotion``."""

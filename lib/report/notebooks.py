@@ -1,0 +1,115 @@
+"""Notebook sources and their executed pairs: read, normalise, compare.
+
+``notebooks/NN_name.py`` (Jupytext py:percent) is the source. The executed ``.ipynb`` beside it carries the outputs, in a
+normal form: fixed cell ids, no timings, no machine paths, no injected parameters.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+
+from lib import config
+
+
+class ReportError(RuntimeError):
+    """A step of the report that failed; says where and what to do."""
+
+
+def folder() -> Path:
+    """Where the notebook sources are."""
+    return config.ROOT / "notebooks"
+
+
+def names() -> list[str]:
+    """Notebook names ("00_summary", ...) in the order they are run: the summary last, since it draws on all."""
+    found = sorted(path.stem for path in folder().glob("[0-9][0-9]_*.py"))
+    return [*found[1:], *found[:1]]
+
+
+def source(name: str) -> Any:
+    """The source of a notebook as a notebook node.
+
+    Raises:
+        ReportError: there is no such notebook.
+    """
+    path = folder() / f"{name}.py"
+    if not path.is_file():
+        raise ReportError(f"no notebook {name!r}: there are {', '.join(sorted(names()))}")
+    notebook = jupytext.read(path)
+    notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
+    return notebook
+
+
+def parameters(name: str) -> list[str]:
+    """Names that the notebook's one parameters cell assigns."""
+    cells = [c for c in source(name).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ReportError(f"{name}: {len(cells)} cells are tagged parameters, one is needed")
+    targets = [node.targets[0] for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def normalise(notebook: Any) -> Any:
+    """A copy in normal form: what is committed. Executed twice, a notebook gives the same bytes if it shows the same."""
+    out = nbformat.from_dict(notebook)
+    out.cells = [cell for cell in out.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    count = 0
+    for number, cell in enumerate(out.cells):
+        cell.id = f"cell-{number:02d}"
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type != "code":
+            continue
+        if cell.execution_count is not None:
+            count += 1
+            cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = cell.execution_count
+            if "metadata" in output:
+                output.metadata = nbformat.from_dict({})
+    out.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    )
+    out.nbformat, out.nbformat_minor = 4, 5
+    return out
+
+
+def write(notebook: Any, path: Path) -> None:
+    """Write a notebook as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def _cells(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [(c.cell_type, c.source.strip(), tuple(sorted(c.metadata.get("tags", [])))) for c in notebook.cells]
+
+
+def differences(name: str, executed: Path) -> list[str]:
+    """What tells an executed notebook from its source, by type, source and tags of the cells; empty when they agree."""
+    if not executed.is_file():
+        return [f"{executed.name} is missing: run make report"]
+    mine, theirs = _cells(source(name)), _cells(nbformat.read(executed, as_version=4))
+    found = []
+    if len(mine) != len(theirs):
+        found.append(f"{name}.py has {len(mine)} cells, {executed.name} has {len(theirs)}: run make report")
+    for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
+        if a != b:
+            found.append(f"{name}: cell {number} of the .py differs from the executed .ipynb: run make report")
+    return found
+
+
+def checked_outputs(notebook: Any) -> int:
+    """Outputs that nbval compares: those of executed cells that carry text."""
+    texts = ("text/plain", "text/html", "text/markdown")
+    return sum(
+        bool(set(output.get("data", {})) & set(texts)) or output.output_type == "stream"
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.execution_count is not None
+        for output in cell.outputs
+    )

@@ -1,0 +1,94 @@
+"""Promote a complete ``report`` run, in one step, to what git tracks: notebooks, figures, results, README headline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from lib import artifacts, config
+from lib.report import notebooks
+from lib.report.notebooks import ReportError
+
+MARKS = ("<!-- headline: written by make report -->", "<!-- end of headline -->")
+
+
+def _targets() -> dict[str, tuple[str, Path]]:
+    """Staged folder name -> (glob of the files it owns in the target, target)."""
+    return {
+        "notebooks": ("*.ipynb", config.ROOT / "notebooks"),
+        "figures": ("*", config.ROOT / "figures"),
+        "results": ("*", config.ROOT / "data" / "results"),
+    }
+
+
+def _journal() -> Path:
+    return config.build_dir() / "promotion.json"
+
+
+def with_headline(readme: str, headline: str) -> str:
+    """``readme`` with the text between the marks replaced.
+
+    Raises:
+        ReportError: the marks are not there, once each and in order.
+    """
+    begin, end = MARKS
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ReportError(f"README.md lacks the lines {begin} and {end}")
+    return f"{before}{begin}\n{headline.strip()}\n{end}{after}"
+
+
+def promote(profile: str) -> None:
+    """Stage a complete run and put it in place. Broken off, :func:`finish` completes it at the next call.
+
+    Raises:
+        ReportError: the profile is not ``report``, or the run lacks a notebook, a figure or a result.
+    """
+    if profile != "report":
+        raise ReportError(f"only a report run is promoted, not {profile!r}")
+    built = config.build_dir() / profile
+    for name in notebooks.names():
+        if found := notebooks.differences(name, built / "notebooks" / f"{name}.ipynb"):
+            raise ReportError(found[0])
+    stage = config.build_dir() / "promotion"
+    shutil.rmtree(stage, ignore_errors=True)
+    events = [json.loads(line) for line in (built / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
+    used = {f"{event['name']}.json" for event in events if event["event"] == "used"}
+    for folder, (pattern, _) in _targets().items():
+        (stage / folder).mkdir(parents=True)
+        for path in sorted((built / folder).glob(pattern)):
+            if path.name.startswith(".") or path.name.endswith(".failed.ipynb"):
+                continue
+            if folder != "results" or path.name in used:  # results that an earlier version left are not carried along
+                shutil.copy(path, stage / folder / path.name)
+        if not any((stage / folder).iterdir()):
+            raise ReportError(f"the run has no {folder}: run make report again")
+    artifacts.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
+    finish()
+
+
+def finish() -> bool:
+    """Put a staged run in place; True if there was one. Safe to repeat until it has gone through."""
+    if not _journal().exists():
+        return False
+    stage = config.build_dir() / "promotion"
+    for folder, (pattern, target) in _targets().items():
+        target.mkdir(parents=True, exist_ok=True)
+        staged = {path.name for path in (stage / folder).iterdir()}
+        for path in sorted((stage / folder).iterdir()):
+            temporary = target / f".{path.name}.promoting"
+            shutil.copy(path, temporary)
+            os.replace(temporary, target / path.name)
+        for old in target.glob(pattern):
+            if old.is_file() and old.name not in staged and not old.name.startswith("."):
+                old.unlink()
+    summary = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text(encoding="utf-8"))
+    readme = config.ROOT / "README.md"
+    text = "\n".join(f"- {line}" for line in summary["payload"].values())
+    artifacts.write_atomic(readme, with_headline(readme.read_text(encoding="utf-8"), text))
+    _journal().unlink()
+    shutil.rmtree(stage, ignore_errors=True)
+    return True

@@ -1,0 +1,181 @@
+"""Run notebooks with Papermill at a profile, show progress, trust nothing but the outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from lib import config
+from lib.report import notebooks
+from lib.report.notebooks import ReportError
+
+# Kernels inherit these. Large tensors come from the heap and go back to it, rather than to the system and through page
+# faults again (a fifth faster here); bars and warnings would make outputs differ from run to run.
+KERNEL_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "268435456",
+    "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONHASHSEED": "0",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+def build_folder(profile: str) -> Path:
+    """Where a run at ``profile`` writes."""
+    return config.build_dir() / profile
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("layer", 8) from "layer=8": values are JSON, or text where they are not.
+
+    Raises:
+        ConfigError: there is no "=".
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise config.ConfigError(f"cannot read the setting {text!r}: write name=value, e.g. --set layer=8")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+@contextmanager
+def _progress(log: Path) -> Iterator[None]:
+    """Print a line for every step that a kernel starts and ends, while the block runs."""
+    done = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = done.is_set()
+            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+            for line in lines[seen:]:
+                event = json.loads(line)
+                label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
+                if event["event"] == "end" and event["seconds"] >= 1:
+                    print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
+                elif event["event"] == "start" and sys.stdout.isatty():
+                    print(f"      … {label}", flush=True)
+            seen = len(lines)
+            if last:
+                return
+            done.wait(1.0)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+
+
+def _running_cell(path: Path) -> str:
+    """Number and first line of the cell that a broken-off run was in."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (OSError, ValueError):
+        return "an unknown cell"
+    started = [
+        (number, cell)
+        for number, cell in enumerate(cells)
+        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
+    ]
+    if not started:
+        return "the first cell"
+    number, cell = started[-1]
+    return f"cell {number} ({cell.source.strip().splitlines()[0] if cell.source.strip() else 'empty'!r})"
+
+
+def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: int) -> Path:
+    """Execute one notebook and write its normal form to ``build/<profile>/notebooks``; returns that path.
+
+    Raises:
+        ReportError: a cell raised, ran too long, or its kernel died; names the cell. The executed state is kept beside
+            as ``<name>.failed.ipynb``.
+        ConfigError: the notebook has no such parameter, or the profile no such field.
+    """
+    config.load(profile, overrides)  # fail before a kernel starts
+    given = {"profile": profile, "overrides": overrides}
+    if unknown := set(given) - set(notebooks.parameters(name)):
+        raise config.ConfigError(f"{name} has no parameter {', '.join(sorted(unknown))}: add it to its parameters cell")
+    folder = build_folder(profile) / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = folder / f"{name}.failed.ipynb"
+    try:
+        executed = papermill.execute_notebook(
+            notebooks.source(name),
+            str(failed),
+            parameters=given,
+            kernel_name="python3",
+            cwd=str(notebooks.folder()),
+            progress_bar=False,
+            log_output=False,
+            execution_timeout=cell_timeout,
+        )
+    except PapermillExecutionError as error:
+        raise ReportError(
+            f"{name}: cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
+        ) from None
+    except CellTimeoutError:
+        raise ReportError(
+            f"{name}: {_running_cell(failed)} ran longer than {cell_timeout} s. Give --cell-timeout, or a smaller profile"
+        ) from None
+    except DeadKernelError:
+        raise ReportError(
+            f"{name}: the kernel died in {_running_cell(failed)}; out of memory? Try a smaller profile. Finished steps are kept"
+        ) from None
+    bad = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    if bad:
+        raise ReportError(f"{name}: a cell holds an error output: {bad[0].ename}: {bad[0].evalue}")
+    path = folder / f"{name}.ipynb"
+    notebooks.write(notebooks.normalise(executed), path)
+    failed.unlink(missing_ok=True)
+    return path
+
+
+def run(
+    profile: str, only: list[str] | None = None, overrides: dict[str, Any] | None = None, cell_timeout: int = 14_400
+) -> dict[str, float]:
+    """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook.
+
+    Finished steps are kept, so a run that was broken off goes on where it was.
+
+    Raises:
+        ReportError, ConfigError: as :func:`execute`.
+    """
+    wanted = only or notebooks.names()
+    for name in wanted:
+        notebooks.source(name)
+    folder = build_folder(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "steps.jsonl"
+    log.unlink(missing_ok=True)
+    if not only:
+        shutil.rmtree(folder / "figures", ignore_errors=True)  # every figure is drawn again
+    os.environ.update(KERNEL_ENVIRONMENT | {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)})
+    seconds = {}
+    with _progress(log):
+        for number, name in enumerate(wanted, 1):
+            print(f"[{number}/{len(wanted)}] {name}", flush=True)
+            start = time.perf_counter()
+            execute(name, profile, overrides or {}, cell_timeout)
+            seconds[name] = round(time.perf_counter() - start, 1)
+            print(f"[{number}/{len(wanted)}] {name} took {seconds[name]:.0f} s", flush=True)
+    return seconds

@@ -1,0 +1,90 @@
+"""The HTML site: Sphinx, myst-nb and furo over the executed notebooks. Its pages load nothing from another host."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
+
+from lib import config
+from lib.report import notebooks
+from lib.report.notebooks import ReportError
+
+TITLE = "SAEs on a real task"
+
+
+def _math_inline(translator: Any, node: Any) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _math_block(translator: Any, node: Any) -> None:
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Sphinx extension: formulas as MathML, so that no page needs a script from elsewhere."""
+    app.add_html_math_renderer("mathml", (_math_inline, None), (_math_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "project": TITLE,
+        "html_title": TITLE,
+        "extensions": ["myst_nb", "lib.report.site"],
+        "html_theme": "furo",
+        "html_math_renderer": "mathml",
+        "myst_enable_extensions": ["dollarmath"],
+        "nb_execution_mode": "off",
+        "nb_merge_streams": True,
+        "html_static_path": ["_static"],
+        "html_css_files": ["report.css"],
+        "html_show_sphinx": False,
+        "html_copy_source": False,
+        "html_show_sourcelink": False,
+        "root_doc": "index",
+        "exclude_patterns": ["*.failed.ipynb"],
+        "suppress_warnings": ["mystnb.unknown_mime_type"],
+    }
+
+
+def build(profile: str) -> Path:
+    """Build the site of the executed notebooks of ``profile``; returns its index page.
+
+    Raises:
+        ReportError: a notebook was not executed, or Sphinx warned.
+    """
+    folder = config.build_dir() / profile
+    source, out = folder / "site-source", folder / "site"
+    for old in (source, out):
+        shutil.rmtree(old, ignore_errors=True)
+    (source / "_static").mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("report.css"), source / "_static" / "report.css")
+    pages = sorted(notebooks.names())
+    for name in pages:
+        executed = folder / "notebooks" / f"{name}.ipynb"
+        if not executed.is_file():
+            raise ReportError(f"{name} was not executed at profile {profile}: run make report PROFILE={profile}")
+        notebook = nbformat.read(executed, as_version=4)
+        if name == pages[0]:
+            listing = "\n".join(pages[1:])
+            notebook.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n{listing}\n```"))
+        nbformat.write(notebook, source / ("index.ipynb" if name == pages[0] else f"{name}.ipynb"))
+    messages = io.StringIO()
+    with docutils_namespace():
+        app = Sphinx(
+            str(source), None, str(out), str(folder / "site-doctrees"), "html", confoverrides=_settings(), status=None, warning=messages
+        )
+        app.build(force_all=True)
+    if app.statuscode or messages.getvalue().strip():
+        raise ReportError(f"the site has warnings: {messages.getvalue().strip()}")
+    return out / "index.html"

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: ``variants`` (architectures), ``penalties``, ``training``, ``metrics``."""

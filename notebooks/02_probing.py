@@ -1,0 +1,106 @@
+# %% [markdown]
+# # 02 · Probing for harmful intent, out of distribution
+#
+# **Question.** Do SAE latents make a better detector of harmful requests than the residual stream they are computed from,
+# when the requests come from data sets and jailbreaks that training never saw?
+#
+# **Method.** Harmful prompts (HarmBench) and harmless ones (chat first turns) are split by cluster of base prompt, *before*
+# they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
+# Every probe is a logistic regression on standardised features, fitted on train; its regularisation, and the site, are
+# chosen on validation. Out-of-distribution (OOD) data are read once. Intervals are 95 %, from a bootstrap over clusters
+# of base prompts.
+
+# %% tags=["parameters"]
+profile = "report"  # smoke, report, gpu or paper: see lib/config.py
+frozen = False  # True: read committed results only, compute nothing
+overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
+
+# %%
+from IPython.display import Markdown
+
+from lib import figures, results
+from lib.study import open_study, values
+
+study = open_study(profile, overrides, frozen)
+p = study.profile
+counts = study.prompt_counts.value
+Markdown(results.table(((r["split"], r["slice"], "harmful" if r["label"] else "harmless", f"{r['n']:,}") for r in counts), ("split", "slice", "label", "prompts")))
+
+# %% [markdown]
+# The slice *benign in a jailbreak* is a diagnostic: it is reported below, and left out of the overall OOD figures, as the post
+# has no such prompts.
+#
+# ## The site
+#
+# A dense probe at each layer and each position after the user's text, scored on validation only. Position +0 is the
+# first token after the user's text, the last one is the last token of the prompt.
+
+# %%
+sweep = study.sweep.value
+best = max(sweep, key=lambda row: row["val"])
+site = next(row for row in sweep if (row["layer"], row["position"]) == (p.layer, p.probes.position))
+figures.publish(
+    figures.layer_sweep(sweep, p.layer, p.probes.position),
+    "02_layer_sweep",
+    f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val'):,} prompts) by layer and position. "
+    f"The site of this report, layer {p.layer} at +{p.probes.position} (framed), has {site['val']:.4f}; the best cell, layer "
+    f"{best['layer']} at +{best['position']}, has {best['val']:.4f}.",
+)
+
+# %% [markdown]
+# ## The dense probe and the style baseline
+#
+# The baseline sees 33 features of style: punctuation, length, case, the class of the first word. It knows no topic.
+
+# %%
+dense, style = study.dense.value, study.style.value
+Markdown(
+    results.table(
+        ((name, *(results.interval(e[split]) for split in ("train", "val", "ood")), f"{e['C']:g}") for name, e in (("dense linear probe", dense), ("surface features", style))),
+        ("probe", f"train (n = {dense['train']['n']:,})", f"validation (n = {dense['val']['n']:,})", f"OOD (n = {dense['ood']['n']:,})", "C"),
+    )
+)
+
+# %%
+figures.publish(
+    figures.slices({"dense probe": dense["slices"], "surface features": style["slices"]}),
+    "02_slices",
+    "AUROC on each OOD slice, harmful slices against plain OOD chat, harmless ones against plain AdvBench. The dense probe's weakest "
+    "slice is “{0}” at {1:.3f}.".format(*min(((n, e["auroc"]) for n, e in dense["slices"].items()), key=lambda item: item[1])),
+)
+
+# %% [markdown]
+# ## k-sparse probes on SAE latents
+#
+# The k latents whose mean differs most between the classes on training data, then a logistic regression on those alone.
+
+# %%
+sparse = values(study.k_sparse)
+last = {name: found["rows"][-1] for name, found in sparse.items()}
+figures.publish(
+    figures.k_sparse(sparse, dense, style),
+    "02_k_sparse",
+    "AUROC of probes on k latents, by SAE, with the dense probe and the surface baseline as lines (bands and bars: 95 % intervals). "
+    "Out of distribution, "
+    + "; ".join(f"{row['k']} latents of the {name} SAE reach {row['ood']['auroc']:.3f}" for name, row in last.items())
+    + f"; the dense probe reaches {dense['ood']['auroc']:.3f}.",
+)
+
+# %%
+Markdown(
+    results.table(
+        ((name, found["single"]["latent"], *(results.interval(found["single"][split]) for split in ("train", "val", "ood"))) for name, found in sparse.items()),
+        ("SAE", "best single latent on train", "train", "validation", "OOD"),
+    )
+)
+
+# %% [markdown]
+# ## What we conclude
+
+# %%
+Markdown(results.headline_02(dense, style, sparse))
+
+# %% [markdown]
+# **What would change our mind.** One SAE seed and one split seed stand behind these curves; intervals cover the choice of
+# prompts only. Latents are read at one position, where the post also pools over the prompt. All chat prompts, in and out
+# of distribution, come from one source.
