@@ -7,6 +7,7 @@ disk: memory does not grow with the number of tokens. :class:`Activations` reads
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from lib.lm.model import load as load_lm
 BATCH_TOKENS = 4096  # padded tokens per forward pass
 CACHED_TOKENS = 16_384  # tokens of prefix and suffix whose keys and values one pass may hold
 SHARD_TOKENS = 65_536
+SINK = 10.0  # times the median norm: attention sinks measure over 15, other tokens under 2
 GROUP_COST = 64  # what running a prefix of its own costs, in tokens: smaller savings are not worth a group
 
 
@@ -52,7 +54,7 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
     if n == 0:
         return []
     rows = [sequences[i] for i in range(n)]
-    order = sorted(range(n), key=lambda i: rows[i].tolist())
+    order = sorted(range(n), key=lambda i: rows[i].astype(">i4").tobytes())  # big-endian bytes sort as the ids do
     common = np.zeros(n, np.int64)  # common[j]: shared prefix of order[j-1] and order[j]
     for j in range(1, n):
         a, b = rows[order[j - 1]], rows[order[j]]
@@ -61,17 +63,19 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
         common[j] = different[0] if len(different) else width
     lengths = np.array([len(rows[i]) for i in order])
 
-    def best(low: int, high: int) -> tuple[int, list[tuple[int, list[int]]]]:
+    def best(low: int, high: int, level: int = 0) -> tuple[int, list[tuple[int, list[int]]]]:
         """(cost, [(prefix, members)]) of order[low:high]; prefix 0 stands for "run alone"."""
-        if high - low == 1:
-            return int(lengths[low]), [(0, [order[low]])]
+        if high - low == 1 or level > 100:
+            return int(lengths[low:high].sum()), [(0, order[low:high])]
         depth = int(common[low + 1 : high].min())
         prefix = min(depth, int(lengths[low:high].min()) - 1)
         cuts = [low, *(np.flatnonzero(common[low + 1 : high] == depth) + low + 1).tolist(), high]
-        cost, groups, pooled, pool_cost = 0, [], [], prefix + GROUP_COST
-        apart, apart_groups = 0, []
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            own, own_groups = best(a, b)
+        groups: list[tuple[int, list[int]]] = []
+        apart_groups: list[tuple[int, list[int]]] = []
+        pooled: list[int] = []
+        cost, apart, pool_cost = 0, 0, prefix + GROUP_COST
+        for a, b in itertools.pairwise(cuts):
+            own, own_groups = best(a, b, level + 1)
             apart, apart_groups = apart + own, apart_groups + own_groups
             joined = int(lengths[a:b].sum()) - prefix * (b - a)
             if joined < own:
@@ -82,14 +86,14 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
             return cost + pool_cost, [*groups, (prefix, pooled)]
         return apart, apart_groups
 
-    groups: list[Group] = []
+    found: list[Group] = []
     alone: list[int] = []
     for prefix, members in best(0, n)[1]:
         if prefix:
-            groups.append(Group(prefix, members))
+            found.append(Group(prefix, members))
         else:
             alone += members
-    return groups + ([Group(0, alone)] if alone else [])
+    return found + ([Group(0, alone)] if alone else [])
 
 
 def batches(group: Group, sequences: Sequences) -> Iterator[list[int]]:
@@ -199,6 +203,8 @@ class _ShardWriter:
             return
         tensors = {f"layer_{layer}": torch.cat([part[2][layer] for part in self.parts]) for layer in self.layers}
         sequence = np.concatenate([np.full(len(part[1]), part[0], np.int32) for part in self.parts])
+        for layer in self.layers:
+            tensors[f"norm_{layer}"] = tensors[f"layer_{layer}"].float().norm(dim=1)
         tensors["sequence"] = torch.from_numpy(sequence)
         tensors["position"] = torch.from_numpy(np.concatenate([part[1] for part in self.parts]).astype(np.int32))
         tensors["token"] = torch.from_numpy(np.concatenate([part[3] for part in self.parts]).astype(np.int32))
@@ -210,7 +216,7 @@ class _ShardWriter:
 def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: tuple[int, ...]) -> None:
     """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
 
-    A shard holds ``layer_<L>`` [n, d] float16 and ``sequence``, ``position``, ``token`` [n] int32.
+    A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, and ``sequence``, ``position``, ``token`` [n] int32.
 
     Raises:
         ModelError: the model has no such layer.
@@ -235,40 +241,48 @@ def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: 
 
 
 class Activations:
-    """One layer of a :func:`harvest`, through memory maps: rows are read from disk as they are asked for."""
+    """One layer of a :func:`harvest`, through memory maps: rows are read from disk as they are asked for.
 
-    def __init__(self, folder: Path, layer: int) -> None:
+    Attention sinks are left out unless ``sinks``: tokens whose norm is over :data:`SINK` times the median. The first token
+    of a text always is one and is never harvested; now and then (4 of 16,000 tokens of encyclopaedia text) the second is
+    one too, and so few would still dominate the mean square that inputs are scaled by.
+    """
+
+    def __init__(self, folder: Path, layer: int, sinks: bool = False) -> None:
         self.shards = [load_file(path) for path in sorted(folder.glob("shard_*.safetensors"))]
         if not self.shards or f"layer_{layer}" not in self.shards[0]:
             raise ValueError(f"{folder.name} holds no activations of layer {layer}")
         self.name = f"layer_{layer}"
-        self.starts = np.cumsum([0] + [len(shard["token"]) for shard in self.shards])
         self.width = int(self.shards[0][self.name].shape[1])
+        self._starts = np.cumsum([0] + [len(shard["token"]) for shard in self.shards])
+        norm = np.concatenate([shard[f"norm_{layer}"].numpy() for shard in self.shards])
+        self.rows = np.flatnonzero(norm <= SINK * np.median(norm)) if not sinks else np.arange(len(norm))
+        self.dropped = len(norm) - len(self.rows)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return len(self.rows)
 
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """[len(rows), d] float32, in the order given."""
+    def gather(self, index: np.ndarray) -> torch.Tensor:
+        """[len(index), d] float32, in the order given."""
+        rows = self.rows[index]
         out = torch.empty(len(rows), self.width)
-        shard_of = np.searchsorted(self.starts, rows, side="right") - 1
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):
             here = np.flatnonzero(shard_of == number)
-            local = torch.from_numpy(rows[here] - self.starts[number])
+            local = torch.from_numpy(rows[here] - self._starts[number])
             out[torch.from_numpy(here)] = self.shards[number][self.name][local].float()
         return out
 
     def chunks(self, size: int = 8192) -> Iterator[torch.Tensor]:
         """All rows in stored order, [<= size, d] float32 at a time."""
-        for shard in self.shards:
-            for part in shard[self.name].split(size):
-                yield part.float()
+        for at in range(0, len(self), size):
+            yield self.gather(np.arange(at, min(at + size, len(self))))
 
     def column(self, name: str) -> np.ndarray:
         """[n] int32: "sequence", "position" or "token" of every row."""
-        return np.concatenate([shard[name].numpy() for shard in self.shards])
+        return np.concatenate([shard[name].numpy() for shard in self.shards])[self.rows]
 
 
-def read(harvested: artifacts.Artifact, layer: int) -> Activations:
-    """Open one layer of a harvest."""
-    return Activations(harvested.path, layer)
+def read(harvested: artifacts.Artifact, layer: int, sinks: bool = False) -> Activations:
+    """Open one layer of a harvest, without attention sinks unless asked for."""
+    return Activations(harvested.path, layer, sinks)

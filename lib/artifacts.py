@@ -56,7 +56,11 @@ def _bare_source(path: Path) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 for number in range(first.lineno - 1, first.end_lineno or first.lineno):
                     lines[number] = ""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -271,12 +275,12 @@ class Store:
         return record["payload"]
 
     def _result_folder(self, artifact: Artifact) -> Path | None:
-        folders: list[Path | None] = {
-            "frozen": [self.committed],
-            "fresh": [self.results],
-            "auto": [self.results, self.committed],
-        }[self.mode]
-        for folder in folders:
+        order: dict[Mode, tuple[Path | None, ...]] = {
+            "frozen": (self.committed,),
+            "fresh": (self.results,),
+            "auto": (self.results, self.committed),
+        }
+        for folder in order[self.mode]:
             if folder is not None and self._read_result(folder, artifact) is not None:
                 return folder
         return None
@@ -312,9 +316,16 @@ class Store:
         try:
             artifact.function(temporary, **artifact.arguments)
             files = {
-                str(path.relative_to(temporary)): _file_hash(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+                str(path.relative_to(temporary)): _file_hash(path)
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
             }
-            meta = {"key": artifact.key, "step": artifact.step, "config": _canonical(artifact.arguments), "files": files}
+            meta = {
+                "key": artifact.key,
+                "step": artifact.step,
+                "config": _canonical(artifact.arguments),
+                "files": files,
+            }
             write_atomic(temporary / "meta.json", json.dumps(meta, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
@@ -376,7 +387,9 @@ def _note(artifact: Artifact, **event: Any) -> None:
     """Add a line to ``$SAE_REPORT_STEPS``, which the runner reads: which steps run, which results a run uses."""
     if log := os.environ.get("SAE_REPORT_STEPS"):
         with Path(log).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event}) + "\n")
+            stream.write(
+                json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event}) + "\n"
+            )
 
 
 @contextmanager

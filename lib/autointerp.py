@@ -210,5 +210,3 @@ def _patterns(explanation: Explanation, tokenizer: Any, most: int = 3) -> list[s
     """The strongest patterns as text, "before|token"."""
     best = sorted(explanation.patterns.items(), key=lambda item: -item[1])[:most]
     return ["|".join(token_texts(tokenizer, np.array([t for t in key if t is not None]))) for key, v in best if v > 0]
-
-

@@ -150,7 +150,11 @@ PROFILES: dict[str, Profile] = {
         model=ModelSection(name="google/gemma-2-9b-it", dtype="bfloat16", device="cuda"),
         training=TrainingSection(latents=131_072, steps=100_000, batch=4096),
         corpora=CorpusSection(
-            train_tokens=400_000_000, eval_tokens=1_000_000, rollout_tokens=200_000_000, rollout_length=512, context=1024
+            train_tokens=400_000_000,
+            eval_tokens=1_000_000,
+            rollout_tokens=200_000_000,
+            rollout_length=512,
+            context=1024,
         ),
         probes=ProbeSection(layers=(9, 20, 31)),
     ),

@@ -36,7 +36,9 @@ def chats(kind: Kind, excluded: list[str]) -> list[list[dict[str, str]]]:
 
 
 @artifacts.cached
-def documents(out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: artifacts.Artifact, seed: int) -> None:
+def documents(
+    out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: artifacts.Artifact, seed: int
+) -> None:
     """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns)."""
     if corpus == "pretraining":
         found: list[Any] = list(pretraining(kind))

@@ -67,9 +67,13 @@ def fvu_by_sae(evaluations: dict[str, dict[str, Entry]]) -> Figure:
         values = [p["fvu"] for p in points.values()]
         spread = _errors(values, [p["fvu_interval"] for p in points.values()])
         n = next(iter(points.values()))["n"]
-        axis.errorbar(values, y, xerr=spread, fmt=_MARKERS[number], capsize=3, label=f"{corpus} text (n = {n:,} tokens)")
+        axis.errorbar(
+            values, y, xerr=spread, fmt=_MARKERS[number], capsize=3, label=f"{corpus} text (n = {n:,} tokens)"
+        )
         for value, at, p in zip(values, y, points.values(), strict=True):
-            axis.annotate(f"L0 {p['l0']:.0f}", (value, at), (0, -12), textcoords="offset points", fontsize=8, ha="center")
+            axis.annotate(
+                f"L0 {p['l0']:.0f}", (value, at), (0, -12), textcoords="offset points", fontsize=8, ha="center"
+            )
     axis.set_yticks(range(len(evaluations[corpora[0]])), list(evaluations[corpora[0]]))
     axis.invert_yaxis()
     axis.set_xlabel("FVU, fraction of variance unexplained (lower is better)")
@@ -82,7 +86,9 @@ def fvu_by_sae(evaluations: dict[str, dict[str, Entry]]) -> Figure:
 def training_curves(logs: dict[str, list[Entry]]) -> Figure:
     """Reconstruction loss and L0 of training batches against steps."""
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2))
-    for axis, key, label in zip(axes, ("reconstruction", "l0"), ("squared error (unit inputs)", "L0 (latents per token)"), strict=True):
+    for axis, key, label in zip(
+        axes, ("reconstruction", "l0"), ("squared error (unit inputs)", "L0 (latents per token)"), strict=True
+    ):
         for number, (name, rows) in enumerate(logs.items()):
             axis.plot([r["step"] for r in rows], [r[key] for r in rows], _DASHES[number % 4], label=name)
         axis.set(xlabel="step", ylabel=label, yscale="log")
@@ -94,7 +100,9 @@ def training_curves(logs: dict[str, list[Entry]]) -> Figure:
 def layer_sweep(rows: Sequence[Entry], layer: int, position: int) -> Figure:
     """Heat map of the dense probe's validation AUROC by layer and position; the site is framed."""
     layers, places = sorted({r["layer"] for r in rows}), sorted({r["position"] for r in rows})
-    grid = np.array([[next(r["val"] for r in rows if (r["layer"], r["position"]) == (a, b)) for b in places] for a in layers])
+    grid = np.array(
+        [[next(r["val"] for r in rows if (r["layer"], r["position"]) == (a, b)) for b in places] for a in layers]
+    )
     figure, axis = plt.subplots(figsize=(6.4, 0.5 * len(layers) + 1.6))
     sns.heatmap(grid, annot=True, fmt=".4f", cmap="cividis", ax=axis, cbar_kws={"label": "validation AUROC"})
     axis.set_xticks(np.arange(len(places)) + 0.5, [f"+{p}" for p in places])
@@ -103,7 +111,9 @@ def layer_sweep(rows: Sequence[Entry], layer: int, position: int) -> Figure:
     axis.grid(False)
     if layer in layers and position in places:
         axis.add_patch(
-            plt.Rectangle((places.index(position), layers.index(layer)), 1, 1, fill=False, edgecolor="#D55E00", linewidth=3)
+            plt.Rectangle(
+                (places.index(position), layers.index(layer)), 1, 1, fill=False, edgecolor="#D55E00", linewidth=3
+            )
         )
     return figure
 
@@ -118,9 +128,17 @@ def k_sparse(sparse: dict[str, Entry], dense: Entry, style: Entry) -> Figure:
             values = [row[split]["auroc"] for row in found["rows"]]
             spread = _errors(values, [row[split]["interval"] for row in found["rows"]])
             axis.errorbar(
-                np.array(ks) * 1.06 ** (number - 1), values, yerr=spread, fmt=_MARKERS[number] + _DASHES[number], capsize=2, label=f"{name} SAE"
+                np.array(ks) * 1.06 ** (number - 1),
+                values,
+                yerr=spread,
+                fmt=_MARKERS[number] + _DASHES[number],
+                capsize=2,
+                label=f"{name} SAE",
             )
-        for entry, label, colour, dash in ((dense, "dense probe", "#000000", "-"), (style, "surface features", "#E69F00", ":")):
+        for entry, label, colour, dash in (
+            (dense, "dense probe", "#000000", "-"),
+            (style, "surface features", "#E69F00", ":"),
+        ):
             axis.axhline(entry[split]["auroc"], color=colour, linestyle=dash, linewidth=1.4, label=label)
             axis.axhspan(*entry[split]["interval"], color=colour, alpha=0.12, linewidth=0)
         axis.set(xscale="log", xlabel="k (latents in the probe)", title=f"{title}, n = {dense[split]['n']:,}")
@@ -161,7 +179,9 @@ def mean_differences(found: Entry) -> Figure:
         values = np.array([latent[key] for latent in found["latents"]])
         half = 1.96 * np.sqrt(values * (1 - values) / n)  # normal approximation to the binomial
         spread = np.stack([np.minimum(half, values), np.minimum(half, 1 - values)])
-        axis.errorbar(values, y + 0.2 * (number - 0.5), xerr=spread, fmt=_MARKERS[number], capsize=2, label=f"{label} (n = {n})")
+        axis.errorbar(
+            values, y + 0.2 * (number - 0.5), xerr=spread, fmt=_MARKERS[number], capsize=2, label=f"{label} (n = {n})"
+        )
     axis.set_yticks(y, [f"latent {latent['latent']}" for latent in found["latents"]])
     axis.invert_yaxis()
     axis.set(xlabel="share of prompts on which the latent fires", xlim=(-0.03, 1.03))
@@ -251,7 +271,9 @@ def latent_card(latent: Entry) -> HTML:
             for token, value in zip(context["tokens"], context["values"], strict=True):
                 text = html.escape(token).replace("\n", "⏎")
                 alpha = 0.75 * max(0.0, value) / top
-                spans.append(f'<span style="background:rgba(230,159,0,{alpha:.2f})">{text}</span>' if alpha > 0.02 else text)
+                spans.append(
+                    f'<span style="background:rgba(230,159,0,{alpha:.2f})">{text}</span>' if alpha > 0.02 else text
+                )
             lines.append(f"<li><code style='white-space:pre-wrap'>…{''.join(spans)}…</code></li>")
         parts.append(f"<div><i>{side}</i><ul>{''.join(lines) or '<li>never fires</li>'}</ul></div>")
     return HTML(f"<div class='latent-card'>{''.join(parts)}</div>")

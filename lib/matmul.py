@@ -34,7 +34,7 @@ class _Product(torch.autograd.Function):
         return _linear(a.contiguous(), b.T.contiguous())
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
         left = _linear(grad, b.contiguous()) if ctx.needs_input_grad[0] else None

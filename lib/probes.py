@@ -66,7 +66,12 @@ class Labels:
 
     @classmethod
     def of(cls, examples: Sequence[prompts.Example]) -> Labels:
-        return cls(*(np.array([getattr(e, name) for e in examples]) for name in ("label", "split", "slice", "group", "overall")))
+        return cls(
+            *(
+                np.array([getattr(e, name) for e in examples])
+                for name in ("label", "split", "slice", "group", "overall")
+            )
+        )
 
     def where(self, split: str) -> np.ndarray:
         """[n] bool: the examples that the figures of ``split`` are taken over."""
@@ -79,7 +84,7 @@ def tail(harvested: artifacts.Artifact, layer: int, position: int, count: int) -
     Raises:
         ValueError: a prompt has no such position.
     """
-    source = activations.read(harvested, layer)
+    source = activations.read(harvested, layer, sinks=True)
     sequence, at = source.column("sequence"), source.column("position")
     first = np.full(count, np.iinfo(np.int32).max)
     np.minimum.at(first, sequence, at)
@@ -91,7 +96,9 @@ def tail(harvested: artifacts.Artifact, layer: int, position: int, count: int) -
 
 def positions(harvested: artifacts.Artifact, layer: int) -> int:
     """How many positions after the user's text every prompt has."""
-    return int(np.unique(activations.read(harvested, layer).column("sequence"), return_counts=True)[1].min())
+    return int(
+        np.unique(activations.read(harvested, layer, sinks=True).column("sequence"), return_counts=True)[1].min()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- probes
@@ -211,7 +218,9 @@ def k_sparse(
     labels = Labels.of(prompts.read(prompt_set))
     sae = training.load(trained)
     with torch.inference_mode():
-        x = torch.cat([sae.encode(part) for part in tail(harvested, layer, position, len(labels.y)).split(4096)]).numpy()
+        x = torch.cat(
+            [sae.encode(part) for part in tail(harvested, layer, position, len(labels.y)).split(4096)]
+        ).numpy()
     train = labels.where("train")
     order = by_mean_difference(x[train], labels.y[train])
     rows = []

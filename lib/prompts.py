@@ -192,7 +192,9 @@ def leaks(train: Sequence[str], ood: Sequence[str], threshold: float = LEAK) -> 
 # ---------------------------------------------------------------------------------------------------- benign pool
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
-_JAILBREAK_LIKE = re.compile(r"jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions", re.IGNORECASE)
+_JAILBREAK_LIKE = re.compile(
+    r"jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions", re.IGNORECASE
+)
 
 
 def benign_pool(kind: Literal["wheels", "hub"] = "wheels") -> list[tuple[str, str]]:
@@ -225,7 +227,9 @@ class _Base:
     slice: str
 
 
-def _bases(name: str, kind: Literal["wheels", "hub"], label: int, slice_: str, harmful: bool | None = None) -> list[_Base]:
+def _bases(
+    name: str, kind: Literal["wheels", "hub"], label: int, slice_: str, harmful: bool | None = None
+) -> list[_Base]:
     found: dict[str, _Base] = {}
     for record in sources.load(name, kind):
         if harmful is None or record.get("harmful") is harmful:
@@ -358,7 +362,13 @@ def raw_pair(out: Path, benign: int, kind: Literal["wheels", "hub"], seed: int) 
     chat = _take([_Base(f"chat:{i}", text, 0, "chat") for i, text in benign_pool(kind)], benign, rng)
     lines = [
         Example(
-            text=base.text, label=base.label, split="train", slice=base.slice, transform="plain", base=base.id, group=number
+            text=base.text,
+            label=base.label,
+            split="train",
+            slice=base.slice,
+            transform="plain",
+            base=base.id,
+            group=number,
         ).model_dump_json()
         for number, base in enumerate([*harmful, *chat])
     ]

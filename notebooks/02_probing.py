@@ -24,7 +24,12 @@ from lib.study import open_study, values
 study = open_study(profile, overrides, frozen)
 p = study.profile
 counts = study.prompt_counts.value
-Markdown(results.table(((r["split"], r["slice"], "harmful" if r["label"] else "harmless", f"{r['n']:,}") for r in counts), ("split", "slice", "label", "prompts")))
+Markdown(
+    results.table(
+        ((r["split"], r["slice"], "harmful" if r["label"] else "harmless", f"{r['n']:,}") for r in counts),
+        ("split", "slice", "label", "prompts"),
+    )
+)
 
 # %% [markdown]
 # The slice *benign in a jailbreak* is a diagnostic: it is reported below, and left out of the overall OOD figures, as the post
@@ -56,8 +61,17 @@ figures.publish(
 dense, style = study.dense.value, study.style.value
 Markdown(
     results.table(
-        ((name, *(results.interval(e[split]) for split in ("train", "val", "ood")), f"{e['C']:g}") for name, e in (("dense linear probe", dense), ("surface features", style))),
-        ("probe", f"train (n = {dense['train']['n']:,})", f"validation (n = {dense['val']['n']:,})", f"OOD (n = {dense['ood']['n']:,})", "C"),
+        (
+            (name, *(results.interval(e[split]) for split in ("train", "val", "ood")), f"{e['C']:g}")
+            for name, e in (("dense linear probe", dense), ("surface features", style))
+        ),
+        (
+            "probe",
+            f"train (n = {dense['train']['n']:,})",
+            f"validation (n = {dense['val']['n']:,})",
+            f"OOD (n = {dense['ood']['n']:,})",
+            "C",
+        ),
     )
 )
 
@@ -66,7 +80,9 @@ figures.publish(
     figures.slices({"dense probe": dense["slices"], "surface features": style["slices"]}),
     "02_slices",
     "AUROC on each OOD slice, harmful slices against plain OOD chat, harmless ones against plain AdvBench. The dense probe's weakest "
-    "slice is “{0}” at {1:.3f}.".format(*min(((n, e["auroc"]) for n, e in dense["slices"].items()), key=lambda item: item[1])),
+    "slice is “{}” at {:.3f}.".format(
+        *min(((n, e["auroc"]) for n, e in dense["slices"].items()), key=lambda item: item[1])
+    ),
 )
 
 # %% [markdown]
@@ -89,7 +105,14 @@ figures.publish(
 # %%
 Markdown(
     results.table(
-        ((name, found["single"]["latent"], *(results.interval(found["single"][split]) for split in ("train", "val", "ood"))) for name, found in sparse.items()),
+        (
+            (
+                name,
+                found["single"]["latent"],
+                *(results.interval(found["single"][split]) for split in ("train", "val", "ood")),
+            )
+            for name, found in sparse.items()
+        ),
         ("SAE", "best single latent on train", "train", "validation", "OOD"),
     )
 )

@@ -49,7 +49,11 @@ for latent in cards["latents"]:
 # An AUROC above 0.5 means that harmful prompts have more of the feature.
 
 # %%
-Markdown(results.table(((row["feature"], f"{row['auroc']:.3f}") for row in shortcuts[:10]), ("surface feature", "AUROC alone")))
+Markdown(
+    results.table(
+        ((row["feature"], f"{row['auroc']:.3f}") for row in shortcuts[:10]), ("surface feature", "AUROC alone")
+    )
+)
 
 # %% [markdown]
 # ## What we conclude

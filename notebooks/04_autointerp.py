@@ -30,7 +30,10 @@ figures.publish(
     "04_autointerp",
     "Left: mean score over latents and over firings, with 95 % intervals from a bootstrap over latents drawn. Right: score against firing "
     "frequency, one point a latent; the dotted line marks 10 % of tokens. "
-    + " ".join(f"{name}: {s['uniform']['mean']:.2f} over latents, {s['weighted']['mean']:.2f} over firings." for name, s in scores.items()),
+    + " ".join(
+        f"{name}: {s['uniform']['mean']:.2f} over latents, {s['weighted']['mean']:.2f} over firings."
+        for name, s in scores.items()
+    ),
 )
 
 # %%
@@ -46,7 +49,13 @@ Markdown(
             )
             for name, s in scores.items()
         ),
-        ("SAE", "mean over latents", "mean over firings", "latents that fire often enough to be scored", "their share of firing"),
+        (
+            "SAE",
+            "mean over latents",
+            "mean over firings",
+            "latents that fire often enough to be scored",
+            "their share of firing",
+        ),
     )
 )
 
@@ -54,6 +63,7 @@ Markdown(
 # ## What explanations look like
 #
 # The best and the worst explained latents of each SAE. A pattern "a|b" is token b after token a.
+
 
 # %%
 def shown(points):
@@ -64,7 +74,13 @@ def shown(points):
 Markdown(
     results.table(
         (
-            (name, point["latent"], f"{point['score']:.2f}", f"{point['frequency']:.2%}", ", ".join(f"`{repr(x)[1:-1]}`" for x in point["patterns"]))
+            (
+                name,
+                point["latent"],
+                f"{point['score']:.2f}",
+                f"{point['frequency']:.2%}",
+                ", ".join(f"`{repr(x)[1:-1]}`" for x in point["patterns"]),
+            )
             for name, s in scores.items()
             for point in shown(s["scored"])
         ),

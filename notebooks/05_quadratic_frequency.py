@@ -47,7 +47,10 @@ figures.publish(
     figures.fvu_against_l0(frontier),
     "05_fvu_l0",
     "FVU against L0 on held-out chat, lower left is better; bars are 95 % intervals from a bootstrap over texts. "
-    + "; ".join(f"{name} spans L0 {min(e['l0'] for e in points):.0f} to {max(e['l0'] for e in points):.0f}" for name, points in frontier.items())
+    + "; ".join(
+        f"{name} spans L0 {min(e['l0'] for e in points):.0f} to {max(e['l0'] for e in points):.0f}"
+        for name, points in frontier.items()
+    )
     + ".",
 )
 
@@ -55,7 +58,15 @@ figures.publish(
 Markdown(
     results.table(
         (
-            (name, results.interval(e, "l0", "l0_interval", digits=1), results.interval(e, "fvu", "fvu_interval"), e["high"], f"{e['high_share']:.1%}", f"{e['max_frequency']:.1%}", e["dead"])
+            (
+                name,
+                results.interval(e, "l0", "l0_interval", digits=1),
+                results.interval(e, "fvu", "fvu_interval"),
+                e["high"],
+                f"{e['high_share']:.1%}",
+                f"{e['max_frequency']:.1%}",
+                e["dead"],
+            )
             for name, points in frontier.items()
             for e in points
         ),

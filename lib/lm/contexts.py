@@ -50,7 +50,9 @@ class Sequences:
         rows = list(rows)
         for ids, start, stop in rows:
             if not 1 <= start <= stop <= len(ids):
-                raise ValueError(f"kept range {start}:{stop} of a sequence of {len(ids)} tokens; the first is never kept")
+                raise ValueError(
+                    f"kept range {start}:{stop} of a sequence of {len(ids)} tokens; the first is never kept"
+                )
         lengths = np.array([len(ids) for ids, _, _ in rows], np.int64)
         flat = np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in rows]) if rows else np.zeros(0, np.int32)
         starts = np.array([start for _, start, _ in rows], np.int32)

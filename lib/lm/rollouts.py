@@ -9,7 +9,14 @@ from lib.lm.model import LM
 
 
 def rollouts(
-    lm: LM, prompts: list[list[int]], length: int, budget: int, seed: int, batch: int = 64, top_p: float = 0.9, temperature: float = 0.7
+    lm: LM,
+    prompts: list[list[int]],
+    length: int,
+    budget: int,
+    seed: int,
+    batch: int = 64,
+    top_p: float = 0.9,
+    temperature: float = 0.7,
 ) -> list[list[int]]:
     """Prompt and sampled answer for as many of ``prompts`` (token ids) as ``budget`` tokens pay for.
 
@@ -34,7 +41,9 @@ def rollouts(
     return done
 
 
-def _answer(lm: LM, chunk: list[list[int]], length: int, seed: int, top_p: float, temperature: float) -> list[list[int]]:
+def _answer(
+    lm: LM, chunk: list[list[int]], length: int, seed: int, top_p: float, temperature: float
+) -> list[list[int]]:
     widest = max(map(len, chunk))
     ids = torch.tensor([[lm.pad] * (widest - len(p)) + p for p in chunk], device=lm.device)  # left-padded
     mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in chunk], device=lm.device)

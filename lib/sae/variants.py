@@ -45,7 +45,7 @@ class JumpReLUFunction(torch.autograd.Function):
         return torch.where(pi > theta, pi, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         pi, theta = ctx.saved_tensors
         near = (pi - theta).abs_() < ctx.bandwidth / 2
         grad_theta = -(theta / ctx.bandwidth) * torch.where(near, grad, 0.0).sum(0)
@@ -65,7 +65,7 @@ class FrequencyFunction(torch.autograd.Function):
         return (pi > theta).sum(0, dtype=pi.dtype) / len(pi)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None]:
         pi, theta = ctx.saved_tensors
         near = ((pi - theta).abs_() < ctx.bandwidth / 2).sum(0, dtype=pi.dtype) / len(pi)
         return None, -grad * near / ctx.bandwidth, None
@@ -141,7 +141,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def constrain(self) -> None:
         """Put the parameters back where they must be: unit decoder rows."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
 
 class JumpReLU(SAE):

