@@ -7,6 +7,7 @@ disk: memory does not grow with the number of tokens. :class:`Activations` reads
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,12 +147,11 @@ def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | N
     return found
 
 
-def _repeat(cache: Any, times: int, config: Any) -> Any:
-    copy = DynamicCache(config=config)
-    for index, layer in enumerate(cache.layers):
-        if getattr(layer, "keys", None) is not None and layer.keys.numel():
-            copy.update(layer.keys.expand(times, -1, -1, -1), layer.values.expand(times, -1, -1, -1), index)
-    return copy
+def _repeat(cache: Any, times: int) -> Any:
+    """A copy of a one-row cache with the row ``times`` over; a sliding-window layer keeps count of what it has seen."""
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(times)
+    return repeated
 
 
 def _run_group(
@@ -169,7 +169,7 @@ def _run_group(
         ids = torch.full((len(batch), max(map(len, suffixes))), lm.pad, dtype=torch.int64)
         for row, suffix in enumerate(suffixes):
             ids[row, : len(suffix)] = torch.from_numpy(suffix.astype(np.int64))
-        cache = _repeat(shared, len(batch), config) if shared is not None else None
+        cache = _repeat(shared, len(batch)) if shared is not None else None
         after = residuals(lm, ids.to(lm.device), layers, cache)
         for row, index in enumerate(batch):
             start, stop = int(sequences.keep_start[index]), int(sequences.keep_stop[index])

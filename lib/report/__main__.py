@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | site | promote | check``."""
+"""Command line: ``python -m lib.report fetch | run | site | promote | check | drift``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from lib import artifacts, config, sources
 from lib.lm.model import ModelError
-from lib.report import notebooks, promotion, runner, site
+from lib.report import compare, notebooks, promotion, runner, site
 
 EXPECTED = (
     config.ConfigError,
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
     commands.add_parser("check", help="compare the committed notebooks with their sources")
+    commands.add_parser("drift", help="compare the results of the last report run with the committed ones")
     return parser
 
 
@@ -79,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
                 for line in notebooks.differences(name, notebooks.folder() / f"{name}.ipynb")
             ]
             print("\n".join(found) or "the committed notebooks agree with their sources")
+            return 1 if found else 0
+        elif options.command == "drift":
+            found = compare.drift(config.ROOT / "data" / "results", runner.build_folder("report") / "results")
+            print("\n".join(found) or "the run agrees with the committed results")
             return 1 if found else 0
     except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)

@@ -128,6 +128,7 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
             progress_bar=False,
             log_output=False,
             execution_timeout=cell_timeout,
+            extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         raise ReportError(

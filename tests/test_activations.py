@@ -1,0 +1,144 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from lib import activations, artifacts
+from lib.config import ModelSection
+from lib.lm import model
+from lib.lm.contexts import Sequences
+
+
+def sequences_with_prefixes(seed: int, count: int = 40, vocab: int = 400) -> Sequences:
+    rng = np.random.default_rng(seed)
+    prefixes = [rng.integers(3, vocab, n).tolist() for n in (3, 30, 70)]
+    prefixes[2] = prefixes[1][:20] + prefixes[2]  # one prefix branches off another
+    rows = []
+    for number in range(count):
+        ids = prefixes[number % 3] + rng.integers(3, vocab, rng.integers(1, 25)).tolist()
+        start = int(rng.integers(1, len(ids)))
+        rows.append((ids, start, int(rng.integers(start, len(ids) + 1))))
+    return Sequences.of(rows)
+
+
+@artifacts.cached
+def made(out: Path, seed: int) -> None:
+    sequences_with_prefixes(seed).save(out / "sequences.safetensors")
+
+
+def test_harvest_equals_the_plain_forward_pass(tiny: ModelSection, store: artifacts.Store) -> None:
+    """Prefix sharing, sorting, padding and stopping early change nothing: every kept token against a pass of its own."""
+    rows, lm, layers = sequences_with_prefixes(1), model.load(tiny), (1, 3)
+    harvested = activations.harvest(made(1), tiny, layers)
+    for layer in layers:
+        source = activations.read(harvested, layer, sinks=True)
+        sequence, position, token = (source.column(name) for name in ("sequence", "position", "token"))
+        x = source.gather(np.arange(len(source)))
+        assert len(source) == rows.kept
+        for index in range(len(rows)):
+            with torch.inference_mode():
+                states = lm.model(torch.from_numpy(rows[index].astype(np.int64))[None], output_hidden_states=True)
+            here = np.flatnonzero(sequence == index)
+            assert position[here].tolist() == list(range(rows.keep_start[index], rows.keep_stop[index]))
+            assert token[here].tolist() == rows[index][position[here]].tolist()
+            if layer < 3:  # transformers' last hidden state has the final norm applied
+                expected = states.hidden_states[layer + 1][0][position[here]]
+                torch.testing.assert_close(x[torch.from_numpy(here)], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_blocks_above_the_site_do_not_run(tiny: ModelSection) -> None:
+    lm, ran = model.load(tiny), []
+    handles = [block.register_forward_hook(lambda *a, n=n: ran.append(n)) for n, block in enumerate(lm.blocks)]
+    activations.residuals(lm, torch.tensor([[5, 6, 7]]), (1,))
+    for handle in handles:
+        handle.remove()
+    assert ran in ([0, 1], [0])  # the stop may come before or after a hook on the same block
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12))
+def test_groups_partition_and_share_what_they_say(rows: list[list[int]]) -> None:
+    sequences = Sequences.of((ids, 1, len(ids)) for ids in rows)
+    groups = activations.group_by_prefix(sequences)
+    assert sorted(i for g in groups for i in g.members) == list(range(len(rows)))
+    for group in groups:
+        first = sequences[group.members[0]][: group.prefix].tolist()
+        for i in group.members:
+            assert sequences[i][: group.prefix].tolist() == first
+            assert len(sequences[i]) > group.prefix
+        assert sorted(i for b in activations.batches(group, sequences) for i in b) == sorted(group.members)
+
+
+def test_grouping_never_costs_more_than_running_alone() -> None:
+    sequences = sequences_with_prefixes(2, count=90)
+    groups = activations.group_by_prefix(sequences)
+    cost = sum(g.prefix + sum(len(sequences[i]) - g.prefix for i in g.members) for g in groups)
+    assert cost < 0.5 * len(sequences.ids)
+    assert {g.prefix for g in groups} >= {30, 90}
+
+
+def test_batches_respect_the_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 50)
+    monkeypatch.setattr(activations, "CACHED_TOKENS", 300)
+    sequences = sequences_with_prefixes(3)
+    for group in activations.group_by_prefix(sequences):
+        for batch in activations.batches(group, sequences):
+            width = max(len(sequences[i]) for i in batch)
+            assert len(batch) == 1 or len(batch) * (width - group.prefix) <= 50 and len(batch) * width <= 300
+
+
+def test_memory_is_flat_in_the_number_of_tokens(
+    tiny: ModelSection, store: artifacts.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer never holds more than a shard and one sequence, however many tokens there are."""
+    monkeypatch.setattr(activations, "SHARD_TOKENS", 64)
+    held: list[int] = []
+    add = activations._ShardWriter.add
+
+    def spy(self: activations._ShardWriter, *args: object) -> None:
+        add(self, *args)  # type: ignore[arg-type]
+        held.append(sum(len(part[1]) for part in self.parts))
+
+    monkeypatch.setattr(activations._ShardWriter, "add", spy)
+    path = activations.harvest(made(4), tiny, (0,)).path
+    assert max(held) < 64
+    assert len(list(path.glob("shard_*"))) > 3
+    assert len(activations.Activations(path, 0, sinks=True)) == sequences_with_prefixes(4).kept
+
+
+def shard(folder: Path, x: torch.Tensor) -> activations.Activations:
+    n = len(x)
+    ids = torch.arange(n, dtype=torch.int32)
+    tensors = {"layer_0": x.half(), "norm_0": x.norm(dim=1), "sequence": ids // 4, "position": ids % 4, "token": ids}
+    half = n // 2
+    for number, part in enumerate((slice(0, half), slice(half, n))):
+        save_file({k: v[part].contiguous() for k, v in tensors.items()}, folder / f"shard_{number:04d}.safetensors")
+    return activations.Activations(folder, 0)
+
+
+def test_attention_sinks_are_left_out(tmp_path: Path) -> None:
+    x = torch.randn(20, 8)
+    x[[3, 17]] *= 1000
+    source = shard(tmp_path, x)
+    kept = [i for i in range(20) if i not in (3, 17)]
+    assert (len(source), source.dropped, source.column("token").tolist()) == (18, 2, kept)
+    order = np.array([17, 0, 5])
+    torch.testing.assert_close(source.gather(order), x[[kept[i] for i in order]].half().float())
+    torch.testing.assert_close(torch.cat(list(source.chunks(7))), x[kept].half().float())
+    assert len(activations.Activations(tmp_path, 0, sinks=True)) == 20
+
+
+def test_unknown_layer_is_an_error(tmp_path: Path) -> None:
+    shard(tmp_path, torch.randn(8, 4))
+    with pytest.raises(ValueError, match="no activations of layer 5"):
+        activations.Activations(tmp_path, 5)
+
+
+def test_residual_too_large_for_float16_is_an_error(tmp_path: Path) -> None:
+    writer = activations._ShardWriter(tmp_path, (0,))
+    with pytest.raises(ValueError, match="exceeds float16"):
+        writer.add(0, np.arange(1), {0: torch.full((1, 4), 1e6)}, np.arange(1))

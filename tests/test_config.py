@@ -1,0 +1,32 @@
+import pytest
+
+from lib import config
+
+
+def test_profiles_differ_in_values_not_in_shape() -> None:
+    dumps = {name: config.load(name).model_dump() for name in config.PROFILES}
+    assert len({repr(sorted(d)) for d in dumps.values()}) == 1
+    assert {name: d["name"] for name, d in dumps.items()} == {name: name for name in config.PROFILES}
+
+
+def test_override_by_dotted_name() -> None:
+    changed = config.load("smoke", {"training.latents": 64, "layer": 3})
+    assert (changed.training.latents, changed.layer) == (64, 3)
+    assert config.load("smoke").training.latents != 64
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("nope", {}, "unknown profile 'nope'"),
+        ("smoke", {"training.latent": 1}, "unknown parameter 'training.latent'"),
+        ("smoke", {"trainin.latents": 1}, "unknown parameter 'trainin.latents'"),
+        ("smoke", {"training": {}}, "unknown parameter 'training'"),
+        ("smoke", {"name": "report"}, "unknown parameter 'name'"),
+        ("smoke", {"layer": "twelve"}, "layer"),
+        ("smoke", {"training.latents": -1}, "training.latents"),
+    ],
+)
+def test_bad_settings_name_the_field(name: str, overrides: dict, words: str) -> None:
+    with pytest.raises(config.ConfigError, match=words):
+        config.load(name, overrides)

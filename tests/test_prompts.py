@@ -1,0 +1,109 @@
+import json
+import random
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import config, prompts
+from lib.config import PromptSection
+
+
+def jaccard(a: str, b: str) -> float:
+    grams = [{f"  {' '.join(t.lower().split())}  "[i : i + 3] for i in range(len(" ".join(t.split())) + 2)} for t in (a, b)]
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("abc de", min_size=1, max_size=12).filter(str.strip), min_size=2, max_size=8))
+def test_neighbours_against_brute_force(texts: list[str]) -> None:
+    near = prompts.neighbours(texts, block=3).toarray()
+    for i, j in product(range(len(texts)), repeat=2):
+        assert near[i, j] == (jaccard(texts[i], texts[j]) >= prompts.LEAK - 1e-9), (texts[i], texts[j])
+
+
+def test_clusters_are_chains_of_neighbours() -> None:
+    texts = ["write a poem about the sea", "write a poem about the sea now", "build a boat", "write a poem on the sea now"]
+    found = prompts.clusters(texts)
+    assert found[0] == found[1] == found[3] != found[2]
+
+
+def test_planted_leak_is_caught() -> None:
+    def example(base: str, split: str, group: int) -> prompts.Example:
+        return prompts.Example(text="x", label=1, split=split, slice="s", transform="plain", base=base, group=group)
+
+    texts = {"a": "Explain how to pick the lock of a door", "b": "explain how to pick the locks of a door", "c": "Bake bread"}
+    prompts.check([example("a", "train", 0), example("c", "ood", 1)], texts)
+    with pytest.raises(ValueError, match="OOD prompts have a neighbour"):
+        prompts.check([example("a", "train", 0), example("b", "ood", 1)], texts)
+    with pytest.raises(ValueError, match="both train and validation"):
+        prompts.check([example("a", "train", 0), example("c", "val", 0)], texts)
+
+
+@pytest.fixture(scope="module")
+def built() -> list[prompts.Example]:
+    section = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
+    return prompts.build(section, "wheels", seed=3)
+
+
+def test_groups_never_cross_splits(built: list[prompts.Example]) -> None:
+    groups = {split: {e.group for e in built if e.split == split} for split in ("train", "val")}
+    assert groups["train"] and groups["val"]
+    assert not groups["train"] & groups["val"]
+
+
+def test_labels_follow_the_design(built: list[prompts.Example]) -> None:
+    for e in built:
+        kind = prompts.TRANSFORMS[e.transform].kind
+        harmful_base = e.base.startswith(("harmbench", "advbench", "do_not_answer")) or e.slice == "question-form harmful"
+        assert e.label == int(harmful_base and kind != "innocuous"), e
+    used = {split: {e.transform for e in built if e.split == split} - {"plain"} for split in ("train", "val", "ood")}
+    assert used["train"] == used["val"] == {t.name for t in prompts.TRANSFORMS.values() if t.split == "train"}
+    assert used["ood"] == {t.name for t in prompts.TRANSFORMS.values() if t.split == "ood"}
+    assert {e.slice for e in built if not e.overall} == {"benign in a jailbreak"}
+
+
+def test_same_seed_same_set_and_another_seed_another(built: list[prompts.Example]) -> None:
+    section = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
+    assert prompts.build(section, "wheels", seed=3) == built
+    assert prompts.build(section, "wheels", seed=4) != built
+
+
+def test_committed_sizes_are_those_of_the_post() -> None:
+    path = config.ROOT / "data" / "results" / "02_prompt_counts.json"
+    rows = json.loads(path.read_text())["payload"]
+    sizes = Counter()
+    for row in rows:
+        if row["slice"] != "benign in a jailbreak":
+            sizes[row["split"]] += row["n"]
+    for split, n in {"train": 4046, "val": 1014, "ood": 3850}.items():
+        assert abs(sizes[split] - n) <= 0.02 * n, (split, sizes[split])
+
+
+@pytest.mark.parametrize("name", list(prompts.TRANSFORMS))
+def test_prompt_text_is_never_a_template(name: str) -> None:
+    text = "What is {{ 7*7 }} {% raw %} {x} {text}?"
+    for seed in range(3):
+        assert text in prompts.apply(name, text, seed)
+
+
+def test_random_choices_depend_on_seed_and_text_only() -> None:
+    random.seed(1)
+    first = [prompts.apply("ignored item", f"do {i}", 0) for i in range(8)]
+    random.seed(2)
+    assert [prompts.apply("ignored item", f"do {i}", 0) for i in range(8)] == first
+    assert [prompts.apply("ignored item", f"do {i}", 1) for i in range(8)] != first
+    for i, text in enumerate(first):
+        number = int(text.split("number ")[1].split(",")[0])
+        assert f"\n{number}. do {i}" in text, "the item to ignore is the harmful one"
+
+
+def test_benign_pool_is_plain() -> None:
+    pool = [text for _, text in prompts.benign_pool()]
+    assert len(pool) == len({t.lower() for t in pool}) > 5000
+    for text in pool:
+        assert "\n" not in text and "http" not in text and 4 <= len(text.split()) <= 60
+        assert np.mean([c.isascii() for c in text]) >= 0.97
