@@ -196,6 +196,16 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` holds either its old or its new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -312,7 +322,10 @@ class Store:
 
     def _compute_cached(self, artifact: Artifact, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}."))
+        for left in folder.parent.glob(f".{artifact.key}.*"):
+            if not _alive(int(left.name.split(".")[2])):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}.{os.getpid()}."))
         try:
             artifact.function(temporary, **artifact.arguments)
             files = {
@@ -328,7 +341,12 @@ class Store:
             }
             write_atomic(temporary / "meta.json", json.dumps(meta, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not self._cache_is_whole(folder):  # unless another process was first
+                    raise
+                shutil.rmtree(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

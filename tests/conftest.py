@@ -43,9 +43,12 @@ def _tokenizer(template: str, specials: list[str], bos: str | None) -> transform
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+        TEXT,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[1], pad_token=specials[1])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=specials[1], pad_token=specials[1]
+    )
     if bos:
         fast.bos_token = bos
     fast.chat_template = template

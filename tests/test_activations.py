@@ -88,7 +88,7 @@ def test_batches_respect_the_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     for group in activations.group_by_prefix(sequences):
         for batch in activations.batches(group, sequences):
             width = max(len(sequences[i]) for i in batch)
-            assert len(batch) == 1 or len(batch) * (width - group.prefix) <= 50 and len(batch) * width <= 300
+            assert len(batch) == 1 or (len(batch) * (width - group.prefix) <= 50 and len(batch) * width <= 300)
 
 
 def test_memory_is_flat_in_the_number_of_tokens(

@@ -64,7 +64,9 @@ def test_code_hash_follows_imports() -> None:
     assert artifacts.code_hash("lib.probes") != artifacts.code_hash("lib.surface")
 
 
-def test_flipped_byte_in_the_cache_is_noticed_and_rebuilt(store: artifacts.Store, capsys: pytest.CaptureFixture) -> None:
+def test_flipped_byte_in_the_cache_is_noticed_and_rebuilt(
+    store: artifacts.Store, capsys: pytest.CaptureFixture
+) -> None:
     path = number(7).path
     (path / "n.txt").write_text("8")
     fresh = artifacts.use(artifacts.Store("report", store.cache, store.results, None))
@@ -160,6 +162,8 @@ def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (tmp_path / "slow").unlink()
+    assert [p.name for p in (tmp_path / "cache").rglob("b")], "the killed step's half-written folder"
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["second begun", "1001"], "the first step was computed again"
+    assert len(list((tmp_path / "cache").rglob("b"))) == 1, "what the killed step left is gone"
     assert len(json.loads((tmp_path / "results" / "last.json").read_text())["payload"]) == 1001

@@ -13,7 +13,9 @@ from lib.config import PromptSection
 
 
 def jaccard(a: str, b: str) -> float:
-    grams = [{f"  {' '.join(t.lower().split())}  "[i : i + 3] for i in range(len(" ".join(t.split())) + 2)} for t in (a, b)]
+    grams = [
+        {f"  {' '.join(t.lower().split())}  "[i : i + 3] for i in range(len(" ".join(t.split())) + 2)} for t in (a, b)
+    ]
     return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
 
 
@@ -26,7 +28,12 @@ def test_neighbours_against_brute_force(texts: list[str]) -> None:
 
 
 def test_clusters_are_chains_of_neighbours() -> None:
-    texts = ["write a poem about the sea", "write a poem about the sea now", "build a boat", "write a poem on the sea now"]
+    texts = [
+        "write a poem about the sea",
+        "write a poem about the sea now",
+        "build a boat",
+        "write a poem on the sea now",
+    ]
     found = prompts.clusters(texts)
     assert found[0] == found[1] == found[3] != found[2]
 
@@ -35,7 +42,11 @@ def test_planted_leak_is_caught() -> None:
     def example(base: str, split: str, group: int) -> prompts.Example:
         return prompts.Example(text="x", label=1, split=split, slice="s", transform="plain", base=base, group=group)
 
-    texts = {"a": "Explain how to pick the lock of a door", "b": "explain how to pick the locks of a door", "c": "Bake bread"}
+    texts = {
+        "a": "Explain how to pick the lock of a door",
+        "b": "explain how to pick the locks of a door",
+        "c": "Bake bread",
+    }
     prompts.check([example("a", "train", 0), example("c", "ood", 1)], texts)
     with pytest.raises(ValueError, match="OOD prompts have a neighbour"):
         prompts.check([example("a", "train", 0), example("b", "ood", 1)], texts)
@@ -58,7 +69,9 @@ def test_groups_never_cross_splits(built: list[prompts.Example]) -> None:
 def test_labels_follow_the_design(built: list[prompts.Example]) -> None:
     for e in built:
         kind = prompts.TRANSFORMS[e.transform].kind
-        harmful_base = e.base.startswith(("harmbench", "advbench", "do_not_answer")) or e.slice == "question-form harmful"
+        harmful_base = (
+            e.base.startswith(("harmbench", "advbench", "do_not_answer")) or e.slice == "question-form harmful"
+        )
         assert e.label == int(harmful_base and kind != "innocuous"), e
     used = {split: {e.transform for e in built if e.split == split} - {"plain"} for split in ("train", "val", "ood")}
     assert used["train"] == used["val"] == {t.name for t in prompts.TRANSFORMS.values() if t.split == "train"}

@@ -48,7 +48,9 @@ def _differences(a: Any, b: Any, at: str) -> list[str]:
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return [f"{at}: {len(a)} entries committed, {len(b)} in the run"]
-        return [d for number, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{at}[{number}]")]
+        return [
+            d for number, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{at}[{number}]")
+        ]
     if isinstance(a, float | int) and isinstance(b, float | int) and not isinstance(a, bool):
         same = close(a, b)
     elif isinstance(a, str) and isinstance(b, str):

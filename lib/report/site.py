@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def build(profile: str) -> Path:
             warning=messages,
         )
         app.build(force_all=True)
-    if app.statuscode or messages.getvalue().strip():
-        raise ReportError(f"the site has warnings: {messages.getvalue().strip()}")
+    if said := re.sub(r"\x1b\[[0-9;]*m", "", messages.getvalue()).strip():
+        raise ReportError(f"the site has warnings: {said}")
+    if app.statuscode:
+        raise ReportError(f"Sphinx ended with status {app.statuscode}")
     return out / "index.html"

@@ -1,0 +1,180 @@
+"""Data set debugging and autointerp, on planted latents."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lib import artifacts, autointerp, debugging, figures, prompts
+from lib.autointerp import Window
+from lib.config import AutointerpSection, ModelSection
+from lib.lm import contexts, model
+from lib.sae import training
+from lib.sae.variants import SAEConfig, make
+
+
+def texts(count: int, width: int, vocab: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random windows [W, width] of tokens, three to a text, and the text of each."""
+    tokens = np.random.default_rng(seed).integers(0, vocab, (count, width))
+    return tokens, np.arange(count) // 3
+
+
+def scored(tokens: np.ndarray, values: np.ndarray, owner: np.ndarray) -> float:
+    done = autointerp.score_latent(tokens, values, owner, 30, np.random.default_rng(0))
+    assert done is not None
+    return done[0]
+
+
+def test_planted_token_latents_score_near_one() -> None:
+    tokens, owner = texts(900, 16, 400)
+    strength = np.zeros(400)
+    strength[[7, 8, 9, 10]] = (1.0, 2.0, 5.0, 9.0)
+    assert scored(tokens, strength[tokens], owner) > 0.95
+
+
+def test_planted_pair_latents_need_the_token_before() -> None:
+    tokens, owner = texts(3000, 16, 12)
+    after = np.zeros(tokens.shape)
+    after[:, 1:] = ((tokens[:, 1:] == 3) & (tokens[:, :-1] == 4)) * 5.0
+    assert scored(tokens, after, owner) > 0.8
+
+
+def test_shuffled_activations_score_near_zero() -> None:
+    tokens, owner = texts(900, 16, 400)
+    strength = np.zeros(400)
+    strength[[7, 8, 9, 10]] = (1.0, 2.0, 5.0, 9.0)
+    values = strength[tokens]
+    points = [scored(tokens, values[np.random.default_rng(s).permutation(900)], owner) for s in range(20)]
+    assert abs(np.mean(points)) < 0.15
+
+
+def test_explaining_and_scoring_contexts_come_from_different_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, owner = texts(900, 8, 50)
+    tokens[:, 0] = owner  # the first token tells the text
+    seen: list[set[int]] = []
+    explain, score = autointerp.explain, autointerp.score
+    monkeypatch.setattr(autointerp, "explain", lambda w: (seen.append({x.tokens[0] for x in w}), explain(w))[1])
+    monkeypatch.setattr(autointerp, "score", lambda e, w: (seen.append({x.tokens[0] for x in w}), score(e, w))[1])
+    scored(tokens, np.where(np.arange(8) > 0, tokens == 5, 0.0), owner)
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+
+
+def test_choice_of_contexts() -> None:
+    peaks = np.array([0.0] * 20 + list(range(1, 31)))
+    chosen = autointerp.choose(peaks, 15, np.random.default_rng(0))
+    assert chosen is not None
+    assert sorted(peaks[chosen[:5]]) == [26, 27, 28, 29, 30]
+    assert peaks[chosen[5:10]].min() == 1 and peaks[chosen[5:10]].max() == 25
+    assert (peaks[chosen[10:]] == 0).all()
+    assert autointerp.choose(peaks[20:], 15, np.random.default_rng(0)) is None
+    assert autointerp.choose(peaks[:25], 15, np.random.default_rng(0)) is None
+
+
+def test_constant_predictions_score_zero() -> None:
+    windows = [Window((1, 2), (0.0, float(i))) for i in range(6)]
+    assert autointerp.score(autointerp.Explanation({}), windows) == 0.0
+
+
+@artifacts.cached
+def rows(out: Path, tiny: ModelSection) -> None:
+    """Harmless prompts about the sea, harmful ones about fire; some with markup."""
+    lines = []
+    for i in range(60):
+        text = f"The sea is {i} deep" if i % 2 else f"The fire <script>alert({i})</script> is lit"
+        lines.append(
+            prompts.Example(
+                text=text, label=1 - i % 2, split="train", slice="s", transform="plain", base=str(i), group=i
+            ).model_dump_json()
+        )
+    (out / "examples.jsonl").write_text("\n".join(lines))
+
+
+@artifacts.cached
+def residuals(out: Path, sequences: artifacts.Artifact) -> None:
+    """One-hot residuals of the token ids: what a latent reads is known exactly."""
+    from safetensors.torch import save_file
+
+    found = contexts.read(sequences)
+    parts = [
+        (i, p, found[i][p]) for i in range(len(found)) for p in range(int(found.keep_start[i]), int(found.keep_stop[i]))
+    ]
+    sequence, position, token = (torch.tensor(c, dtype=torch.int32) for c in zip(*parts, strict=True))
+    x = torch.nn.functional.one_hot(token.long(), 400).half()
+    tensors = {
+        "layer_0": x,
+        "norm_0": x.float().norm(dim=1),
+        "sequence": sequence,
+        "position": position,
+        "token": token,
+    }
+    save_file(tensors, out / "shard_0000.safetensors")
+
+
+@artifacts.cached
+def reader(out: Path, token: int, other: int) -> None:
+    """An SAE whose latent 3 reads one token and whose latent 5 reads another; the rest are silent."""
+    import json
+
+    from safetensors.torch import save_file
+
+    config = SAEConfig(variant="jumprelu", latents=8)
+    sae = make(config, 400)
+    with torch.no_grad():
+        sae.W_enc[token, 3] = 1.0
+        sae.W_enc[other, 5] = 0.5
+    save_file(sae.state_dict(), out / "sae.safetensors")
+    (out / "sae.json").write_text(json.dumps({"config": config.model_dump(), "width": 400}))
+    (out / "log.json").write_text("[]")
+
+
+def first_token(tiny: ModelSection, word: str) -> int:
+    from lib.lm import spans
+
+    return spans.plain_ids(model.tokenizer(tiny), word)[0]
+
+
+def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, store: artifacts.Store) -> None:
+    pair = rows(tiny)
+    turns = contexts.user_turns(pair, tiny)
+    sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
+    found = debugging.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
+    top = found["latents"][0]
+    assert (found["n"], found["harmful"]) == (60, 30)
+    assert (top["latent"], top["harmful_share"], top["harmless_share"], top["auroc"]) == (3, 1.0, 0.0, 1.0)
+    assert top["difference"] == pytest.approx(1.0) and top["contexts"]["harmless"] == []
+    assert found["latents"][1]["difference"] == pytest.approx(0.0)
+    context = top["contexts"]["harmful"][0]
+    assert len(context["tokens"]) == len(context["values"]) <= 2 * debugging.AROUND + 1
+    page = figures.latent_card(top).data
+    assert "<script" not in page and "&lt;" in page
+
+
+def test_surface_rival_ranks_by_distance_from_chance(tiny: ModelSection, store: artifacts.Store) -> None:
+    found = debugging.shortcuts(rows(tiny)).value
+    distances = [abs(r["auroc"] - 0.5) for r in found]
+    assert distances == sorted(distances, reverse=True)
+    assert found[0]["auroc"] in (0.0, 1.0)
+
+
+def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, store: artifacts.Store) -> None:
+    @artifacts.cached
+    def sequences(out: Path) -> None:
+        rng = np.random.default_rng(0)
+        contexts.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
+            out / "sequences.safetensors"
+        )
+
+    section = AutointerpSection(latents=6, examples=12, window=8)
+    arguments = (residuals(sequences()), tiny, 0, section, 9_000, 50, 0)
+    found = autointerp.evaluate(reader(20, 30), *arguments).value
+    assert found["eligible"] == 2 and found["eligible_firing"] == 1.0
+    assert {p["latent"] for p in found["scored"]} <= {3, 5}
+    assert found["uniform"]["mean"] > 0.75 and found["weighted"]["mean"] > 0.75
+    with pytest.raises(ValueError, match="no latent fires in enough contexts"):
+        autointerp.evaluate(reader(399, 398), *arguments).value
+
+
+def test_trained_loader_reads_what_was_written(store: artifacts.Store) -> None:
+    sae = training.load(reader(1, 2))
+    assert sae.encode(torch.eye(400)[1:3])[:, [3, 5]].tolist() == [[1.0, 0.0], [0.0, 0.5]]

@@ -1,0 +1,158 @@
+"""The committed notebooks: paired with their sources, executed, and re-checked by nbval on results alone."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib import config
+from lib.report import notebooks
+from lib.report.compare import Tolerant, drift
+
+NAMES = sorted(notebooks.names())
+MINIMUM = {"00": 2, "01": 6, "02": 9, "03": 13, "04": 5, "05": 6}  # outputs that nbval compares
+
+
+def committed(name: str) -> Path:
+    return config.ROOT / "notebooks" / f"{name}.ipynb"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_notebook_is_that_of_its_source(name: str) -> None:
+    assert notebooks.differences(name, committed(name)) == []
+
+
+def test_an_edit_of_a_source_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(config.ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path / "notebooks")
+    source, executed = (tmp_path / "notebooks" / f"01_training.{end}" for end in ("py", "ipynb"))
+    assert notebooks.differences("01_training", executed) == []
+    text = source.read_text()
+    source.write_text(text.replace("study = open_study(", "study  = open_study("))
+    (found,) = notebooks.differences("01_training", executed)
+    assert "run make report" in found
+    source.write_text(text + "\n# %%\n1 + 1\n")
+    assert "cells" in notebooks.differences("01_training", executed)[0]
+    executed.unlink()
+    assert "missing" in notebooks.differences("01_training", executed)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_notebook_is_executed_whole_and_clean(name: str) -> None:
+    notebook = nbformat.read(committed(name), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert all(output.output_type not in ("error", "stream") for cell in code for output in cell.outputs)
+    assert notebooks.checked_outputs(notebook) >= MINIMUM[name[:2]]
+    assert notebooks.normalise(notebook) == notebook, "not in normal form"
+    text = committed(name).read_text()
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a machine path"
+    assert "injected-parameters" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_source_has_one_parameters_cell(name: str) -> None:
+    assert notebooks.parameters(name) == ["profile", "frozen", "overrides"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prose_numbers_are_computed(name: str) -> None:
+    """Markdown cells state no measured number: no decimals, no percentages but the definition of "high-frequency"."""
+    for cell in notebooks.source(name).cells:
+        if cell.cell_type == "markdown":
+            assert not re.findall(r"\b0\.\d+|\d+\.\d+ ?%", cell.source.replace("AUROC above 0.5", "")), cell.source
+
+
+def test_committed_figures_are_those_the_notebooks_show() -> None:
+    import base64
+
+    shown = {}
+    for name in NAMES:
+        for cell in nbformat.read(committed(name), as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    shown[output.data["text/plain"] + ".png"] = base64.b64decode(output.data["image/png"])
+    files = {path.name: path.read_bytes() for path in (config.ROOT / "figures").glob("*.png")}
+    assert shown.keys() == files.keys()
+    assert shown == files
+
+
+def nbval(paths: list[Path], tmp_path: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "SAE_REPORT_STORE": "frozen",
+        "SAE_REPORT_CACHE": str(tmp_path / "empty"),
+        "SAE_REPORT_BUILD": str(tmp_path / "build"),
+        "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": f"{config.ROOT / 'tests'}{os.pathsep}{config.ROOT}",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "nbval_tolerance", "--nbval", "--nbval-current-env"]
+    command += ["--nbval-cell-timeout=300", "--rootdir", str(tmp_path), "-c", os.devnull, *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+
+def test_nbval_on_committed_results_with_an_empty_cache(tmp_path: Path) -> None:
+    """No model, no training: every cell of every committed notebook gives what is committed."""
+    done = nbval([committed(name) for name in NAMES], tmp_path)
+    assert done.returncode == 0, done.stdout[-4000:]
+    cells = sum(cell.cell_type == "code" for name in NAMES for cell in nbformat.read(committed(name), 4).cells)
+    assert f"{cells} passed" in done.stdout
+    assert not (tmp_path / "empty").exists()
+
+
+def test_nbval_fails_on_a_changed_number_and_on_a_stale_result(tmp_path: Path) -> None:
+    """The gate can fail: one digit of one committed output, and a profile whose results are not there."""
+    notebook = nbformat.read(committed("05_quadratic_frequency"), as_version=4)
+    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and "headline_05" in c.source]
+    text = cell.outputs[0].data["text/markdown"]
+    digit = re.search(r"FVU 0\.(\d)", text)
+    assert digit is not None
+    changed = str((int(digit[1]) + 1) % 10)
+    cell.outputs[0].data["text/markdown"] = text[: digit.start(1)] + changed + text[digit.end(1) :]
+    nbformat.write(notebook, tmp_path / "changed.ipynb")
+    notebook = nbformat.read(committed("05_quadratic_frequency"), as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source = cell.source.replace("overrides = {}", 'overrides = {"training.steps": 7}')
+    nbformat.write(notebook, tmp_path / "stale.ipynb")
+    done = nbval([tmp_path / "changed.ipynb"], tmp_path)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-2000:]
+    done = nbval([tmp_path / "stale.ipynb"], tmp_path)
+    assert done.returncode == 1 and "make report PROFILE=report" in done.stdout, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("AUROC 0.99712 on 3,850", "AUROC 0.99731 on 3,850", True),
+        ("0.19999", "0.20001", True),
+        ("AUROC 0.997", "AUROC 0.987", False),
+        ("n = 3,850", "n = 3,851", False),
+        ("12 of 30", "13 of 30", False),
+        ("FVU 0.25 up", "FVU 0.25 down", False),
+        ("1.5 and 2.5", "1.5", False),
+        ("1,234.50", "1,234.51", True),
+        ("-0.5", "0.5", False),
+        ("3 %", "4 %", False),
+    ],
+)
+def test_tolerance(a: str, b: str, same: bool) -> None:
+    assert (Tolerant(a) == b) is same
+    assert (Tolerant(a) != b) is not same
+
+
+def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path: Path) -> None:
+    folders = [tmp_path / "committed", tmp_path / "fresh"]
+    shutil.copytree(config.ROOT / "data" / "results", folders[0])
+    shutil.copytree(folders[0], folders[1])
+    assert drift(*folders) == []
+    path = folders[1] / "02_dense.json"
+    path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text()))
+    (folders[1] / "03_cards.json").unlink()
+    found = drift(*folders)
+    assert len(found) == 2
+    assert "03_cards" in found[0] and "02_dense.ood.auroc" in found[1]

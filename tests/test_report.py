@@ -1,0 +1,228 @@
+"""The runner, promotion, the site and the command line."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+
+from lib import artifacts, config, figures
+from lib.report import __main__ as cli
+from lib.report import notebooks, promotion, runner, site
+from lib.report.notebooks import ReportError
+
+HEAD = '# %% tags=["parameters"]\nprofile = "report"\nfrozen = False\noverrides = {}\n\n# %%\n'
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of notebook sources and a build folder of its own."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(notebooks, "folder", lambda: folder)
+    monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path / "build"))
+    for name in (*runner.KERNEL_ENVIRONMENT, "SAE_REPORT_STORE", "SAE_REPORT_STEPS"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def test_a_notebook_is_run_with_parameters_and_normalised(workshop: Path) -> None:
+    body = 'print(profile, overrides)\n\n# %% [markdown]\n# Text.\n\n# %%\n"done"\n'
+    (workshop / "01_a.py").write_text(HEAD + body)
+    path = runner.execute("01_a", "smoke", {"layer": 3}, 60)
+    notebook = nbformat.read(path, as_version=4)
+    assert "smoke {'layer': 3}" in notebook.cells[1].outputs[0].text
+    assert [c.id for c in notebook.cells] == ["cell-00", "cell-01", "cell-02", "cell-03"]
+    assert notebooks.differences("01_a", path) == []
+    assert notebooks.normalise(notebook) == notebook
+    assert not list(path.parent.glob("*.failed.ipynb"))
+    assert "papermill" not in path.read_text()
+
+
+def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> None:
+    (workshop / "01_a.py").write_text('# %% tags=["parameters"]\nprofile = "report"\n')
+    with pytest.raises(config.ConfigError, match="01_a has no parameter overrides"):
+        runner.execute("01_a", "smoke", {}, 60)
+    with pytest.raises(config.ConfigError, match="unknown parameter 'layr'"):
+        runner.execute("01_a", "smoke", {"layr": 1}, 60)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("1 / 0\n", r"01_a: cell \d+ raised ZeroDivisionError: division by zero"),
+        (
+            "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+            r"the kernel died in cell 2 \('import os, signal'\)",
+        ),
+        ("import time\ntime.sleep(60)\n", r"01_a: cell 2 \('import time'\) ran longer than 2 s"),
+    ],
+    ids=["error", "dead kernel", "time-out"],
+)
+def test_failures_name_the_cell_and_leave_no_result(workshop: Path, body: str, words: str) -> None:
+    (workshop / "01_a.py").write_text(HEAD + body)
+    with pytest.raises(ReportError, match=words):
+        runner.execute("01_a", "smoke", {}, 2 if "sleep" in body else 60)
+    assert not (config.build_dir() / "smoke" / "notebooks" / "01_a.ipynb").exists()
+
+
+def test_command_line_errors_are_one_line_with_a_status(capsys: pytest.CaptureFixture, workshop: Path) -> None:
+    for arguments, words in (
+        (["run", "--profile", "nope"], "unknown profile 'nope'"),
+        (["run", "--profile", "smoke", "--set", "layer"], "write name=value"),
+        (["run", "--profile", "smoke", "--set", "layer=x"], "bad value in profile 'smoke': layer"),
+        (["run", "--profile", "smoke", "99_none"], "no notebook '99_none'"),
+        (["site", "--profile", "smoke"], "was not executed at profile smoke"),
+        (["promote", "--profile", "smoke"], "only a report run is promoted"),
+    ):
+        (workshop / "00_a.py").write_text(HEAD)
+        assert cli.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert words in err and err.count("\n") == 1, err
+
+
+def test_a_bad_command_exits_with_a_status_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "lib.report", "run", "--profile", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+# promotion
+
+
+@pytest.fixture
+def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of its own with a finished run of one notebook."""
+    root = tmp_path
+    monkeypatch.setattr(config, "ROOT", root)
+    (workshop / "00_a.py").write_text(HEAD + "1\n")
+    built = config.build_dir() / "report"
+    notebooks.write(notebooks.normalise(notebooks.source("00_a")), built / "notebooks" / "00_a.ipynb")
+    for folder, name, text in (
+        ("figures", "f.png", "new"),
+        ("results", "headlines.json", json.dumps({"payload": {"01": "New."}})),
+        ("results", "left_over.json", "{}"),
+    ):
+        (built / folder).mkdir(exist_ok=True)
+        (built / folder / name).write_text(text)
+    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headlines"}) + "\n")
+    (root / "README.md").write_text(f"# T\n{promotion.MARKS[0]}\n- Old.\n{promotion.MARKS[1]}\nrest\n")
+    (root / "figures").mkdir()
+    (root / "figures" / "old.png").write_text("old")
+    return root
+
+
+def test_promotion_puts_everything_in_place(promotable: Path) -> None:
+    promotion.promote("report")
+    assert (promotable / "figures" / "f.png").read_text() == "new"
+    assert not (promotable / "figures" / "old.png").exists()
+    assert [p.name for p in (promotable / "data" / "results").iterdir()] == ["headlines.json"]
+    assert (promotable / "notebooks" / "00_a.ipynb").exists() and (promotable / "notebooks" / "00_a.py").exists()
+    assert "- New.\n" in (promotable / "README.md").read_text() and "Old" not in (promotable / "README.md").read_text()
+    assert not promotion.finish()
+
+
+def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, count = promotion.os.replace, 0
+
+    def fail(*args: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError("no space left on device")
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(promotion.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        promotion.promote("report")
+    monkeypatch.setattr(promotion.os, "replace", real)
+    assert promotion.finish()
+    assert (promotable / "figures" / "f.png").read_text() == "new"
+    assert (promotable / "data" / "results" / "headlines.json").exists()
+    assert "- New.\n" in (promotable / "README.md").read_text()
+
+
+def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
+    built = config.build_dir() / "report"
+    with pytest.raises(ReportError, match="only a report run"):
+        promotion.promote("smoke")
+    (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
+    with pytest.raises(ReportError, match="differs from the executed"):
+        promotion.promote("report")
+    (promotable / "notebooks" / "00_a.py").write_text(HEAD + "1\n")
+    (built / "figures" / "f.png").unlink()
+    with pytest.raises(ReportError, match="the run has no figures"):
+        promotion.promote("report")
+    assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
+
+
+def test_readme_carries_the_committed_headline() -> None:
+    record = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text())
+    text = (config.ROOT / "README.md").read_text()
+    assert promotion.with_headline(text, "\n".join(f"- {line}" for line in record["payload"].values())) == text
+
+
+# figures and site
+
+
+def test_figures_are_the_same_bytes_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: artifacts.Store
+) -> None:
+    monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(figures, "display", lambda *a, **k: None)
+    data = []
+    for _ in range(2):
+        figure, axis = plt.subplots()
+        axis.plot([1, 2], [3, 4])
+        figures.publish(figure, "f", "Finding <b>1</b>.")
+        data.append((tmp_path / "build" / "report" / "figures" / "f.png").read_bytes())
+    assert data[0] == data[1]
+    caption = json.loads((tmp_path / "build" / "report" / "figures" / "f.json").read_text())
+    assert caption == {"caption": "Finding <b>1</b>."}
+
+
+OUTSIDE = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+|@import|url\(["']?(?:https?:)?//""")
+LOADED = re.compile(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", re.IGNORECASE)
+
+
+def outside_requests(folder: Path) -> list[str]:
+    """Tags and style rules of a site that would load something from another host; links to follow do not count."""
+    found = [tag for page in folder.rglob("*.html") for tag in LOADED.findall(page.read_text()) if OUTSIDE.search(tag)]
+    styles = [f"{path.name}: {m}" for path in folder.rglob("*.css") for m in OUTSIDE.findall(path.read_text())]
+    return found + styles
+
+
+def test_site_builds_offline_with_formulas_and_escaped_text(workshop: Path, tmp_path: Path) -> None:
+    text = "# Title\n\nInline $x_1$ and\n\n$$\\sum_i x_i$$\n"
+    for name in ("00_a", "01_b"):
+        (workshop / f"{name}.py").write_text(HEAD)
+        code = nbformat.v4.new_code_cell("x", execution_count=1, id="c")
+        code.outputs = [
+            nbformat.v4.new_output(
+                "execute_result", data={"text/plain": "<script>alert(1)</script>"}, execution_count=1
+            )
+        ]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="m"), code])
+        notebooks.write(notebooks.normalise(notebook), tmp_path / "build" / "smoke" / "notebooks" / f"{name}.ipynb")
+    index = site.build("smoke")
+    page = index.read_text()
+    assert "<math" in page and "<script>alert" not in page and "01_b.html" in page
+    assert outside_requests(index.parent) == []
+
+
+def test_outside_requests_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<a href="https://x.org">follow</a><script src="https://x.org/a.js"></script>')
+    (tmp_path / "a.css").write_text("@import url(//x.org/b.css)")
+    assert len(outside_requests(tmp_path)) >= 2
+
+
+def test_broken_pages_fail_the_site(workshop: Path, tmp_path: Path) -> None:
+    (workshop / "00_a.py").write_text(HEAD)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T\n\n[x](missing.ipynb)", id="m")])
+    notebooks.write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
+    with pytest.raises(ReportError, match="site has warnings"):
+        site.build("smoke")
