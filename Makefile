@@ -25,7 +25,7 @@ test: $(ENV)/installed data/cache/.fetched  ## unit tests, committed notebooks r
 	$(ENV)/bin/python -m pytest
 
 lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .py sources
-	$(ENV)/bin/jupyter lab notebooks
+	$(ENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_summary.ipynb
 
 drift: $(ENV)/installed  ## compare the last report run under build/ with what is committed
 	$(RUN) drift

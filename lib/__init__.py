@@ -4,3 +4,8 @@ Data flows, and imports point, from left to right: ``sources`` -> ``prompts``, `
 ``activations`` -> ``sae`` -> ``probes``, ``debugging``, ``autointerp`` -> ``study`` -> ``results``, ``claims`` ->
 ``figures`` -> ``report``. ``config`` (profiles) and ``artifacts`` (the store) stand beside them.
 """
+
+import warnings
+
+# Progress bars are for terminals; in a notebook their absence needs no warning.
+warnings.filterwarnings("ignore", message="IProgress not found")

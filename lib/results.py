@@ -30,6 +30,11 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def literal(text: str) -> str:
+    """Data text for a Markdown cell: every character that could be markup, in Markdown or in HTML, is an entity."""
+    return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
+
+
 def _compare(a: Entry, b: Entry, spread: str) -> str:
     """How the intervals of two figures lie: "above", "below", or "level with" where they overlap."""
     if a[spread][0] > b[spread][1]:

@@ -79,7 +79,7 @@ Markdown(
                 point["latent"],
                 f"{point['score']:.2f}",
                 f"{point['frequency']:.2%}",
-                ", ".join(f"`{repr(x)[1:-1]}`" for x in point["patterns"]),
+                ", ".join(results.literal(repr(x)[1:-1]) for x in point["patterns"]),
             )
             for name, s in scores.items()
             for point in shown(s["scored"])

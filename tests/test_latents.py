@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import artifacts, autointerp, debugging, figures, prompts
+from lib import artifacts, autointerp, debugging, figures, prompts, results
 from lib.autointerp import Window
 from lib.config import AutointerpSection, ModelSection
 from lib.lm import contexts, model
@@ -178,3 +178,13 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, store: artifacts.St
 def test_trained_loader_reads_what_was_written(store: artifacts.Store) -> None:
     sae = training.load(reader(1, 2))
     assert sae.encode(torch.eye(400)[1:3])[:, [3, 5]].tolist() == [[1.0, 0.0], [0.0, 0.5]]
+
+
+@pytest.mark.parametrize("text", ["`|<script>alert(1)</script>", "$x$ **b** [l](javascript:1)", "<|im_start|>\x00&"])
+def test_data_text_in_markdown_is_never_markup(text: str) -> None:
+    import html
+
+    shown = results.literal(text)
+    inside = shown.removeprefix("<code>").removesuffix("</code>")
+    assert not set(inside) & set("`|<>$*[]()_")
+    assert html.unescape(inside) == text.replace("\x00", "\ufffd")

@@ -156,3 +156,22 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     found = drift(*folders)
     assert len(found) == 2
     assert "03_cards" in found[0] and "02_dense.ood.auroc" in found[1]
+
+
+def test_lab_pairs_notebooks_with_their_sources(tmp_path: Path) -> None:
+    """JupyterLab's contents manager: inputs from the .py even when the .ipynb is newer, outputs from the .ipynb; both saved."""
+    from jupytext import TextFileContentsManager
+
+    shutil.copytree(config.ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(config.ROOT / "pyproject.toml", tmp_path)
+    source, executed = (tmp_path / "notebooks" / f"01_training.{end}" for end in ("py", "ipynb"))
+    source.write_text(source.read_text().replace("# # 01 · Training chat SAEs", "# # 01 · Edited title"))
+    os.utime(executed, (source.stat().st_mtime + 3600,) * 2)
+    manager = TextFileContentsManager()
+    manager.root_dir = str(tmp_path)
+    model = manager.get("notebooks/01_training.ipynb")
+    cells = model["content"]["cells"]
+    assert "Edited title" in cells[0]["source"]
+    assert any(cell.get("outputs") for cell in cells)
+    manager.save(model, "notebooks/01_training.ipynb")
+    assert "Edited title" in source.read_text() and "Edited title" in executed.read_text()

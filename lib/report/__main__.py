@@ -53,11 +53,12 @@ def _run(options: argparse.Namespace) -> None:
     complete = not options.notebooks
     if complete:
         print(f"site: {site.build(options.profile)}")
-    artifacts.write_atomic(runner.build_folder(options.profile) / "seconds.json", json.dumps(seconds, indent=1) + "\n")
+    record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
+    artifacts.write_atomic(runner.build_folder(options.profile) / "cost.json", json.dumps(record, indent=1) + "\n")
     if complete and not overrides and options.profile == "report":
         promotion.promote("report")
         print("promoted to notebooks/, figures/ and data/results/")
-    print(f"finished in {sum(seconds.values()) / 60:.1f} min")
+    print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
 
 
 def main(arguments: list[str] | None = None) -> int:

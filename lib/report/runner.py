@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sys
 import threading
@@ -180,3 +181,9 @@ def run(
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"[{number}/{len(wanted)}] {name} took {seconds[name]:.0f} s", flush=True)
     return seconds
+
+
+def peak_memory() -> float:
+    """Largest resident memory of any finished kernel of this process, in GiB."""
+    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return kibibytes / (2**30 if sys.platform == "darwin" else 2**20)
