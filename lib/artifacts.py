@@ -160,6 +160,7 @@ def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artif
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step = f"{function.__module__}.{function.__name__}"
         signature = inspect.signature(function)
+        code = _step_code(function)  # now, at import: the source on disk may change while this process runs the old one
 
         @functools.wraps(function)
         def recipe(*args: Any, name: str | None = None, **kwargs: Any) -> Artifact:
@@ -169,7 +170,7 @@ def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artif
             arguments = dict(bound.arguments)
             if tier == "cache":
                 arguments.pop(next(iter(signature.parameters)))
-            recipe_json = json.dumps([step, _step_code(function), _canonical(arguments)], sort_keys=True)
+            recipe_json = json.dumps([step, code, _canonical(arguments)], sort_keys=True)
             key = hashlib.sha256(recipe_json.encode()).hexdigest()[:24]
             return Artifact(step, tier, function, arguments, key, name or function.__name__)
 
@@ -308,12 +309,13 @@ class Store:
 
     # cache tier
 
-    def _cache_is_whole(self, folder: Path) -> bool:
+    def _cache_is_whole(self, folder: Path, key: str) -> bool:
         if folder in self._verified:
             return True
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            whole = all(_file_hash(folder / name) == digest for name, digest in meta["files"].items())
+            whole = meta["key"] == key and bool(meta["files"])
+            whole = whole and all(_file_hash(folder / name) == digest for name, digest in meta["files"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         if whole:
@@ -340,13 +342,11 @@ class Store:
                 "files": files,
             }
             write_atomic(temporary / "meta.json", json.dumps(meta, indent=1))
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not self._cache_is_whole(folder):  # unless another process was first
-                    raise
+            if folder.exists() and self._cache_is_whole(folder, artifact.key):  # another process was first
                 shutil.rmtree(temporary)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -371,7 +371,7 @@ class Store:
             return folder / f"{artifact.name}.json"
         self._refuse_if_frozen(artifact)
         folder = self.cache / artifact.step.removeprefix("lib.") / artifact.key
-        if not self._cache_is_whole(folder):
+        if not self._cache_is_whole(folder, artifact.key):
             if folder.exists():
                 print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
             self._fetch_inputs(artifact)

@@ -78,16 +78,20 @@ def score(explanation: Explanation, windows: Sequence[Window]) -> float:
 
 def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
     """Indices of ``count`` contexts: a third the strongest, a third spread over the quantiles of the other active ones,
-    a third non-activating; None where there are too few of a kind."""
+    a third silent; None where the latent is active in too few.
+
+    A latent that is hardly ever silent gets its weakest contexts in place of silent ones, rather than being left out.
+    """
     third = count // 3
-    active = np.flatnonzero(peaks > 0)
-    active = active[np.argsort(-peaks[active], kind="stable")]
-    silent = np.flatnonzero(peaks == 0)
-    if len(active) < 2 * third or len(silent) < third:
+    order = rng.permutation(len(peaks))
+    order = order[np.argsort(-peaks[order], kind="stable")]
+    active = int((peaks > 0).sum())
+    if active < 2 * third or len(peaks) < 4 * third:
         return None
-    rest = active[third:]
-    spread = rest[np.linspace(0, len(rest) - 1, third).round().astype(int)]
-    return np.concatenate([active[:third], spread, rng.choice(silent, third, replace=False)])
+    end = min(active, len(peaks) - third)  # what lies behind is silent, or the weakest there is
+    spread = order[np.linspace(third, end - 1, third).round().astype(int)]
+    quiet = order[end:]
+    return np.concatenate([order[:third], spread, rng.choice(quiet, third, replace=False)])
 
 
 def score_latent(
@@ -163,7 +167,7 @@ def evaluate(
             fired += active.sum(0).numpy()
             in_windows += active.view(-1, width, active.shape[1]).any(1).sum(0).numpy()
     needed = 2 * 2 * (section.examples // 3) + 4  # two halves, two active thirds each, and a margin for the split
-    eligible = np.flatnonzero((in_windows >= needed) & (in_windows <= count - needed))
+    eligible = np.flatnonzero(in_windows >= needed)
     if not len(eligible):
         raise ValueError("no latent fires in enough contexts to be scored: raise corpora.train_tokens")
     rng = np.random.default_rng(seed)

@@ -22,24 +22,29 @@ def pretraining(kind: Kind) -> list[str]:
 def chats(kind: Kind, excluded: list[str]) -> list[list[dict[str, str]]]:
     """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour.
 
+    Of conversations with like openings (the first 400 characters) the first is kept, so that evaluation text does not
+    open as training text does.
     Neighbours are those of :func:`lib.prompts.neighbours`. A text more than 2.5 times as long as every excluded one
     cannot be a neighbour and is not compared.
     """
     records = list({r["text"].lower(): r for r in sources.load("chat", kind)}.values())
-    if not excluded:
-        return [record["turns"] for record in records]
-    longest = max(map(len, excluded)) / prompts.LEAK + 8
+    longest = max(map(len, excluded), default=0) / prompts.LEAK + 8
     short = [i for i, record in enumerate(records) if len(record["text"]) <= longest]
-    hit = {short[j] for _, j in prompts.leaks(excluded, [records[i]["text"] for i in short])}
+    hit = {short[j] for _, j in prompts.leaks(excluded, [records[i]["text"] for i in short])} if excluded else set()
     banned = {text.lower() for text in excluded}
-    return [r["turns"] for i, r in enumerate(records) if i not in hit and r["text"].lower() not in banned]
+    free = [r["turns"] for i, r in enumerate(records) if i not in hit and r["text"].lower() not in banned]
+    openings = prompts.clusters(["\n".join(turn["content"] for turn in turns)[:400] for turns in free])
+    return [free[i] for i in sorted(np.unique(openings, return_index=True)[1].tolist())]
 
 
 @artifacts.cached
 def documents(
-    out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: artifacts.Artifact, seed: int
+    out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: artifacts.Artifact, seed: int, data: str
 ) -> None:
-    """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns)."""
+    """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns).
+
+    ``data`` is :func:`lib.sources.fingerprint`.
+    """
     if corpus == "pretraining":
         found: list[Any] = list(pretraining(kind))
     else:

@@ -57,6 +57,12 @@ def _errors(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> np
     return np.clip(np.stack([middle - spread[:, 0], spread[:, 1] - middle]), 0, None)
 
 
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of n (Wilson 1927); not empty at 0 and 1."""
+    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return float((middle - half) / (1 + z * z / n)), float((middle + half) / (1 + z * z / n))
+
+
 def fvu_by_sae(evaluations: dict[str, dict[str, Entry]]) -> Figure:
     """FVU of several SAEs (inner keys) on several corpora (outer keys), with L0 beside each point."""
     figure, axis = plt.subplots()
@@ -177,8 +183,7 @@ def mean_differences(found: Entry) -> Figure:
     n1, n0 = found["harmful"], found["n"] - found["harmful"]
     for number, (key, label, n) in enumerate((("harmful_share", "harmful", n1), ("harmless_share", "harmless", n0))):
         values = np.array([latent[key] for latent in found["latents"]])
-        half = 1.96 * np.sqrt(values * (1 - values) / n)  # normal approximation to the binomial
-        spread = np.stack([np.minimum(half, values), np.minimum(half, 1 - values)])
+        spread = _errors(values.tolist(), [wilson(value, n) for value in values])
         axis.errorbar(
             values, y + 0.2 * (number - 0.5), xerr=spread, fmt=_MARKERS[number], capsize=2, label=f"{label} (n = {n})"
         )

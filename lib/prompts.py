@@ -348,31 +348,23 @@ def check(examples: Sequence[Example], base_texts: dict[str, str]) -> None:
 
 
 @artifacts.cached
-def prompt_set(out: Path, section: PromptSection, kind: Literal["wheels", "hub"], seed: int) -> None:
-    """Step: the labelled set as ``examples.jsonl``."""
+def prompt_set(out: Path, section: PromptSection, kind: Literal["wheels", "hub"], seed: int, data: str) -> None:
+    """Step: the labelled set as ``examples.jsonl``; ``data`` is :func:`lib.sources.fingerprint`."""
     lines = [example.model_dump_json() for example in build(section, kind, seed)]
     (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @artifacts.cached
-def raw_pair(out: Path, benign: int, kind: Literal["wheels", "hub"], seed: int) -> None:
-    """Step: HarmBench against ``benign`` chat prompts as they come, nothing matched or cleaned, as ``examples.jsonl``."""
-    rng = np.random.default_rng(seed)
-    harmful = _bases("harmbench", kind, 1, "HarmBench")
-    chat = _take([_Base(f"chat:{i}", text, 0, "chat") for i, text in benign_pool(kind)], benign, rng)
-    lines = [
-        Example(
-            text=base.text,
-            label=base.label,
-            split="train",
-            slice=base.slice,
-            transform="plain",
-            base=base.id,
-            group=number,
-        ).model_dump_json()
-        for number, base in enumerate([*harmful, *chat])
-    ]
-    (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def raw_pair(out: Path, labelled: artifacts.Artifact, benign: int, seed: int) -> None:
+    """Step: plain HarmBench against plain chat prompts, ``benign`` at most, nothing matched or cleaned.
+
+    Both are taken from a :func:`prompt_set`, whose prompts no SAE is trained on. As ``examples.jsonl``.
+    """
+    plain = [e for e in read(labelled) if e.transform == "plain"]
+    chat = [e for e in plain if e.slice == "chat"]
+    order = np.random.default_rng(seed).permutation(len(chat))[:benign]
+    pair = [e for e in plain if e.slice == "HarmBench"] + [chat[i] for i in order]
+    (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in pair), encoding="utf-8")
 
 
 def read(prompts: artifacts.Artifact) -> list[Example]:

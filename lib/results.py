@@ -36,12 +36,12 @@ def literal(text: str) -> str:
 
 
 def _compare(a: Entry, b: Entry, spread: str) -> str:
-    """How the intervals of two figures lie: "above", "below", or "level with" where they overlap."""
+    """How two figures' intervals lie. They are over the same data, so overlap does not mean that there is no difference."""
     if a[spread][0] > b[spread][1]:
-        return "above"
+        return "above that of"
     if a[spread][1] < b[spread][0]:
-        return "below"
-    return "level with"
+        return "below that of"
+    return "not separated from that of"
 
 
 def headline_01(evaluations: dict[str, Entry]) -> str:
@@ -51,8 +51,8 @@ def headline_01(evaluations: dict[str, Entry]) -> str:
         f"On held-out chat the pretraining SAE leaves {interval(pre, 'fvu', 'fvu_interval')} of the variance unexplained at "
         f"L0 {pre['l0']:.0f}; finetuned on chat it leaves {interval(tuned, 'fvu', 'fvu_interval')} at L0 {tuned['l0']:.0f}, "
         f"and one trained on chat from scratch {interval(scratch, 'fvu', 'fvu_interval')} at L0 {scratch['l0']:.0f}. "
-        f"The finetuned SAE's FVU is {_compare(tuned, pre, 'fvu_interval')} the pretraining SAE's and "
-        f"{_compare(tuned, scratch, 'fvu_interval')} that of the one from scratch."
+        f"The finetuned SAE's FVU is {_compare(tuned, pre, 'fvu_interval')} the pretraining SAE and "
+        f"{_compare(tuned, scratch, 'fvu_interval')} the one from scratch."
     )
 
 
@@ -75,7 +75,8 @@ def headline_03(cards: Entry, shortcuts: Sequence[Entry]) -> str:
         f"Of the {len(cards['latents'])} latents that differ most between raw HarmBench and chat prompts "
         f"(n = {cards['n']}), latent {top['latent']} comes first: it fires on {top['harmful_share']:.0%} of harmful and "
         f"{top['harmless_share']:.0%} of harmless prompts. The strongest single surface feature, “{first['feature']}”, "
-        f"separates the two sets with an AUROC of {first['auroc']:.3f}."
+        f"of which {'harmful' if first['auroc'] > 0.5 else 'harmless'} prompts have more, separates the two sets with an "
+        f"AUROC of {max(first['auroc'], 1 - first['auroc']):.3f}."
     )
 
 
@@ -93,7 +94,8 @@ def headline_04(scores: dict[str, Entry]) -> str:
 
 
 def _differ(a: Entry, b: Entry) -> str:
-    return "cannot be told apart" if _compare(a, b, "interval") == "level with" else "differ"
+    overlap = a["interval"][0] <= b["interval"][1] and b["interval"][0] <= a["interval"][1]
+    return "have overlapping intervals" if overlap else "differ beyond their intervals"
 
 
 def headline_05(frontier: dict[str, list[Entry]]) -> str:

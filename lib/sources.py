@@ -309,6 +309,17 @@ def _wheels() -> dict[str, dict[str, Any]]:
     return {row["package"]: row for row in rows}
 
 
+def wheel_hash(package: str) -> str:
+    """SHA-256 of a pinned wheel."""
+    return str(_wheels()[package]["wheel_sha256"])
+
+
+def fingerprint() -> str:
+    """Hash of all that pins the data besides code: the wheels' table and the list of benign objectives."""
+    pins = (config.ROOT / "data" / name for name in ("wheels.json", "pyrit_sensitive_benign.json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in pins)).hexdigest()
+
+
 def wheel_folder() -> Path:
     """Folder of the downloaded wheels."""
     return config.cache_dir() / "wheels"

@@ -5,11 +5,14 @@ Only recipes are here, nothing is computed until it is read; so a notebook runs 
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from lib import activations, artifacts, autointerp, config, corpora, debugging, probes, prompts
+from IPython import get_ipython
+
+from lib import activations, artifacts, autointerp, config, corpora, debugging, probes, prompts, sources
 from lib.artifacts import Artifact
 from lib.config import Profile
 from lib.lm import contexts
@@ -30,7 +33,8 @@ class Study:
     @cached_property
     def prompts(self) -> Artifact:
         """The labelled prompt set."""
-        return prompts.prompt_set(self.profile.prompts, self.profile.sources, self.profile.seed)
+        p = self.profile
+        return prompts.prompt_set(p.prompts, p.sources, p.seed, sources.fingerprint())
 
     @cached_property
     def probe_activations(self) -> Artifact:
@@ -42,7 +46,7 @@ class Study:
     @cached_property
     def raw_pair(self) -> Artifact:
         """HarmBench and chat prompts as they come, for data set debugging."""
-        return prompts.raw_pair(self.profile.debugging.prompts, self.profile.sources, self.profile.seed)
+        return prompts.raw_pair(self.prompts, self.profile.debugging.prompts, self.profile.seed)
 
     @cached_property
     def raw_turns(self) -> Artifact:
@@ -58,7 +62,8 @@ class Study:
 
     def documents(self, corpus: Corpus) -> Artifact:
         """Documents of a corpus; chat leaves out every probe prompt."""
-        return corpora.documents(corpus, self.profile.sources, self.prompts, self.profile.seed)
+        p = self.profile
+        return corpora.documents(corpus, p.sources, self.prompts, p.seed, sources.fingerprint())
 
     def contexts_of(self, corpus: Corpus, part: contexts.Part) -> Artifact:
         """Token contexts of a corpus, for training or, from other documents, for evaluation."""
@@ -256,12 +261,32 @@ def values(recipes: Any) -> Any:
     return [values(recipe) for recipe in recipes]
 
 
+def _refuse_unknown_parameters() -> None:
+    """Papermill only warns of a parameter that a notebook does not have; here it is an error."""
+    shell = get_ipython()
+    for cell in shell.user_ns.get("In", []) if shell is not None else []:
+        if cell.startswith("# Parameters\n"):
+            names = {
+                t.id
+                for n in ast.parse(cell).body
+                if isinstance(n, ast.Assign)
+                for t in n.targets
+                if isinstance(t, ast.Name)
+            }
+            if unknown := names - {"profile", "frozen", "overrides"}:
+                raise config.ConfigError(
+                    f"unknown parameter {', '.join(sorted(unknown))}: notebooks take profile, frozen and overrides; "
+                    "fields of the profile go into overrides"
+                )
+
+
 def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bool = False) -> Study:
     """Open a profile's store and return its recipes: a notebook's first line.
 
     Raises:
         ConfigError: unknown profile or field, or a value that does not fit.
     """
+    _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
     artifacts.open_store(profile, frozen)
     return Study(loaded)

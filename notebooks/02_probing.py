@@ -6,8 +6,8 @@
 #
 # **Method.** Harmful prompts (HarmBench) and harmless ones (chat first turns) are split by cluster of base prompt, *before*
 # they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
-# Every probe is a logistic regression on standardised features, fitted on train; its regularisation, and the site, are
-# chosen on validation. Out-of-distribution (OOD) data are read once. Intervals are 95 %, from a bootstrap over clusters
+# Every probe is a logistic regression on standardised features, fitted on train; its regularisation is chosen on validation,
+# and so was the site, once, for the committed profile. Out-of-distribution (OOD) data are used for no choice. Intervals are 95 %, from a bootstrap over clusters
 # of base prompts.
 
 # %% tags=["parameters"]

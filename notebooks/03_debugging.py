@@ -30,7 +30,7 @@ figures.publish(
     "03_mean_difference",
     f"The {len(cards['latents'])} latents with the largest difference in mean maximum activation (n = {cards['n']} prompts), by the share of "
     f"prompts on which they fire. Latent {first['latent']} fires on {first['harmful_share']:.0%} of harmful and "
-    f"{first['harmless_share']:.0%} of harmless prompts. Bars: 95 % intervals, normal approximation.",
+    f"{first['harmless_share']:.0%} of harmless prompts. Bars: 95 % Wilson intervals; the latents were picked on these same prompts.",
 )
 
 # %% [markdown]

@@ -5,7 +5,7 @@
 # that never fires. Does the comparison of two SAEs change when latents are weighted by how often they fire?
 #
 # **Method.** For each sampled latent, contexts from one half of the texts (the strongest, some spread over the quantiles, some on which
-# it is silent) give an explanation; from the explanation alone we predict the quantised maximum activation on contexts of the other half. The
+# it is silent, or weakest) give an explanation; from the explanation alone we predict the quantised maximum activation on contexts of the other half. The
 # score is the Spearman correlation of prediction and truth. The explainer needs no language model: it learns on which token, after which
 # token, the latent fires. One sample of latents is uniform, the other in proportion to firing frequency, so
 # that its plain mean is the frequency-weighted mean.
@@ -53,7 +53,7 @@ Markdown(
             "SAE",
             "mean over latents",
             "mean over firings",
-            "latents that fire often enough to be scored",
+            "latents that fire in enough contexts to be scored",
             "their share of firing",
         ),
     )
@@ -97,4 +97,5 @@ Markdown(results.headline_04(scores))
 # %% [markdown]
 # **What would change our mind.** Token patterns cannot express a topic or a tone: a latent that follows one scores low here and might score high
 # with a language model as explainer. Contexts come from the chat text that the SAEs were trained on. Latents that fire too
-# rarely to fill both halves are left out, which favours frequent ones in the uniform mean.
+# rarely to fill both halves are left out, which favours frequent ones in the uniform mean; one that is hardly ever silent is
+# scored against its weakest contexts instead. The two SAEs share λ, not L0.

@@ -67,8 +67,21 @@ def test_choice_of_contexts() -> None:
     assert sorted(peaks[chosen[:5]]) == [26, 27, 28, 29, 30]
     assert peaks[chosen[5:10]].min() == 1 and peaks[chosen[5:10]].max() == 25
     assert (peaks[chosen[10:]] == 0).all()
-    assert autointerp.choose(peaks[20:], 15, np.random.default_rng(0)) is None
     assert autointerp.choose(peaks[:25], 15, np.random.default_rng(0)) is None
+    always = autointerp.choose(peaks[20:], 15, np.random.default_rng(0))
+    assert always is not None
+    assert sorted(peaks[20:][always[10:]]) == [1, 2, 3, 4, 5], "never silent: its weakest contexts instead"
+    assert len(set(always.tolist())) == 15
+
+
+def test_high_frequency_latents_are_scored() -> None:
+    """A planted latent that fires in every window still gets its score."""
+    tokens, owner = texts(900, 32, 40)
+    strength = np.zeros(40)
+    strength[:12] = np.arange(12)
+    values = strength[tokens]
+    assert (values.max(1) > 0).all()
+    assert scored(tokens, values, owner) > 0.5
 
 
 def test_constant_predictions_score_zero() -> None:

@@ -1,6 +1,10 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lib import artifacts
 from lib.config import ModelSection
@@ -69,6 +73,16 @@ def test_missing_model_is_one_clear_error() -> None:
         model.tokenizer(ModelSection(name="./no-such-folder"))
 
 
+def test_pickled_weights_are_never_loaded(tiny: ModelSection, tmp_path: Path) -> None:
+    """A folder that has its weights as a pickle only is refused."""
+    shutil.copytree(tiny.name, tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    torch.save(weights, tmp_path / "m" / "pytorch_model.bin")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(model.ModelError, match="cannot load the model"):
+        model.load(ModelSection(name=str(tmp_path / "m")))
+
+
 def test_missing_device_is_one_clear_error(tiny: ModelSection) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(model.ModelError, match=r"model.device=cpu"):
@@ -90,6 +104,8 @@ def test_rollouts_are_seeded_and_stay_in_budget(tiny: ModelSection) -> None:
     for ids in first:
         assert any(tuple(ids[: len(p)]) == p and len(p) < len(ids) <= len(p) + 6 for p in prompts)
     assert sum(map(len, first)) >= 120 > sum(map(len, first[:-4]))
+    free = rollouts.rollouts(lm, asked, length=6, budget=120, seed=1, uncounted=5, batch=4)
+    assert sum(len(ids) - 5 for ids in free) >= 120 > sum(len(ids) - 5 for ids in free[:-4])
 
 
 def test_sequences_never_keep_the_first_token() -> None:

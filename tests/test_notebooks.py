@@ -138,6 +138,8 @@ def test_nbval_fails_on_a_changed_number_and_on_a_stale_result(tmp_path: Path) -
         ("1,234.50", "1,234.51", True),
         ("-0.5", "0.5", False),
         ("3 %", "4 %", False),
+        ("C 0.0001", "C 0.001", False),
+        ("FVU 0.2710", "FVU 0.2718", True),
     ],
 )
 def test_tolerance(a: str, b: str, same: bool) -> None:
@@ -152,10 +154,13 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     assert drift(*folders) == []
     path = folders[1] / "02_dense.json"
     path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text()))
-    (folders[1] / "03_cards.json").unlink()
+    (folders[1] / "03_cards.json").rename(folders[1] / "03_new.json")
+    path = folders[1] / "01_chat_on_chat.json"
+    path.write_text(path.read_text().replace('"latents": 2304', '"latents": 2305'))
     found = drift(*folders)
-    assert len(found) == 2
-    assert "03_cards" in found[0] and "02_dense.ood.auroc" in found[1]
+    assert len(found) == 4
+    for words in ("03_cards: committed", "03_new: in the run", "02_dense.ood.auroc", "01_chat_on_chat.latents"):
+        assert any(words in line for line in found), found
 
 
 def test_lab_pairs_notebooks_with_their_sources(tmp_path: Path) -> None:

@@ -51,6 +51,25 @@ def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> No
         runner.execute("01_a", "smoke", {"layr": 1}, 60)
 
 
+def test_unknown_papermill_parameter_is_an_error(tmp_path: Path) -> None:
+    """Papermill itself only warns: the notebook's first line refuses."""
+    body = "from lib.study import open_study\nopen_study(profile, overrides, frozen).profile.layer\n"
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(
+            'profile = "smoke"\nfrozen = False\noverrides = {}', metadata={"tags": ["parameters"]}
+        ),
+        nbformat.v4.new_code_cell(body),
+    ]
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    command = [sys.executable, "-m", "papermill", "a.ipynb", "out.ipynb", "-k", "python3", "-p"]
+    done = subprocess.run([*command, "layer", "8"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "unknown parameter layer" in done.stderr
+    done = subprocess.run([*command, "profile", "smoke"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -109,6 +128,7 @@ def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ):
         (built / folder).mkdir(exist_ok=True)
         (built / folder / name).write_text(text)
+    (built / promotion.COMPLETE).write_text("{}")
     (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headlines"}) + "\n")
     (root / "README.md").write_text(f"# T\n{promotion.MARKS[0]}\n- Old.\n{promotion.MARKS[1]}\nrest\n")
     (root / "figures").mkdir()
@@ -150,6 +170,14 @@ def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
     built = config.build_dir() / "report"
     with pytest.raises(ReportError, match="only a report run"):
         promotion.promote("smoke")
+    (built / promotion.COMPLETE).rename(built / "aside")
+    with pytest.raises(ReportError, match="partial, failed or had overrides"):
+        promotion.promote("report")
+    (built / "aside").rename(built / promotion.COMPLETE)
+    (built / "results" / "headlines.json").rename(built / "aside")
+    with pytest.raises(ReportError, match="no headlines"):
+        promotion.promote("report")
+    (built / "aside").rename(built / "results" / "headlines.json")
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
     with pytest.raises(ReportError, match="differs from the executed"):
         promotion.promote("report")

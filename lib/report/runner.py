@@ -20,7 +20,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from lib import config
-from lib.report import notebooks
+from lib.report import notebooks, promotion
 from lib.report.notebooks import ReportError
 
 # Kernels inherit these. Large tensors come from the heap and go back to it, rather than to the system and through page
@@ -167,6 +167,7 @@ def run(
         notebooks.source(name)
     folder = build_folder(profile)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / promotion.COMPLETE).unlink(missing_ok=True)
     log = folder / "steps.jsonl"
     log.unlink(missing_ok=True)
     if not only:
