@@ -1,18 +1,17 @@
 # make help lists what there is. Variables: PROFILE (smoke, report, gpu, paper), PYTHON, SET, TORCH_INDEX.
-SHELL := /bin/bash
 PYTHON ?= python3.11
 PROFILE ?= report
 SET ?=
-# Index to take torch from, e.g. https://download.pytorch.org/whl/cpu for the small build without CUDA.
+# Index to take torch from: on Linux, the CPU index that PyTorch's install page names gives the small build without CUDA.
 TORCH_INDEX ?=
 
 ENV := .venv
 RUN := $(ENV)/bin/python -m lib.report
-PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet
+PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet
 SETTINGS := $(foreach s,$(SET),--set $(s))
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab notebook drift clean
+.PHONY: help report test lab drift clean
 
 help:  ## show this text
 	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
@@ -37,8 +36,8 @@ clean:  ## remove build/, keep the environment and the cache
 $(ENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ENV) || python3 -m venv $(ENV)
 	@echo "installing packages, which takes some minutes"
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)" 2>&1 | grep -v '^WARNING: Location' || true
-	$(PIP) install -c constraints.txt -e '.[dev]' 2> >(grep -v '^WARNING: Location' >&2)
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py

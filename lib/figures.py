@@ -267,7 +267,7 @@ def latent_card(latent: Entry) -> HTML:
     top = max((v for side in latent["contexts"].values() for c in side for v in c["values"]), default=1.0) or 1.0
     parts = [
         f"<p><b>Latent {latent['latent']}</b>: fires on {latent['harmful_share']:.0%} of harmful and "
-        f"{latent['harmless_share']:.0%} of harmless prompts; AUROC alone {latent['auroc']:.3f}.</p>"
+        f"{latent['harmless_share']:.0%} of harmless prompts; AUROC alone {latent['auroc']:.3f} (below 0.5: higher on harmless prompts).</p>"
     ]
     for side, shown in latent["contexts"].items():
         lines = []

@@ -19,7 +19,12 @@ from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 headlines = results.headlines_of(study).value
-Markdown("## Findings\n\n" + "\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in headlines.items()))
+
+# %% [markdown]
+# ## Findings
+
+# %%
+Markdown("\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in headlines.items()))
 
 # %% [markdown]
 # ## How to read it

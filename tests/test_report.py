@@ -239,7 +239,21 @@ def test_site_builds_offline_with_formulas_and_escaped_text(workshop: Path, tmp_
     index = site.build("smoke")
     page = index.read_text()
     assert "<math" in page and "<script>alert" not in page and "01_b.html" in page
+    assert broken_links(index.parent) == []
     assert outside_requests(index.parent) == []
+
+
+def broken_links(folder: Path) -> list[str]:
+    """Relative links of a site that lead nowhere, and tables that stayed text."""
+    found = []
+    for page in folder.glob("*.html"):
+        text = page.read_text()
+        for target in re.findall(r'<a [^>]*href="([^"#?]+)', text):
+            if "://" not in target and not target.startswith("mailto:") and not (folder / target).exists():
+                found.append(f"{page.name}: {target}")
+        if re.search(r"\| ?(?:---|—) ?\|", text):
+            found.append(f"{page.name}: a table in raw Markdown")
+    return found
 
 
 def test_outside_requests_are_noticed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from test_report import outside_requests
+from test_report import broken_links, outside_requests
 
 from lib import config
 from lib.report import notebooks
@@ -58,6 +58,7 @@ def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
     site = build / "smoke" / "site"
     assert (site / "index.html").is_file() and (site / "02_probing.html").is_file()
     assert outside_requests(site) == []
+    assert broken_links(site) == []
     assert str(tmp_path) not in (site / "index.html").read_text()
     tracked = subprocess.run(
         ["git", "status", "--porcelain", "data/results", "figures"],

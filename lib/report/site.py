@@ -47,9 +47,11 @@ def _settings() -> dict[str, Any]:
         "myst_enable_extensions": ["dollarmath"],
         "nb_execution_mode": "off",
         "nb_merge_streams": True,
+        "nb_render_markdown_format": "myst",  # computed tables and links between pages
         "html_static_path": ["_static"],
         "html_css_files": ["report.css"],
         "html_show_sphinx": False,
+        "html_show_copyright": False,
         "html_copy_source": False,
         "html_show_sourcelink": False,
         "root_doc": "index",
