@@ -12,7 +12,7 @@ import pytest
 
 from lib import config
 from lib.report import notebooks
-from lib.report.compare import Tolerant, drift
+from lib.report.compare import Tolerant, drift, figure_drift
 
 NAMES = sorted(notebooks.names())
 MINIMUM = {"00": 2, "01": 6, "02": 9, "03": 13, "04": 5, "05": 6}  # outputs that nbval compares
@@ -161,6 +161,22 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     assert len(found) == 4
     for words in ("03_cards: committed", "03_new: in the run", "02_dense.ood.auroc", "01_chat_on_chat.latents"):
         assert any(words in line for line in found), found
+
+
+def test_figure_drift_notices_a_moved_curve(tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    folders = [tmp_path / "committed", tmp_path / "fresh"]
+    shutil.copytree(config.ROOT / "figures", folders[0])
+    shutil.copytree(folders[0], folders[1])
+    assert figure_drift(*folders) == []
+    path = folders[1] / "05_fvu_l0.png"
+    picture = Image.open(path).convert("RGB")
+    ImageDraw.Draw(picture).line([(100, 100), (800, 400)], fill="black", width=9)
+    picture.save(path)
+    (folders[1] / "01_fvu.png").unlink()
+    found = figure_drift(*folders)
+    assert len(found) == 2 and "01_fvu" in found[0] and "pixels differ" in found[1]
 
 
 def test_lab_pairs_notebooks_with_their_sources(tmp_path: Path) -> None:

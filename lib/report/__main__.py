@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
     commands.add_parser("check", help="compare the committed notebooks with their sources")
-    commands.add_parser("drift", help="compare the results of the last report run with the committed ones")
+    commands.add_parser("drift", help="compare numbers and figures of the last report run with the committed ones")
     return parser
 
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(found) or "the committed notebooks agree with their sources")
             return 1 if found else 0
         elif options.command == "drift":
-            found = compare.drift_from_head(runner.build_folder("report") / "results")
+            found = compare.drift_from_head(runner.build_folder("report"))
             print("\n".join(found) or "the run agrees with the committed results")
             return 1 if found else 0
     except EXPECTED as error:

@@ -12,10 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from lib import config
 from lib.report.notebooks import ReportError
 
 RELATIVE, ABSOLUTE = 5e-3, 1e-4  # what another CPU's rounding may move: a unit in the third digit that is shown
+
+PIXELS = 0.005  # share of a figure's pixels that may differ: an interval's end moves, a curve does not
 
 # Decimals only: counts and names must agree exactly. A dot that ends a sentence is no decimal point.
 _DECIMAL = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.\d+(?:[eE][-+]?\d+)?")
@@ -83,16 +88,32 @@ def drift(committed: Path, fresh: Path, ignored: tuple[str, ...] = ("provenance"
     return lines
 
 
-def drift_from_head(fresh: Path) -> list[str]:
-    """:func:`drift` against the results of the last commit, which a promoted run has not touched.
+def figure_drift(committed: Path, fresh: Path) -> list[str]:
+    """Figures that are missing on one side, have another size, or differ in more than :data:`PIXELS` of their area."""
+    names = {folder: {path.name for path in folder.glob("*.png")} for folder in (committed, fresh)}
+    lines = [f"{name}: only on one side" for name in sorted(names[committed] ^ names[fresh])]
+    for name in sorted(names[committed] & names[fresh]):
+        a, b = (Image.open(folder / name).convert("L") for folder in (committed, fresh))
+        if a.size != b.size:
+            lines.append(f"{name}: {a.size} committed, {b.size} in the run")
+            continue
+        changed = np.mean(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) > 64)
+        if changed > PIXELS:
+            lines.append(f"{name}: {changed:.2%} of its pixels differ")
+    return lines
+
+
+def drift_from_head(built: Path) -> list[str]:
+    """:func:`drift` and :func:`figure_drift` of a run against the last commit, which a promoted run has not touched.
 
     Raises:
-        ReportError: git has no committed results.
+        ReportError: git has no committed results, or the run has none.
     """
-    command = ["git", "archive", "--format=tar", "HEAD", "data/results"]
+    command = ["git", "archive", "--format=tar", "HEAD", "data/results", "figures"]
     done = subprocess.run(command, cwd=config.ROOT, capture_output=True, check=False)
     if done.returncode:
         raise ReportError(f"cannot read the committed results: {done.stderr.decode().strip()}")
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
-        return drift(Path(folder) / "data" / "results", fresh)
+        old = Path(folder)
+        return drift(old / "data" / "results", built / "results") + figure_drift(old / "figures", built / "figures")
