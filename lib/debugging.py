@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import activations, artifacts, probes, prompts
+from lib import activations, artifacts, probes, prompts, surface
 from lib.config import ModelSection
 from lib.lm import contexts, model
 from lib.sae import training
@@ -93,6 +93,6 @@ def shortcuts(prompt_set: artifacts.Artifact) -> list[dict[str, Any]]:
     """Step: the AUROC of each surface feature alone between the classes: rows {feature, auroc}, farthest from 0.5 first."""
     examples = prompts.read(prompt_set)
     y = np.array([example.label for example in examples])
-    values = probes.column_aurocs(probes.surface.matrix([e.text for e in examples]), y)
+    values = probes.column_aurocs(surface.matrix([e.text for e in examples]), y)
     order = np.argsort(-np.abs(values - 0.5), kind="stable")
-    return [{"feature": probes.surface.NAMES[i], "auroc": values[i]} for i in order]
+    return [{"feature": surface.NAMES[i], "auroc": values[i]} for i in order]
