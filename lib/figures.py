@@ -97,7 +97,8 @@ def training_curves(logs: dict[str, list[Entry]]) -> Figure:
     ):
         for number, (name, rows) in enumerate(logs.items()):
             axis.plot([r["step"] for r in rows], [r[key] for r in rows], _DASHES[number % 4], label=name)
-        axis.set(xlabel="step", ylabel=label, yscale="log")
+        axis.set(xlabel="step", ylabel=label)
+        axis.set_ylim(bottom=0)
     axes[0].legend()
     figure.tight_layout()
     return figure
