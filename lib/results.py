@@ -58,13 +58,12 @@ def headline_01(evaluations: dict[str, Entry]) -> str:
 
 def headline_02(dense: Entry, style: Entry, sparse: dict[str, Entry], family: str = "finetuned") -> str:
     """Notebook 02: the dense probe against k-sparse probes and style, out of distribution."""
-    rows = sparse[family]["rows"]
-    single, most = sparse[family]["single"]["ood"], rows[-1]
+    single, best = sparse[family]["single"]["ood"], sparse[family]["best"]
     return (
         f"The dense linear probe reaches an AUROC of {interval(dense['val'])} on validation and {interval(dense['ood'])} "
         f"out of distribution. Out of distribution the best single latent of the {family} SAE reaches {interval(single)}, "
-        f"{most['k']} latents reach {interval(most['ood'])} ({_compare(most['ood'], dense['ood'], 'interval')} the dense "
-        f"probe), and surface features, which know nothing of the topic, {interval(style['ood'])}."
+        f"the k-sparse probe with the best k on validation (k = {best['k']}, {interval(best['val'])} there) reaches "
+        f"{interval(best['ood'])} ({_compare(best['ood'], dense['ood'], 'interval')} the dense probe), and surface features, which know nothing of the topic, {interval(style['ood'])}."
     )
 
 

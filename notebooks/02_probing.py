@@ -75,16 +75,6 @@ Markdown(
     )
 )
 
-# %%
-figures.publish(
-    figures.slices({"dense probe": dense["slices"], "surface features": style["slices"]}),
-    "02_slices",
-    "AUROC on each OOD slice, harmful slices against plain OOD chat, harmless ones against plain AdvBench. The dense probe's weakest "
-    "slice is “{}” at {:.3f}.".format(
-        *min(((n, e["auroc"]) for n, e in dense["slices"].items()), key=lambda item: item[1])
-    ),
-)
-
 # %% [markdown]
 # ## k-sparse probes on SAE latents
 #
@@ -92,13 +82,16 @@ figures.publish(
 
 # %%
 sparse = values(study.k_sparse)
-last = {name: found["rows"][-1] for name, found in sparse.items()}
+best = {name: found["best"] for name, found in sparse.items()}
 figures.publish(
     figures.k_sparse(sparse, dense, style),
     "02_k_sparse",
     "AUROC of probes on k latents, by SAE, with the dense probe and the surface baseline as lines (bands and bars: 95 % intervals). "
     "Out of distribution, "
-    + "; ".join(f"{row['k']} latents of the {name} SAE reach {row['ood']['auroc']:.3f}" for name, row in last.items())
+    + "; ".join(
+        f"{row['k']} latents of the {name} SAE (best k on validation) reach {row['ood']['auroc']:.3f}"
+        for name, row in best.items()
+    )
     + f"; the dense probe reaches {dense['ood']['auroc']:.3f}.",
 )
 
@@ -115,6 +108,24 @@ Markdown(
         ),
         ("SAE", "best single latent on train", "train", "validation", "OOD"),
     )
+)
+
+# %% [markdown]
+# ## Where they fail
+#
+# Each OOD slice against plain prompts of the other class. The k-sparse probe is the finetuned SAE's, with k chosen on
+# validation. An AUROC below 0.5 on a slice means that the probe has learnt something that points the wrong way there.
+
+# %%
+chosen = sparse["finetuned"]["best"]
+probes = {"dense probe": dense, f"k-sparse probe, k = {chosen['k']}": chosen, "surface features": style}
+weakest = {name: min(found["slices"].items(), key=lambda item: item[1]["auroc"]) for name, found in probes.items()}
+figures.publish(
+    figures.slices({name: found["slices"] for name, found in probes.items()}),
+    "02_slices",
+    "AUROC on each OOD slice, harmful slices against plain OOD chat, harmless ones against plain AdvBench. Weakest slices: "
+    + "; ".join(f"{name}, “{slice_}” at {entry['auroc']:.3f}" for name, (slice_, entry) in weakest.items())
+    + ".",
 )
 
 # %% [markdown]

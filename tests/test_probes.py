@@ -143,6 +143,36 @@ def test_label_shuffle_gives_chance() -> None:
     assert abs(roc_auc_score(labels.y[ood], probe.decision_function(x[ood])) - 0.5) < 0.12
 
 
+@artifacts.cached
+def identity_sae(out: Path) -> None:
+    """Latents that are the residual's own coordinates, each with either sign."""
+    import json
+
+    from lib.sae.variants import SAEConfig, make
+
+    config = SAEConfig(variant="jumprelu", latents=32)
+    sae = make(config, 16)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)], dim=1))
+    save_file(sae.state_dict(), out / "sae.safetensors")
+    (out / "sae.json").write_text(json.dumps({"config": config.model_dump(), "width": 16}))
+
+
+def test_k_sparse_on_planted_data(store: artifacts.Store) -> None:
+    """Latents of the shortcut (coordinate 1) come first: alone perfect in distribution and at chance out of it; the
+    causal coordinate 0 comes next; k is chosen on validation."""
+    found = probes.k_sparse(prompt_set(), planted(), identity_sae(), 0, 1, (1, 2, 4, 99), (1e-2, 1.0), 100, 0).value
+    assert [row["k"] for row in found["rows"]] == [1, 2, 4]
+    assert {i % 16 for i in found["rows"][1]["latents"]} == {1}
+    assert {i % 16 for i in found["rows"][2]["latents"]} == {0, 1}
+    two, four = found["rows"][1], found["rows"][2]
+    assert two["val"]["auroc"] > 0.999 and abs(two["ood"]["auroc"] - 0.5) < 0.15
+    assert four["ood"]["auroc"] > two["ood"]["auroc"] + 0.1
+    best = max(found["rows"], key=lambda row: (row["val"]["auroc"], -row["k"]))
+    assert found["best"]["k"] == best["k"] and found["best"]["ood"] == best["ood"]
+    assert found["single"]["latent"] % 16 == 1 and abs(found["single"]["ood"]["auroc"] - 0.5) < 0.15
+
+
 def test_mean_difference_order() -> None:
     y = np.array([0, 0, 1, 1])
     x = np.array([[0, 5, 1.0], [0, 5, 1], [1, 0, 1], [1, 0, 1]])

@@ -92,8 +92,10 @@ def test_committed_sizes_are_those_of_the_post() -> None:
     for row in rows:
         if row["slice"] != "benign in a jailbreak":
             sizes[row["split"]] += row["n"]
+    # Whole clusters are assigned, so validation comes out a little smaller or larger than the post's.
     for split, n in {"train": 4046, "val": 1014, "ood": 3850}.items():
-        assert abs(sizes[split] - n) <= 0.02 * n, (split, sizes[split])
+        assert abs(sizes[split] - n) <= 0.07 * n, (split, sizes[split])
+    assert abs(sizes["train"] + sizes["val"] - 5060) <= 5
 
 
 @pytest.mark.parametrize("name", list(prompts.TRANSFORMS))
