@@ -82,10 +82,10 @@ class TrainingSection(_Section):
 
 
 class ProbeSection(_Section):
-    """Probing protocol of notebook 02. Everything is chosen on validation data."""
+    """Probing protocol of notebook 02. No choice looks at OOD data."""
 
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
-    position: int = Field(1, ge=0)  # tokens after the end of the user's text; the best on validation, with the layer
+    position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
     bootstrap: int = Field(1000, ge=20)
@@ -114,7 +114,7 @@ class Profile(_Section):
     name: str
     seed: int = 0
     sources: Literal["wheels", "hub"] = "wheels"
-    layer: int = Field(12, ge=0)  # the best on validation, with position (notebook 02)
+    layer: int = Field(12, ge=0)  # fixed from a first sweep on validation, before any OOD score (notebook 02)
     model: ModelSection = ModelSection()
     prompts: PromptSection = PromptSection()
     corpora: CorpusSection = CorpusSection()

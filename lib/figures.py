@@ -148,19 +148,21 @@ def k_sparse(sparse: dict[str, Entry], dense: Entry, style: Entry) -> Figure:
         ):
             axis.axhline(entry[split]["auroc"], color=colour, linestyle=dash, linewidth=1.4, label=label)
             axis.axhspan(*entry[split]["interval"], color=colour, alpha=0.12, linewidth=0)
+        axis.axhline(0.5, color="#444444", linestyle=(0, (1, 3)), linewidth=1, label="chance")
         axis.set(xscale="log", xlabel="k (latents in the probe)", title=f"{title}, n = {dense[split]['n']:,}")
         axis.set_xticks(ks, [str(k) for k in ks])
         axis.minorticks_off()
     axes[0].set_ylabel("AUROC")
     figure.tight_layout()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6)
     return figure
 
 
 def slices(entries: dict[str, dict[str, Entry]]) -> Figure:
     """AUROC of several probes (keys) on every OOD slice."""
-    names = sorted(next(iter(entries.values())), key=lambda n: (next(iter(entries.values()))[n]["against"], n))
+    shown = [n for n in next(iter(entries.values())) if n != "chat"]  # AdvBench against chat is there already
+    names = sorted(shown, key=lambda n: (next(iter(entries.values()))[n]["against"], n))
     figure, axis = plt.subplots(figsize=(7.2, 0.5 * len(names) + 1.4))
     for number, (probe, found) in enumerate(entries.items()):
         values = [found[n]["auroc"] for n in names]
@@ -215,7 +217,7 @@ def autointerp_means(scores: dict[str, Entry]) -> Figure:
         )
     n = next(iter(scores.values()))["uniform"]["n"]
     left.set_xticks([0, 1], list(schemes.values()))
-    left.set(xlim=(-0.5, 1.5), ylabel="autointerp score (Spearman)", title=f"n ≈ {n} draws a mean")
+    left.set(xlim=(-0.5, 1.5), ylabel="autointerp score (Spearman)", title=f"{n} draws per mean")
     left.legend()
     right.set(xscale="log", xlabel="firing frequency (share of tokens)", ylabel="autointerp score (Spearman)")
     right.axvline(HIGH, color="#444444", linestyle=":", linewidth=1)
@@ -233,7 +235,7 @@ def frequency_histograms(frontier: dict[str, Entry]) -> Figure:
         axis.set_title(f"{name}\nL0 {e['l0']:.0f}, {e['high']} high, {e['dead']} dead", fontsize=9)
         axis.set(xlabel="log₁₀ firing frequency", yscale="symlog", xlim=(-5, 0))
     n = next(iter(frontier.values()))["n"]
-    axes[0][0].set_ylabel(f"latents per bin (n = {n:,} tokens)")
+    axes[0][0].set_ylabel(f"latents per bin, symlog scale\n({n:,} tokens)")
     figure.tight_layout()
     return figure
 
@@ -266,9 +268,10 @@ def fvu_against_l0(frontier: dict[str, list[Entry]]) -> Figure:
 def latent_card(latent: Entry) -> HTML:
     """A latent's figures and its strongest contexts from both classes, activations as background. All text is escaped."""
     top = max((v for side in latent["contexts"].values() for c in side for v in c["values"]), default=1.0) or 1.0
+    higher = "harmful" if latent["auroc"] >= 0.5 else "harmless"
     parts = [
         f"<p><b>Latent {latent['latent']}</b>: fires on {latent['harmful_share']:.0%} of harmful and "
-        f"{latent['harmless_share']:.0%} of harmless prompts; AUROC alone {latent['auroc']:.3f} (below 0.5: higher on harmless prompts).</p>"
+        f"{latent['harmless_share']:.0%} of harmless prompts; AUROC alone {latent['auroc']:.3f} (higher on {higher} prompts).</p>"
     ]
     for side, shown in latent["contexts"].items():
         lines = []

@@ -124,7 +124,8 @@ def fit(x: np.ndarray, labels: Labels, penalties: Sequence[float]) -> tuple[Pipe
 def table(labels: Labels, score: np.ndarray, times: int, seed: int) -> dict[str, Any]:
     """{train, val, ood: AUROC entries; slices: {name: AUROC entry}} of a probe's scores [n].
 
-    A harmful OOD slice is set against the plain chat prompts of the OOD set, a harmless one against plain AdvBench.
+    A harmful OOD slice is set against the plain chat prompts of the OOD set, a harmless one against plain AdvBench, and
+    the benign twins against the harmful questions. ``n`` counts both sides.
     """
     out: dict[str, Any] = {}
     for split in SPLITS:
@@ -134,6 +135,8 @@ def table(labels: Labels, score: np.ndarray, times: int, seed: int) -> dict[str,
     for name in sorted(set(labels.slice[ood])):
         here = ood & (labels.slice == name)
         reference = "chat" if labels.y[here].all() else "AdvBench"
+        if name == "benign twins":
+            reference = "question-form harmful"  # which holds their harmful halves
         both = here | (ood & (labels.slice == reference))
         slices[name] = auroc(labels.y[both], score[both], labels.group[both], times, seed)
         slices[name]["against"] = reference

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from lib import artifacts
 from lib.study import Study, values
 
@@ -44,73 +46,117 @@ def _compare(a: Entry, b: Entry, spread: str) -> str:
     return "not separated from that of"
 
 
-def headline_01(evaluations: dict[str, Entry]) -> str:
-    """Notebook 01: FVU of the three SAEs on held-out chat."""
-    pre, tuned, scratch = (evaluations[name] for name in ("pretraining", "finetuned", "chat"))
+def verdict(dense: Entry, sparse: dict[str, Entry]) -> str:
+    """The report's answer in a sentence or two, from how the OOD intervals of dense and k-sparse probes lie."""
+    ood = {name: found["best"]["ood"] for name, found in sparse.items()}
+    below = [name for name, entry in ood.items() if entry["interval"][1] < dense["ood"]["interval"][0]]
+    above = [name for name, entry in ood.items() if entry["interval"][0] > dense["ood"]["interval"][1]]
+    values = sorted(entry["auroc"] for entry in ood.values())
+    if len(below) == len(ood):
+        answer = "No, not here: every k-sparse probe on SAE latents is below the dense linear probe"
+    elif above:
+        answer = f"In part: k-sparse probes on the {' and the '.join(above)} SAE are above the dense linear probe"
+    else:
+        answer = f"Not shown: {len(below)} of {len(ood)} k-sparse probes on SAE latents are below the dense linear probe, none above"
     return (
-        f"On held-out chat the pretraining SAE leaves {interval(pre, 'fvu', 'fvu_interval')} of the variance unexplained at "
-        f"L0 {pre['l0']:.0f}; finetuned on chat it leaves {interval(tuned, 'fvu', 'fvu_interval')} at L0 {tuned['l0']:.0f}, "
-        f"and one trained on chat from scratch {interval(scratch, 'fvu', 'fvu_interval')} at L0 {scratch['l0']:.0f}. "
-        f"The finetuned SAE's FVU is {_compare(tuned, pre, 'fvu_interval')} the pretraining SAE and "
-        f"{_compare(tuned, scratch, 'fvu_interval')} the one from scratch."
+        f"**{answer} out of distribution** (AUROC {values[0]:.2f} to {values[-1]:.2f} against {dense['ood']['auroc']:.2f}; k chosen "
+        "on validation). One small chat model, one seed per SAE: this is a first reading, not yet a test of the post's claims."
     )
 
 
-def headline_02(dense: Entry, style: Entry, sparse: dict[str, Entry], family: str = "finetuned") -> str:
-    """Notebook 02: the dense probe against k-sparse probes and style, out of distribution."""
-    single, best = sparse[family]["single"]["ood"], sparse[family]["best"]
+def headline_01(evaluations: dict[str, Entry]) -> str:
+    """Notebook 01: fraction of variance unexplained of the three SAEs on held-out chat."""
+    pre, tuned, scratch = (evaluations[name] for name in ("pretraining", "finetuned", "chat"))
     return (
-        f"The dense linear probe reaches an AUROC of {interval(dense['val'])} on validation and {interval(dense['ood'])} "
-        f"out of distribution. Out of distribution the best single latent of the {family} SAE reaches {interval(single)}, "
-        f"the k-sparse probe with the best k on validation (k = {best['k']}, {interval(best['val'])} there) reaches "
-        f"{interval(best['ood'])} ({_compare(best['ood'], dense['ood'], 'interval')} the dense probe), and surface features, which know nothing of the topic, {interval(style['ood'])}."
+        "What finetuning on chat does: on held-out chat the pretraining SAE leaves "
+        f"{interval(pre, 'fvu', 'fvu_interval')} of the variance unexplained (FVU) with {pre['l0']:.0f} active latents per "
+        f"token (L0); finetuned on chat it leaves {interval(tuned, 'fvu', 'fvu_interval')} at L0 {tuned['l0']:.0f}, and one "
+        f"trained on chat from scratch {interval(scratch, 'fvu', 'fvu_interval')} at L0 {scratch['l0']:.0f}. The finetuned "
+        f"SAE's FVU is {_compare(tuned, pre, 'fvu_interval')} the pretraining SAE and "
+        f"{_compare(tuned, scratch, 'fvu_interval')} the one from scratch (one seed each; the finetuned SAE had half as many "
+        "training steps again)."
+    )
+
+
+def headline_02(dense: Entry, style: Entry, sparse: dict[str, Entry]) -> str:
+    """Notebook 02: the dense probe against k-sparse probes and style, out of distribution (OOD)."""
+    probes = "; ".join(
+        f"{name} SAE {interval(found['best']['ood'])} with {found['best']['k']} latents"
+        for name, found in sparse.items()
+    )
+    singles = ", ".join(f"{found['single']['ood']['auroc']:.3f}" for found in sparse.values())
+    spread = [row["ood"]["auroc"] for found in sparse.values() for row in found["rows"]]
+    return (
+        f"Do SAE latents beat a dense probe? The dense linear probe has an AUROC of {interval(dense['val'])} on validation and "
+        f"{interval(dense['ood'])} out of distribution (OOD). k-sparse probes, k chosen on validation, have OOD: {probes}. "
+        f"They are unstable in k: over all k and SAEs OOD values run from {min(spread):.3f} to {max(spread):.3f}. The single "
+        f"latents with the best AUROC on train have {singles}. Surface features, which know no topic, have "
+        f"{interval(style['val'])} on validation and {interval(style['ood'])} OOD: the in-distribution sets can be told apart by "
+        "style alone, so validation is a weak guide and only OOD figures speak to harm."
     )
 
 
 def headline_03(cards: Entry, shortcuts: Sequence[Entry]) -> str:
-    """Notebook 03: what separates the raw pair."""
-    top, first = cards["latents"][0], shortcuts[0]
+    """Notebook 03: what separates the raw pair, latents and surface features in the same unit."""
+    top = max(cards["latents"], key=lambda latent: abs(latent["auroc"] - 0.5))
+    first, largest = shortcuts[0], cards["latents"][0]
     return (
-        f"Of the {len(cards['latents'])} latents that differ most between raw HarmBench and chat prompts "
-        f"(n = {cards['n']}), latent {top['latent']} comes first: it fires on {top['harmful_share']:.0%} of harmful and "
-        f"{top['harmless_share']:.0%} of harmless prompts. The strongest single surface feature, “{first['feature']}”, "
-        f"of which {'harmful' if first['auroc'] > 0.5 else 'harmless'} prompts have more, separates the two sets with an "
-        f"AUROC of {max(first['auroc'], 1 - first['auroc']):.3f}."
+        f"Do latents show a data set's shortcuts? Of the {len(cards['latents'])} latents that differ most between raw HarmBench "
+        f"and chat prompts (n = {cards['n']}), latent {top['latent']} separates the two best alone, with an AUROC of "
+        f"{_folded(top['auroc'])}; the one with the largest difference, latent {largest['latent']}, has "
+        f"{_folded(largest['auroc'])}. The strongest surface feature, “{first['feature']}”, has {_folded(first['auroc'])}. "
+        "What each latent responds to is for the reader of its card to judge; recovery of planted shortcuts is not measured yet."
     )
 
 
+def _folded(auroc: float) -> str:
+    """ "0.821 (higher on harmless prompts)"."""
+    return f"{max(auroc, 1 - auroc):.3f} (higher on {'harmful' if auroc >= 0.5 else 'harmless'} prompts)"
+
+
 def headline_04(scores: dict[str, Entry]) -> str:
-    """Notebook 04: uniform and frequency-weighted means of two SAEs."""
+    """Notebook 04: uniform and frequency-weighted means of two SAEs, and their differences."""
     parts = [
-        f"{name}: {interval(s['uniform'], 'mean', digits=2)} over latents, {interval(s['weighted'], 'mean', digits=2)} over firings"
+        f"{name} {interval(s['uniform'], 'mean', digits=2)} over latents and {interval(s['weighted'], 'mean', digits=2)} over "
+        "firings"
         for name, s in scores.items()
     ]
     (one, a), (two, b) = scores.items()
     return (
-        f"Offline autointerp scores are {'; '.join(parts)}. Between {one} and {two} the uniform means "
-        f"{_differ(a['uniform'], b['uniform'])}, the frequency-weighted means {_differ(a['weighted'], b['weighted'])}."
+        "Does weighting by firing frequency change the comparison? Mean offline autointerp scores (Spearman correlation): "
+        f"{'; '.join(parts)}. The difference {two} − {one} is {_difference(b['uniform'], a['uniform'])} over latents and "
+        f"{_difference(b['weighted'], a['weighted'])} over firings (same λ, not same L0)."
     )
 
 
-def _differ(a: Entry, b: Entry) -> str:
-    overlap = a["interval"][0] <= b["interval"][1] and b["interval"][0] <= a["interval"][1]
-    return "have overlapping intervals" if overlap else "differ beyond their intervals"
+def _difference(a: Entry, b: Entry) -> str:
+    """Difference of two means of independent samples with its 95 % interval (normal, from the two intervals' widths)."""
+    half = float(np.hypot(*(np.ptp(entry["interval"]) / 2 for entry in (a, b))))
+    gap = a["mean"] - b["mean"]
+    word = "resolved" if abs(gap) > half else "not resolved"
+    return f"{gap:+.2f} [{gap - half:+.2f}, {gap + half:+.2f}] ({word} at this n)"
 
 
 def headline_05(frontier: dict[str, list[Entry]]) -> str:
-    """Notebook 05: high-frequency latents by family, each at the L0 nearest 40."""
+    """Notebook 05: high-frequency latents and reconstruction by family, at each one's middle k or lambda."""
     parts = []
     for name, points in frontier.items():
-        e = min(points, key=lambda point: abs(point["l0"] - 40))
+        e = points[len(points) // 2]
         parts.append(f"{name} {e['high']} of {e['latents']} (L0 {e['l0']:.0f}, FVU {e['fvu']:.3f})")
-    return f"Latents that fire on at least 10 % of chat tokens, at each family's L0 nearest 40: {'; '.join(parts)}."
+    dense = max(frontier["JumpReLU"], key=lambda point: point["l0"])
+    return (
+        "Can high-frequency latents be trained away? Latents that fire on at least 10 % of chat tokens, at each family's middle "
+        f"k or λ (QF: quadratic-frequency penalty): {'; '.join(parts)}. The families differ in L0, so FVU is to be compared "
+        f"along the curves. The densest JumpReLU SAE (L0 {dense['l0']:.0f}) has {dense['high']} of them."
+    )
 
 
 @artifacts.result
 def headlines(inputs: dict[str, Any]) -> dict[str, str]:
-    """Step: {notebook: headline} of a run, from the result artifacts of :func:`headlines_of`."""
+    """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of`."""
     found = values(inputs)
     return {
+        "verdict": verdict(found["02"][0], found["02"][2]),
         "01_training": headline_01(found["01"]),
         "02_probing": headline_02(*found["02"]),
         "03_debugging": headline_03(*found["03"]),

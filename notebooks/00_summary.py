@@ -24,7 +24,10 @@ headlines = results.headlines_of(study).value
 # ## Findings
 
 # %%
-Markdown("\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in headlines.items()))
+Markdown(headlines["verdict"])
+
+# %%
+Markdown("\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in headlines.items() if name != "verdict"))
 
 # %% [markdown]
 # ## How to read it

@@ -26,7 +26,7 @@ study = open_study(profile, overrides, frozen)
 p = study.profile
 Markdown(
     f"Site: residual stream after block {p.layer}. Dictionary: {p.training.latents:,} latents. Training: "
-    f"{p.training.steps:,} steps of {p.training.batch:,} tokens; finetuning half as many again. Each corpus: "
+    f"{p.training.steps:,} steps of {p.training.batch:,} tokens, then half as many on chat for finetuning. Each corpus: "
     f"{p.corpora.train_tokens:,} training tokens and {p.corpora.eval_tokens:,} held-out ones. λ = {p.training.coefficient:g}."
 )
 

@@ -6,8 +6,8 @@
 #
 # **Method.** Harmful prompts (HarmBench) and harmless ones (chat first turns) are split by cluster of base prompt, *before*
 # they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
-# Every probe is a logistic regression on standardised features, fitted on train; its regularisation is chosen on validation,
-# and so was the site, once, for the committed profile. Out-of-distribution (OOD) data are used for no choice. Intervals are 95 %, from a bootstrap over clusters
+# Every probe is a logistic regression on standardised features, fitted on train; its regularisation C is chosen on validation.
+# Out-of-distribution (OOD) data are used for no choice. Intervals are 95 %, from a bootstrap over clusters
 # of base prompts.
 
 # %% tags=["parameters"]
@@ -37,19 +37,24 @@ Markdown(
 #
 # ## The site
 #
-# A dense probe at each layer and each position after the user's text, scored on validation only. Position +0 is the
+# The site of the committed profile, layer 12 at +1, was fixed before any OOD score was computed: it was joint best on
+# validation in a first sweep, on an earlier draw of the chat prompts. Here is the sweep on the final draw: a dense probe with
+# one fixed C at each layer and each position after the user's text, scored on validation only. Validation is close to
+# saturated, so it hardly tells sites apart. Position +0 is the
 # first token after the user's text, the last one is the last token of the prompt.
 
 # %%
 sweep = study.sweep.value
 best = max(sweep, key=lambda row: row["val"])
+saturated = sum(row["val"] > 0.99 for row in sweep)
 site = next(row for row in sweep if (row["layer"], row["position"]) == (p.layer, p.probes.position))
 figures.publish(
     figures.layer_sweep(sweep, p.layer, p.probes.position),
     "02_layer_sweep",
     f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val'):,} prompts) by layer and position. "
-    f"The site of this report, layer {p.layer} at +{p.probes.position} (framed), has {site['val']:.4f}; the best cell, layer "
-    f"{best['layer']} at +{best['position']}, has {best['val']:.4f}.",
+    f"The site of this report, layer {p.layer} at +{p.probes.position} (framed), has {site['val']:.4f} and "
+    f"ranks {1 + sum(row['val'] > site['val'] for row in sweep)} of {len(sweep)}; the best cell, layer {best['layer']} at "
+    f"+{best['position']}, has {best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %.",
 )
 
 # %% [markdown]
@@ -78,7 +83,8 @@ Markdown(
 # %% [markdown]
 # ## k-sparse probes on SAE latents
 #
-# The k latents whose mean differs most between the classes on training data, then a logistic regression on those alone.
+# The k latents whose mean differs most between the classes on training data, then a logistic regression on those alone; k = 1
+# is the latent with the largest mean difference, not the one with the best AUROC (that one is in the table below).
 
 # %%
 sparse = values(study.k_sparse)
@@ -106,14 +112,16 @@ Markdown(
             )
             for name, found in sparse.items()
         ),
-        ("SAE", "best single latent on train", "train", "validation", "OOD"),
+        ("SAE", "single latent with the best AUROC on train", "train", "validation", "OOD"),
     )
 )
 
 # %% [markdown]
 # ## Where they fail
 #
-# Each OOD slice against plain prompts of the other class. The k-sparse probe is the finetuned SAE's, with k chosen on
+# Each OOD slice against plain prompts of the other class, the benign twins against the harmful questions; n counts both sides. The
+# overall OOD figure also ranks slices against each other, so it can be lower than most rows. *All caps* and *synonyms* are
+# tasks on AdvBench texts ("repeat the following sentence in all capital letters: …"), hence harmless. The k-sparse probe is the finetuned SAE's, with k chosen on
 # validation. An AUROC below 0.5 on a slice means that the probe has learnt something that points the wrong way there.
 
 # %%
@@ -123,7 +131,7 @@ weakest = {name: min(found["slices"].items(), key=lambda item: item[1]["auroc"])
 figures.publish(
     figures.slices({name: found["slices"] for name, found in probes.items()}),
     "02_slices",
-    "AUROC on each OOD slice, harmful slices against plain OOD chat, harmless ones against plain AdvBench. Weakest slices: "
+    "AUROC on each OOD slice, with 95 % intervals from a bootstrap over clusters of base prompts. Weakest slices: "
     + "; ".join(f"{name}, “{slice_}” at {entry['auroc']:.3f}" for name, (slice_, entry) in weakest.items())
     + ".",
 )

@@ -10,7 +10,7 @@
 # $$\lambda \sum_i \hat\omega_i \left(1 + \frac{\hat\omega_i}{\omega_0}\right).$$
 #
 # Its gradient is that of L0 times $1 + 2\hat\omega_i/\omega_0$: rare latents hardly notice, frequent ones pay. TopK, JumpReLU and QF SAEs are trained on
-# chat from scratch over several k and λ and compared on held-out chat.
+# chat from scratch over several k and λ (QF with the smaller ω₀ at the middle λ only) and compared on held-out chat.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -26,6 +26,9 @@ from lib.study import open_study, values
 study = open_study(profile, overrides, frozen)
 frontier = values(study.frontier_evaluations)
 middle = {name: points[len(points) // 2] for name, points in frontier.items()}
+t = study.profile.training
+sweeps = {name: t.k_sweep if name == "TopK" else t.sweep for name in frontier}
+settings = {name: s if len(s) == len(frontier[name]) else (s[len(s) // 2],) for name, s in sweeps.items()}
 
 # %% [markdown]
 # ## Who fires how often
@@ -60,6 +63,7 @@ Markdown(
         (
             (
                 name,
+                f"{setting:g}",
                 results.interval(e, "l0", "l0_interval", digits=1),
                 results.interval(e, "fvu", "fvu_interval"),
                 e["high"],
@@ -68,9 +72,18 @@ Markdown(
                 e["dead"],
             )
             for name, points in frontier.items()
-            for e in points
+            for setting, e in zip(settings[name], points, strict=True)
         ),
-        ("family", "L0", "FVU", "on ≥ 10 % of tokens", "their share of firing", "most frequent latent", "dead"),
+        (
+            "family",
+            "k or λ",
+            "L0",
+            "FVU",
+            "on ≥ 10 % of tokens",
+            "their share of firing",
+            "most frequent latent",
+            "dead",
+        ),
     )
 )
 

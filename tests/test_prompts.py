@@ -13,10 +13,10 @@ from lib.config import PromptSection
 
 
 def jaccard(a: str, b: str) -> float:
-    grams = [
-        {f"  {' '.join(t.lower().split())}  "[i : i + 3] for i in range(len(" ".join(t.split())) + 2)} for t in (a, b)
-    ]
-    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+    """Of the sets of character trigrams, white space folded and one blank on either side."""
+    folded = [f" {' '.join(text.lower().split())} " for text in (a, b)]
+    one, two = ({text[i : i + 3] for i in range(len(text) - 2)} for text in folded)
+    return len(one & two) / len(one | two)
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,5 +120,5 @@ def test_benign_pool_is_plain() -> None:
     pool = [text for _, text in prompts.benign_pool()]
     assert len(pool) == len({t.lower() for t in pool}) > 5000
     for text in pool:
-        assert "\n" not in text and "http" not in text and 4 <= len(text.split()) <= 60
+        assert "\n" not in text and "://" not in text and 4 <= len(text.split()) <= 60
         assert np.mean([c.isascii() for c in text]) >= 0.97

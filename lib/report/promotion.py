@@ -44,6 +44,12 @@ def with_headline(readme: str, headline: str) -> str:
     return f"{before}{begin}\n{headline.strip()}\n{end}{after}"
 
 
+def as_list(headlines: dict[str, str]) -> str:
+    """Headlines as the README shows them: the verdict, then a list."""
+    lines = [f"- {line}" for name, line in headlines.items() if name != "verdict"]
+    return "\n".join([*([headlines["verdict"], ""] if "verdict" in headlines else []), *lines])
+
+
 def promote(profile: str) -> None:
     """Stage a complete run and put it in place. Broken off, :func:`finish` completes it at the next call.
 
@@ -95,8 +101,8 @@ def finish() -> bool:
                 old.unlink()
     summary = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text(encoding="utf-8"))
     readme = config.ROOT / "README.md"
-    text = "\n".join(f"- {line}" for line in summary["payload"].values())
-    artifacts.write_atomic(readme, with_headline(readme.read_text(encoding="utf-8"), text))
+    text = with_headline(readme.read_text(encoding="utf-8"), as_list(summary["payload"]))
+    artifacts.write_atomic(readme, text)
     _journal().unlink()
     shutil.rmtree(stage, ignore_errors=True)
     return True
