@@ -175,7 +175,7 @@ def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
         promotion.promote("report")
     (built / "aside").rename(built / promotion.COMPLETE)
     (built / "results" / "headlines.json").rename(built / "aside")
-    with pytest.raises(ReportError, match="the run has no (headlines|results)"):
+    with pytest.raises(ReportError, match=r"the run has no (headlines|results)"):
         promotion.promote("report")
     (built / "aside").rename(built / "results" / "headlines.json")
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
