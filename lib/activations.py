@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,6 +283,48 @@ class Activations:
         return np.concatenate([shard[name].numpy() for shard in self.shards])[self.rows]
 
 
+class Mixture:
+    """Several sources as one: a weight of 2 takes every row twice, of 0.5 a random half of them."""
+
+    def __init__(self, sources: Sequence[Activations], weights: Sequence[float], seed: int) -> None:
+        widths = {source.width for source in sources}
+        if len(widths) != 1:
+            raise ValueError(f"cannot mix activations of widths {sorted(widths)}")
+        if min(weights) <= 0:
+            raise ValueError(f"the weights of a mixture must be positive, not {list(weights)}")
+        rng = np.random.default_rng(seed)
+        self.sources, self.width = sources, widths.pop()
+        self._starts = np.cumsum([0] + [len(source) for source in sources])
+        parts = []
+        for source, weight, start in zip(sources, weights, self._starts, strict=False):
+            whole = np.tile(np.arange(len(source)), int(weight))
+            part = rng.permutation(len(source))[: round((weight - int(weight)) * len(source))]
+            parts.append(np.concatenate([whole, part]) + start)
+        self.rows = np.concatenate(parts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, index: np.ndarray) -> torch.Tensor:
+        """[len(index), d] float32, in the order given."""
+        rows = self.rows[index]
+        out = torch.empty(len(rows), self.width)
+        which = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(which):
+            here = np.flatnonzero(which == number)
+            out[torch.from_numpy(here)] = self.sources[number].gather(rows[here] - self._starts[number])
+        return out
+
+
 def read(harvested: artifacts.Artifact, layer: int, sinks: bool = False) -> Activations:
     """Open one layer of a harvest, without attention sinks unless asked for."""
     return Activations(harvested.path, layer, sinks)
+
+
+def mixture(
+    sources: artifacts.Artifact | Sequence[tuple[artifacts.Artifact, float]], layer: int, seed: int
+) -> Activations | Mixture:
+    """Open one harvest, or several with weights, for training."""
+    if isinstance(sources, artifacts.Artifact):
+        return read(sources, layer)
+    return Mixture([read(source, layer) for source, _ in sources], [weight for _, weight in sources], seed)

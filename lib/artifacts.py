@@ -116,16 +116,16 @@ def _step_code(function: Callable[..., Any]) -> str:
     return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """A JSON form of an argument, the same in every process; raises TypeError for what has none."""
     if isinstance(value, Artifact):
         return {"artifact": value.key}
     if isinstance(value, BaseModel):
-        return {type(value).__name__: _canonical(value.model_dump())}
+        return {type(value).__name__: canonical(value.model_dump())}
     if isinstance(value, dict):
-        return {str(k): _canonical(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+        return {str(k): canonical(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
+        return [canonical(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a step's arguments must be plain values, models or artifacts, not {type(value).__name__}")
@@ -170,7 +170,7 @@ def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artif
             arguments = dict(bound.arguments)
             if tier == "cache":
                 arguments.pop(next(iter(signature.parameters)))
-            recipe_json = json.dumps([step, code, _canonical(arguments)], sort_keys=True)
+            recipe_json = json.dumps([step, code, canonical(arguments)], sort_keys=True)
             key = hashlib.sha256(recipe_json.encode()).hexdigest()[:24]
             return Artifact(step, tier, function, arguments, key, name or function.__name__)
 
@@ -301,7 +301,7 @@ class Store:
         record = {
             "key": artifact.key,
             "step": artifact.step,
-            "config": _canonical(artifact.arguments),
+            "config": canonical(artifact.arguments),
             "sha256": _payload_hash(payload),
             "payload": payload,
         }
@@ -322,14 +322,25 @@ class Store:
             self._verified.add(folder)
         return whole
 
-    def _compute_cached(self, artifact: Artifact, folder: Path) -> None:
+    def folder(self, artifact: Artifact) -> Path:
+        """Where a cache artifact lives, there or not."""
+        return self.cache / artifact.step.removeprefix("lib.") / artifact.key
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether a cache artifact is there and whole."""
+        return self._cache_is_whole(self.folder(artifact), artifact.key)
+
+    @contextmanager
+    def writing(self, artifact: Artifact) -> Iterator[Path]:
+        """A new folder that becomes the cache artifact when the block ends well, and vanishes when it does not."""
+        folder = self.folder(artifact)
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{artifact.key}.*"):
             if not _alive(int(left.name.split(".")[2])):  # of a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}.{os.getpid()}."))
         try:
-            artifact.function(temporary, **artifact.arguments)
+            yield temporary
             files = {
                 str(path.relative_to(temporary)): _file_hash(path)
                 for path in sorted(temporary.rglob("*"))
@@ -338,7 +349,7 @@ class Store:
             meta = {
                 "key": artifact.key,
                 "step": artifact.step,
-                "config": _canonical(artifact.arguments),
+                "config": canonical(artifact.arguments),
                 "files": files,
             }
             write_atomic(temporary / "meta.json", json.dumps(meta, indent=1))
@@ -351,6 +362,21 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._verified.add(folder)
+        shutil.rmtree(self.partial(artifact), ignore_errors=True)
+
+    def partial(self, artifact: Artifact) -> Path:
+        """A folder beside the artifact where its step may keep half-done work: a kill leaves it, completion removes it."""
+        folder = self.folder(artifact)
+        return folder.with_name(f"partial.{folder.name}")
+
+    def _compute_cached(self, artifact: Artifact) -> None:
+        global _computing
+        with self.writing(artifact) as temporary:
+            before, _computing = _computing, artifact
+            try:
+                artifact.function(temporary, **artifact.arguments)
+            finally:
+                _computing = before
 
     # both
 
@@ -370,13 +396,13 @@ class Store:
                 folder = self.results
             return folder / f"{artifact.name}.json"
         self._refuse_if_frozen(artifact)
-        folder = self.cache / artifact.step.removeprefix("lib.") / artifact.key
+        folder = self.folder(artifact)
         if not self._cache_is_whole(folder, artifact.key):
             if folder.exists():
                 print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
             self._fetch_inputs(artifact)
             with _announced(artifact):
-                self._compute_cached(artifact, folder)
+                self._compute_cached(artifact)
         return folder
 
     def _fetch_inputs(self, artifact: Artifact) -> None:
@@ -419,6 +445,12 @@ def _announced(artifact: Artifact) -> Iterator[None]:
 
 
 _active: Store | None = None
+_computing: Artifact | None = None
+
+
+def computing() -> Artifact | None:
+    """The cache artifact whose step is running, if any."""
+    return _computing
 
 
 def use(store: Store) -> Store:

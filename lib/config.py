@@ -66,12 +66,15 @@ class CorpusSection(_Section):
 class TrainingSection(_Section):
     """SAE training shared by all variants. Recipe measured at d = 576: unit mean-square input, theta 0.05, eps 0.02."""
 
+    device: str = "cpu"
+    checkpoints: tuple[float, ...] = ()  # shares of the steps after which the SAE is kept, to finetune from
     latents: int = Field(2304, ge=8)  # dictionary size M
     steps: int = Field(300, ge=1)
     batch: int = Field(2048, ge=8)  # tokens
     learning_rate: float = Field(1e-3, gt=0)
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     theta: float = Field(0.05, gt=0)  # initial threshold
+    initial_l0: float = Field(0.0, ge=0)  # active latents that JumpReLU and Gated SAEs start with; 0: as theta has it
     warmup: float = Field(0.05, ge=0, lt=1)  # share of steps over which the learning rate rises
     decay: float = Field(0.3, ge=0, le=1)  # share of steps over which it falls linearly to zero
     sparsity_warmup: float = Field(0.3, ge=0, le=1)  # share of steps over which lambda rises

@@ -29,22 +29,24 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(a, b)
-        return _linear(a.contiguous(), b.T.contiguous())
+        return _linear(a.contiguous(), b.T.contiguous(), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         a, b = ctx.saved_tensors
         grad = grad.contiguous()
         left = _linear(grad, b.contiguous()) if ctx.needs_input_grad[0] else None
         right = _linear(a.T.contiguous(), grad.T.contiguous()) if ctx.needs_input_grad[1] else None
-        return left, right
+        return left, right, grad.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b of matrices [n, k] and [k, m], differentiable."""
-    return _Product.apply(a, b) if _fits(a, b) else a @ b
+def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b (+ bias) of matrices [n, k] and [k, m] and a vector [m], differentiable; fastest where b.T is contiguous."""
+    if _fits(a, b):
+        return _Product.apply(a, b, bias)
+    return a @ b if bias is None else a @ b + bias
 
 
 def speed_up(model: nn.Module) -> nn.Module:

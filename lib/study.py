@@ -81,10 +81,11 @@ class Study:
 
     # SAEs
 
-    def config(self, variant: Literal["jumprelu", "topk"], **fields: Any) -> SAEConfig:
+    def config(self, variant: str, **fields: Any) -> SAEConfig:
         """An SAE config with the profile's dictionary size, threshold and bandwidth."""
         t = self.profile.training
-        return SAEConfig(variant=variant, latents=t.latents, theta=t.theta, bandwidth=t.bandwidth, **fields)
+        shared = {"latents": t.latents, "theta": t.theta, "bandwidth": t.bandwidth, "initial_l0": t.initial_l0}
+        return SAEConfig(variant=variant, **{**shared, **fields})
 
     def train(self, corpus: Corpus, sae: SAEConfig, start: Artifact | None = None, share: float = 1.0) -> Artifact:
         """An SAE trained on a corpus, from scratch or from ``start``, for ``share`` of the profile's steps.

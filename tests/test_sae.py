@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from lib import activations, artifacts
-from lib.config import TrainingSection
+from lib.config import ModelSection, TrainingSection
+from lib.lm import contexts, model
+from lib.lm.contexts import Sequences
 from lib.sae import metrics, penalties, training
-from lib.sae.variants import FrequencyFunction, JumpReLU, JumpReLUFunction, SAEConfig, make
+from lib.sae.adam import Adam
+from lib.sae.variants import Gated, JumpReLU, JumpReLUFunction, SAEConfig, StepFunction, TopK, make
 
 EPS = 0.2
 
@@ -47,9 +50,9 @@ def test_theta_gradients_are_those_of_the_smoothed_step() -> None:
 
     sae.theta.grad = None
     weights = torch.rand(pi.shape[1], generator=torch.Generator().manual_seed(3)).double()
-    (weights * FrequencyFunction.apply(pi, sae.theta, EPS)).sum().backward()
+    (weights * StepFunction.apply(pi, sae.theta, EPS, False)).sum().backward()
     theta = theta.detach().clone().requires_grad_()
-    (weights * smooth_step(pi, theta).mean(0)).sum().backward()
+    (weights * smooth_step(pi, theta)).sum().backward()
     torch.testing.assert_close(sae.theta.grad, theta.grad)
     below = ((pi > sae.theta - EPS / 2) & (pi < sae.theta)).any()
     assert below, "half of the kernel lies below the threshold and must be exercised"
@@ -74,9 +77,9 @@ def test_sparsity_gradient_reaches_theta_only() -> None:
 
 def penalty_gradient(penalty: str, omega0: float) -> tuple[torch.Tensor, torch.Tensor]:
     sae, x = jumprelu(penalty=penalty, omega0=omega0, coefficient=0.7), unit_inputs()
-    named, active = sae.losses(x, 1.0)
+    named, fired = sae.losses(x, 1.0)
     named[f"{penalty}_penalty"].backward()
-    return sae.theta.grad, active.double().mean(0)
+    return sae.theta.grad, fired / len(x)
 
 
 @pytest.mark.parametrize("omega0", [0.1, 0.01])
@@ -95,16 +98,24 @@ def test_qf_becomes_l0_as_omega0_grows() -> None:
 
 def test_penalties_have_their_stated_values() -> None:
     omega = torch.tensor([0.0, 0.1, 0.5])
-    assert float(penalties.l0(omega, 0.1)) == pytest.approx(0.6)
-    assert float(penalties.quadratic_frequency(omega, 0.1)) == pytest.approx(0.1 * 2 + 0.5 * 6)
+    assert float(penalties.l0(omega, 0.1, 1)) == pytest.approx(0.6)
+    assert float(penalties.quadratic_frequency(omega, 0.1, 1)) == pytest.approx(0.1 * 2 + 0.5 * 6)
+    assert float(penalties.target_l0(omega, 0.1, 0.5)) == pytest.approx((0.6 / 0.5 - 1) ** 2)
+    squared = float(penalties.squared_frequency(omega, 0.1, 1))
+    assert squared == pytest.approx(3 * float(omega.var(correction=0) + omega.mean() ** 2))
     with pytest.raises(ValueError, match="unknown penalty"):
         make(SAEConfig(variant="jumprelu", latents=4, penalty="nope"), 4)
+    with pytest.raises(ValueError, match="unknown variant 'nope'"):
+        make(SAEConfig(variant="nope", latents=4), 4)
+    for prefixes in ((2, 3), (3, 2, 4), (0, 4), (2, 2, 4)):
+        with pytest.raises(ValueError, match="prefixes must increase to the number of latents, 4"):
+            make(SAEConfig(variant="topk", latents=4, k=1, prefixes=prefixes), 4)
 
 
 def test_l0_penalty_is_lambda_times_l0() -> None:
     sae = jumprelu(coefficient=0.25)
-    named, active = sae.losses(unit_inputs(), 1.0)
-    assert float(named["l0_penalty"].detach()) == pytest.approx(0.25 * float(active.double().sum(1).mean()))
+    named, fired = sae.losses(unit_inputs(), 1.0)
+    assert float(named["l0_penalty"].detach()) == pytest.approx(0.25 * float(fired.sum()) / 300)
     half, _ = sae.losses(unit_inputs(), 0.5)
     assert float(half["l0_penalty"].detach()) == pytest.approx(float(named["l0_penalty"].detach()) / 2)
 
@@ -169,7 +180,17 @@ def planted(n: int = 20_000, width: int = 24, features: int = 32, seed: int = 0)
     "config",
     [
         SAEConfig(variant="topk", latents=64, k=2),
+        SAEConfig(variant="batchtopk", latents=64, k=2),
+        SAEConfig(variant="topk", latents=64, k=2, prefixes=(32, 64)),
+        SAEConfig(variant="gated", latents=64, coefficient=0.4, initial_l0=6),
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1),
+        SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1, initial_l0=6),
+        SAEConfig(
+            variant="jumprelu", latents=64, coefficient=0.2, theta=0.1, bandwidth=0.1, penalty="squared_frequency"
+        ),
+        SAEConfig(
+            variant="jumprelu", latents=64, coefficient=0.05, theta=0.1, bandwidth=0.1, penalty="target_l0", target_l0=2
+        ),
         SAEConfig(
             variant="jumprelu",
             latents=64,
@@ -180,7 +201,7 @@ def planted(n: int = 20_000, width: int = 24, features: int = 32, seed: int = 0)
             omega0=0.5,
         ),
     ],
-    ids=["topk", "jumprelu", "qf"],
+    ids=["topk", "batchtopk", "matryoshka", "gated", "jumprelu", "low start", "squared", "target", "qf"],
 )
 def test_planted_dictionary_is_recovered(config: SAEConfig, tmp_path: Path) -> None:
     directions, x = planted()
@@ -188,7 +209,7 @@ def test_planted_dictionary_is_recovered(config: SAEConfig, tmp_path: Path) -> N
     sae = make(config, 24)
     sae.initialise(source.gather(np.arange(4000)), torch.Generator().manual_seed(1))
     section = TrainingSection(latents=64, steps=700, batch=256, learning_rate=5e-3)
-    training.fit(sae, source, section, seed=0)
+    training.fit([training.Trainee(sae, section)], source, seed=0)
     best = (directions @ sae.W_dec.detach().T).max(1).values
     assert float(best.mean()) > 0.95, best
     torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(64))
@@ -219,12 +240,13 @@ def test_finetuning_starts_where_the_other_sae_ended(store: artifacts.Store) -> 
     still = SECTION.model_copy(update={"learning_rate": 1e-12, "steps": 1})
     tuned = training.load(training.train(CONFIG, harvest_of(1), 0, still, seed=3, start=first))
     for name, tensor in training.load(first).state_dict().items():
-        torch.testing.assert_close(tuned.state_dict()[name], tensor)
+        if name != "idle":
+            torch.testing.assert_close(tuned.state_dict()[name], tensor)
 
 
 def test_training_log_names_its_losses(store: artifacts.Store) -> None:
     rows = training.log(training.train(CONFIG, harvest_of(0), 0, SECTION, seed=3)).value
-    assert set(rows[0]) == {"step", "l0", "reconstruction", "l0_penalty"}
+    assert set(rows[0]) == {"step", "l0", "dead", "reconstruction", "l0_penalty"}
     assert rows[-1]["step"] == SECTION.steps - 1
     assert rows[-1]["reconstruction"] < rows[0]["reconstruction"]
 
@@ -236,7 +258,7 @@ def test_divergence_is_reported(tmp_path: Path) -> None:
     with torch.no_grad():
         sae.b_dec.fill_(float("nan"))
     with pytest.raises(training.TrainingError, match=r"diverged at step 0: lower training.learning_rate"):
-        training.fit(sae, source, SECTION, 0)
+        training.fit([training.Trainee(sae, SECTION)], source, 0)
 
 
 def test_learning_rate_schedule() -> None:
@@ -249,8 +271,9 @@ def test_learning_rate_schedule() -> None:
 
 
 def test_every_row_is_seen_once_per_pass() -> None:
-    rows = training._row_batches(100, TrainingSection(steps=10, batch=20), np.random.default_rng(0))
+    rows = training.row_batches(100, 10, 20, seed=0)
     assert rows.shape == (10, 20)
+    assert np.array_equal(training.row_batches(100, 7, 20, seed=0), rows[:7])
     assert sorted(rows.ravel()[:100].tolist()) == sorted(rows.ravel()[100:].tolist()) == list(range(100))
 
 
@@ -268,6 +291,9 @@ def test_metrics_on_shifted_data_against_direct_formulas(tmp_path: Path) -> None
     assert float(error / x.square().sum()) < 0.01, "the measure that forgets the mean would hide it"
     f = sae.encode(x.float())
     assert sums["fired"].tolist() == (f > 0).sum(0).tolist()
+    hat = sae.reconstruct(x.float()).double()
+    assert sums["hat_x"].sum() == pytest.approx(float((hat * x).sum()), rel=1e-6)
+    assert sums["hat_hat"].sum() == pytest.approx(float((hat * hat).sum()), rel=1e-6)
     assert sums["l0"].sum() / len(x) == pytest.approx(float((f > 0).double().sum(1).mean()))
     weights = np.zeros(len(sums["tokens"]))
     weights[[2, 5]] = (1, 3)
@@ -282,4 +308,212 @@ def test_evaluation_counts_dead_and_high_frequency_latents(store: artifacts.Stor
     assert found["l0_interval"][0] < found["l0"] < found["l0_interval"][1]
     assert sum(found["histogram"]) == found["latents"] - found["dead"]
     high_bins = sum(n for n, left in zip(found["histogram"], metrics.BINS, strict=False) if left >= -1)
-    assert high_bins == found["high"]
+    assert high_bins == found["high"] <= found["frequent"]
+    assert 0 <= found["high_share"] <= found["frequent_share"] <= 1
+
+
+# ------------------------------------------------------------------------------------- defects known from elsewhere
+
+
+def one_step(sae: JumpReLU | Gated | TopK, x: torch.Tensor, rate: float) -> dict[str, torch.Tensor]:
+    named, _ = sae.losses(x, 1.0)
+    torch.stack(list(named.values())).sum().backward()
+    Adam(sae).step(rate)
+    return named
+
+
+@pytest.mark.parametrize("theta", [1e-3, 0.05])
+def test_thresholds_move_by_the_learning_rate_whatever_their_size(theta: float) -> None:
+    """Stored as its logarithm, a threshold of 0.001 would move a thousandth of that."""
+    sae = jumprelu(coefficient=0.5).float()
+    with torch.no_grad():
+        sae.theta.fill_(theta)
+    one_step(sae, unit_inputs().float(), 1e-4)
+    moved = (sae.theta.detach() - theta).abs()
+    assert float(moved.max()) == pytest.approx(1e-4, rel=1e-2)
+    assert sae.theta.dtype == torch.float32, "in bfloat16 a step of 1e-4 would be rounded away"
+
+
+def test_thresholds_stay_positive() -> None:
+    sae = jumprelu(coefficient=0.0).float()
+    with torch.no_grad():
+        sae.theta.fill_(1e-5)
+    for _ in range(3):
+        one_step(sae, unit_inputs().float(), 1e-2)
+        sae.constrain()
+    assert float(sae.theta.detach().min()) > 0
+
+
+def test_the_whole_kernel_counts() -> None:
+    """A step applied to f instead of pi would miss latents just below their threshold, where f is 0."""
+    theta = torch.tensor([0.5], requires_grad=True)
+    for value, expected in ((0.45, -5.0), (0.55, -5.0), (0.35, 0.0), (0.65, 0.0)):
+        (grad,) = torch.autograd.grad(StepFunction.apply(torch.tensor([[value]]), theta, EPS, False).sum(), theta)
+        assert float(grad) == pytest.approx(expected)
+
+
+def test_the_gate_does_not_train_the_decoder() -> None:
+    sae = make(SAEConfig(variant="gated", latents=24, coefficient=0.1), 8)
+    generator = torch.Generator().manual_seed(0)
+    sae.initialise(torch.randn(200, 8, generator=generator), generator)
+    named, _ = sae.losses(unit_inputs().float(), 1.0)
+    for name in ("gate_reconstruction", "l1_penalty"):
+        gradients = torch.autograd.grad(named[name], [sae.W_dec, sae.b_dec], allow_unused=True, retain_graph=True)
+        assert gradients == (None, None), name
+        (to_encoder,) = torch.autograd.grad(named[name], [sae.W_enc], retain_graph=True)
+        assert to_encoder.abs().max() > 0
+
+
+def test_gated_loss_against_its_formula() -> None:
+    """Rajamanoharan 2024a, eq. 8, in float64."""
+    sae = make(SAEConfig(variant="gated", latents=24, coefficient=0.3), 8).double()
+    generator = torch.Generator().manual_seed(0)
+    x = unit_inputs()
+    sae.initialise(torch.randn(200, 8, generator=generator).double(), generator)
+    with torch.no_grad():
+        sae.r_mag.normal_(0, 0.3, generator=generator)  # type: ignore[operator]
+        sae.b_mag.normal_(0, 0.3, generator=generator)  # type: ignore[operator]
+    gate = x @ sae.W_enc + sae.b_enc
+    f = (gate > 0) * (x @ (sae.W_enc * sae.r_mag.exp()) + sae.b_mag).relu()  # type: ignore[operator]
+    named, fired = sae.losses(x, 1.0)
+    torch.testing.assert_close(named["reconstruction"], (f @ sae.W_dec + sae.b_dec - x).square().sum(1).mean())
+    torch.testing.assert_close(named["l1_penalty"], 0.3 * gate.relu().sum(1).mean())
+    via = (gate.relu() @ sae.W_dec + sae.b_dec - x).square().sum(1).mean()
+    torch.testing.assert_close(named["gate_reconstruction"], via)
+    assert torch.equal(fired, (f > 0).sum(0).double())
+    torch.testing.assert_close(sae.activate(gate), f)
+
+
+def topk_with_dead_latents() -> tuple[TopK, torch.Tensor]:
+    sae = make(SAEConfig(variant="topk", latents=24, k=3, k_aux=4, aux_coefficient=0.5, dead_tokens=10), 8).double()
+    generator = torch.Generator().manual_seed(0)
+    sae.initialise(torch.randn(200, 8, generator=generator).double() + 0.5, generator)
+    sae.idle[5:15] = 10
+    assert isinstance(sae, TopK)
+    return sae, unit_inputs()
+
+
+def test_auxk_against_its_formula_and_without_a_bias() -> None:
+    """Gao 2024, A.2: the largest dead latents model the error; b_dec is no part of it, and the error gets no gradient."""
+    sae, x = topk_with_dead_latents()
+    named, _ = sae.losses(x, 1.0)
+    pi = sae.preactivations(x)
+    error = (x - sae.decode(sae.activate(pi))).detach()
+    dead = torch.zeros_like(pi)
+    for row in range(len(x)):
+        for i in sorted(range(5, 15), key=lambda i, row=row: -float(pi[row, i].detach()))[:4]:
+            dead[row, i] = pi[row, i].detach().relu()
+    torch.testing.assert_close(named["auxk"], 0.5 * (dead @ sae.W_dec - error).square().sum(1).mean())
+    to_bias, to_decoder = torch.autograd.grad(named["auxk"], [sae.b_dec, sae.W_dec], allow_unused=True)
+    assert to_bias is None or not to_bias.any()
+    assert set(to_decoder.abs().sum(1).nonzero().flatten().tolist()) <= set(range(5, 15))
+    sae.idle.zero_()
+    assert float(sae.losses(x, 1.0).named["auxk"]) == 0
+
+
+def test_dead_latents_are_counted_in_tokens() -> None:
+    sae, _ = topk_with_dead_latents()
+    sae.idle.zero_()
+    fired = torch.ones(24)
+    fired[3] = 0
+    for _ in range(2):
+        sae.count(fired, 5)
+    assert sae.dead.nonzero().flatten().tolist() == [3]
+    sae.count(1 - fired, 5)
+    assert int(sae.idle[3]) == 0 and int(sae.idle[0]) == 5
+
+
+def test_matryoshka_loss_against_a_loop() -> None:
+    """The mean over nested prefixes; each prefix is a reconstruction of its own, with b_dec."""
+    for variant, extra in (("jumprelu", {"coefficient": 0.1}), ("topk", {"k": 5})):
+        config = SAEConfig(variant=variant, latents=24, prefixes=(3, 10, 24), **extra)  # type: ignore[arg-type]
+        sae, x = make(config, 8).double(), unit_inputs()
+        generator = torch.Generator().manual_seed(0)
+        sae.initialise(torch.randn(200, 8, generator=generator).double(), generator)
+        f = sae.activate(sae.preactivations(x))
+        losses = [(f[:, :m] @ sae.W_dec[:m] + sae.b_dec - x).square().sum(1).mean() for m in (3, 10, 24)]
+        found = sae.losses(x, 1.0).named["reconstruction"]
+        torch.testing.assert_close(found, torch.stack(losses).mean())
+        for got, want in zip(
+            torch.autograd.grad(found, [sae.W_dec, sae.b_dec], retain_graph=True),
+            torch.autograd.grad(torch.stack(losses).mean(), [sae.W_dec, sae.b_dec]),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, want)
+
+
+def test_batchtopk_threshold_gives_the_mean_l0(tmp_path: Path) -> None:
+    source = write_shard(tmp_path, planted(4000)[1])
+    sae = make(SAEConfig(variant="batchtopk", latents=64, k=3), 24)
+    sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
+    section = TrainingSection(steps=700, batch=400, learning_rate=2e-3)
+    training.fit([training.Trainee(sae, section)], source, 0)
+    x = source.gather(np.arange(2000))
+    l0 = (sae.encode(x) > 0).sum(1).float()
+    assert float(l0.mean()) == pytest.approx(3, rel=0.15)
+    assert float(l0.std()) > 0.5, "tokens may differ in their number of active latents"
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "gated"])
+def test_a_low_start(variant: str) -> None:
+    sae = make(SAEConfig(variant=variant, latents=400, initial_l0=10), 24)
+    x = planted(4096)[1] + 0.5
+    sae.initialise(x, torch.Generator().manual_seed(0))
+    l0 = (sae.encode(x) > 0).sum(1).float().mean()
+    assert float(l0) == pytest.approx(10, rel=0.05)
+
+
+def test_bias_of_a_shrunken_reconstruction(tmp_path: Path) -> None:
+    """Gamma is the factor that reconstructions are off by: E ||x^||^2 / E x^.x."""
+    source = write_shard(tmp_path, planted(500, features=24)[1])
+    sae = make(SAEConfig(variant="topk", latents=24, k=24), 24)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.eye(24))
+        sae.W_enc.copy_(0.8 * torch.eye(24))
+    x = source.gather(np.arange(500)).relu()
+    again = write_shard(tmp_path / "relu", x)
+    sums = metrics.stream(sae.requires_grad_(False), again)
+    assert sums["hat_hat"].sum() / sums["hat_x"].sum() == pytest.approx(0.8, rel=1e-3)
+
+
+# -------------------------------------------------------------------------------------------------- loss recovered
+
+
+@artifacts.cached
+def some_texts(out: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(3, 400, n).tolist(), int(rng.integers(1, 4)), n) for n in rng.integers(8, 30, 40)]
+    Sequences.of(rows).save(out / "sequences.safetensors")
+
+
+@artifacts.cached
+def fixed_sae(out: Path, kind: str) -> None:
+    """An SAE whose reconstruction is the input ("copy") or zero."""
+    sae = make(SAEConfig(variant="topk", latents=64, k=64), 32)
+    eye = torch.eye(32) * (kind == "copy")
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+        sae.W_dec.copy_(torch.cat([torch.eye(32), -torch.eye(32)]))
+    training.save(sae, [], out)
+
+
+def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, store: artifacts.Store) -> None:
+    saes = {kind: fixed_sae(kind) for kind in ("copy", "zero")}
+    found = metrics.loss_recovered(saes, some_texts(), tiny, 1, 300, 50, 0).value
+    assert found["saes"]["copy"]["recovered"] == pytest.approx(1, abs=1e-4)
+    assert found["saes"]["zero"]["recovered"] == pytest.approx(0, abs=1e-4)
+    assert found["n"] >= 300
+    assert found["clean"] != pytest.approx(found["zero"], abs=1e-3)
+
+    lm, rows = model.load(tiny), contexts.read(some_texts())
+    everything = metrics.loss_recovered(saes, some_texts(), tiny, 1, 10**9, 20, 0).value
+    total, count = 0.0, 0
+    for i in range(len(rows)):
+        ids = torch.from_numpy(rows[i].astype(np.int64))[None]
+        with torch.inference_mode():
+            log_probabilities = lm.model(input_ids=ids).logits[0].log_softmax(-1)
+        for position in range(int(rows.keep_start[i]), min(int(rows.keep_stop[i]), ids.shape[1] - 1)):
+            total -= float(log_probabilities[position, ids[0, position + 1]])
+            count += 1
+    assert everything["n"] == count
+    assert everything["clean"] == pytest.approx(total / count, rel=1e-4)

@@ -1,20 +1,38 @@
-"""Train an SAE on harvested activations, from scratch or from another SAE."""
+"""Train SAEs on harvested activations: from scratch, from another SAE, or several in one pass.
+
+A step is one dense encoder product; what follows touches active latents only (:mod:`lib.sae.latents`,
+:mod:`lib.sae.adam`). Training is the same to the bit when it is repeated, when it is killed and goes on, and whether an
+SAE is trained alone or beside others.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from lib import activations, artifacts
+from lib.activations import Activations, Mixture
 from lib.config import TrainingSection
+from lib.sae.adam import Adam
 from lib.sae.variants import SAE, SAEConfig, make
 
 DIVERGED = 1e3  # reconstruction loss of unit inputs above which training has failed
+SAVE_SECONDS = 30.0  # work that a kill may cost
+SAMPLE = 16_384  # tokens that set the input scale and the initial biases
+
+Source = Activations | Mixture
+Sources = artifacts.Artifact | tuple[tuple[artifacts.Artifact, float], ...]  # one harvest, or several with weights
 
 
 class TrainingError(RuntimeError):
@@ -28,87 +46,245 @@ def learning_rate(step: int, section: TrainingSection) -> float:
     return section.learning_rate * rise * (min(1.0, (section.steps - step) / fall) if fall else 1.0)
 
 
-def _row_batches(count: int, section: TrainingSection, rng: np.random.Generator) -> np.ndarray:
-    """[steps, batch] row numbers: fresh permutations of all rows, end to end."""
-    need = section.steps * section.batch
-    passes = [rng.permutation(count) for _ in range(-(-need // count))]
-    return np.concatenate(passes)[:need].reshape(section.steps, section.batch)
+def row_batches(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
+    """[steps, batch] row numbers: fresh permutations of all rows, end to end; more steps only add rows."""
+    rng = np.random.default_rng(seed)
+    passes = [rng.permutation(count) for _ in range(-(-steps * batch // count))]
+    return np.concatenate(passes)[: steps * batch].reshape(steps, batch)
 
 
-def fit(sae: SAE, source: activations.Activations, section: TrainingSection, seed: int) -> list[dict[str, float]]:
-    """Train ``sae`` in place and return its log, one row every twentieth of the way.
+def write_atomic(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    os.replace(temporary, path)
 
-    Adam, gradient norm clipped to 1, decoder rows kept at unit norm with the gradient along them removed. Every batch is
-    ``section.batch`` tokens drawn without replacement until all have been seen.
+
+class Trainee:
+    """An SAE in training, with its optimiser, its log and the number of steps it has done."""
+
+    def __init__(self, sae: SAE, section: TrainingSection) -> None:
+        self.sae, self.section = sae.to(section.device), section
+        self.adam, self.step = Adam(self.sae), 0
+        self.log: list[dict[str, float]] = []
+        self.kept: dict[int, dict[str, torch.Tensor]] = {}  # checkpoints by number of steps
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.section.steps
+
+    def advance(self, x: torch.Tensor) -> None:
+        """One step on residuals x [batch, d].
+
+        Raises:
+            TrainingError: the loss is no longer finite, or has exploded.
+        """
+        section, step = self.section, self.step
+        warm = section.sparsity_warmup * section.steps
+        losses = self.sae.losses(x.to(section.device) / self.sae.scale, min(1.0, (step + 1) / max(1.0, warm)))
+        loss = torch.stack(list(losses.named.values())).sum()
+        logged = step % max(1, section.steps // 20) == 0 or step == section.steps - 1
+        if logged or loss.device.type == "cpu":  # elsewhere looking at the loss would wait for the device
+            self._check(losses.named, loss)
+        loss.backward()
+        self.adam.step(learning_rate(step, section))
+        self.sae.constrain()
+        self.sae.count(losses.fired, len(x))
+        if logged:
+            values = {name: float(value.detach()) for name, value in losses.named.items()}
+            l0, dead = float(losses.fired.sum()) / len(x), int(self.sae.dead.sum())
+            self.log.append({"step": step, "l0": l0, "dead": dead, **values})
+        self.step += 1
+        if self.step in {round(share * section.steps) for share in section.checkpoints}:
+            self.kept[self.step] = {name: tensor.clone() for name, tensor in self.sae.state_dict().items()}
+
+    def _check(self, named: dict[str, torch.Tensor], loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss.detach()) or named["reconstruction"].detach() > DIVERGED:
+            raise TrainingError(f"the loss diverged at step {self.step}: lower training.learning_rate")
+
+    def save(self, path: Path) -> None:
+        """Store everything that the next step depends on."""
+        tensors = {f"sae.{name}": x for name, x in self.sae.state_dict().items()}
+        tensors |= {f"adam.{name}": x for name, x in self.adam.state().items()}
+        tensors |= {f"kept.{step}.{name}": x for step, kept in self.kept.items() for name, x in kept.items()}
+        write_atomic(tensors, path, {"step": str(self.step), "log": json.dumps(self.log)})
+
+    def resume(self, path: Path) -> None:
+        """Go on from what :meth:`save` stored; a missing or damaged file means starting at the beginning."""
+        try:
+            with safe_open(path, "pt", device=self.section.device) as file:
+                meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return
+        groups: dict[str, dict[str, torch.Tensor]] = {"sae": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            kind, rest = name.split(".", 1)
+            if kind == "kept":
+                step, rest = rest.split(".", 1)
+                self.kept.setdefault(int(step), {})[rest] = tensor
+            else:
+                groups[kind][rest] = tensor
+        self.sae.load_state_dict(groups["sae"])
+        self.adam.restore(groups["adam"])
+        self.step, self.log = int(meta["step"]), json.loads(meta["log"])
+
+
+def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence[Path] = ()) -> None:
+    """Train in place, all on the same batches, each for as many steps as its section says.
+
+    Every batch is drawn without replacement until all tokens have been seen. With ``states``, one file for each trainee
+    is written now and then, and read first.
 
     Raises:
-        TrainingError: the loss is no longer finite, or has exploded.
+        TrainingError: training diverged.
+        ValueError: the trainees differ in batch size, or the source has no tokens.
     """
-    rows = _row_batches(len(source), section, np.random.default_rng(seed))
-    optimiser = torch.optim.Adam(sae.parameters(), lr=section.learning_rate, betas=(0.9, 0.999))
-    every, log = max(1, section.steps // 20), []
-    for step in tqdm(range(section.steps), desc=f"train {sae.name}", unit="step", disable=None):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, section)
-        x = source.gather(rows[step]) / sae.scale
-        sparsity = min(1.0, (step + 1) / max(1.0, section.sparsity_warmup * section.steps))
-        named, active = sae.losses(x, sparsity)
-        loss = torch.stack(list(named.values())).sum()
-        if not torch.isfinite(loss.detach()) or named["reconstruction"].detach() > DIVERGED:
-            raise TrainingError(f"the loss diverged at step {step}: lower training.learning_rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        sae.project_gradient()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        optimiser.step()
-        sae.constrain()
-        if step % every == 0 or step == section.steps - 1:
-            row = {name: float(value.detach()) for name, value in named.items()}
-            log.append({"step": step, "l0": float(active.float().sum(1).mean()), **row})
-    return log
+    batches = {trainee.section.batch for trainee in trainees}
+    if len(batches) != 1 or not len(source):
+        raise ValueError(f"need one batch size and some tokens, not batch sizes {batches} and {len(source)} tokens")
+    for trainee, state in zip(trainees, states, strict=False):
+        trainee.resume(state)
+    rows = row_batches(len(source), max(t.section.steps for t in trainees), batches.pop(), seed)
+    names = ", ".join(dict.fromkeys(t.sae.name for t in trainees))
+    first, saved = min((t.step for t in trainees), default=0), time.monotonic()
+    steps = tqdm(rows[first:], f"train {names}", initial=first, total=len(rows), unit="step", disable=None)
+    for step, row in enumerate(steps, first):
+        x = source.gather(row)
+        for trainee in trainees:
+            if trainee.step == step and not trainee.done:
+                trainee.advance(x)
+        if states and time.monotonic() - saved > SAVE_SECONDS:
+            for trainee, state in zip(trainees, states, strict=True):
+                trainee.save(state)
+            saved = time.monotonic()
+
+
+# --------------------------------------------------------------------------------------------------------- steps
+
+
+def save(sae: SAE, log: list[dict[str, float]], out: Path) -> None:
+    """Write ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json`` into the folder ``out``."""
+    write_atomic(sae.state_dict(), out / "sae.safetensors")
+    meta = {"config": sae.config.model_dump(), "width": sae.W_dec.shape[1]}
+    (out / "sae.json").write_text(json.dumps(meta), encoding="utf-8")
+    (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
+
+
+def _prepare(
+    source: Source,
+    config: SAEConfig,
+    section: TrainingSection,
+    seed: int,
+    start: artifacts.Artifact | None,
+    checkpoint: int | None,
+    redrawn: float,
+) -> Trainee:
+    """A trainee at its first step."""
+    sae, generator = make(config, source.width), torch.Generator().manual_seed(seed)
+    rows = np.random.default_rng(seed).choice(len(source), min(len(source), SAMPLE), replace=False)
+    sample = source.gather(rows)
+    if start is None:
+        sae.initialise(sample, generator)
+    else:
+        begun = load(start, checkpoint)
+        if (begun.config.variant, begun.W_dec.shape) != (config.variant, sae.W_dec.shape):
+            raise ValueError(
+                f"cannot go on from a {begun.config.variant} SAE with {begun.config.latents} latents of width "
+                f"{begun.W_dec.shape[1]} as {config.variant} with {config.latents} of width {source.width}"
+            )
+        sae.load_state_dict(begun.state_dict())
+        sae.idle.zero_()
+        chosen = torch.randperm(config.latents, generator=generator)[: round(redrawn * config.latents)]
+        sae.draw(chosen.sort().values, sample, generator)
+    return Trainee(sae, section)
 
 
 @artifacts.cached
 def train(
     out: Path,
     config: SAEConfig,
-    harvested: artifacts.Artifact,
+    sources: Sources,
     layer: int,
     section: TrainingSection,
     seed: int,
     start: artifacts.Artifact | None = None,
+    checkpoint: int | None = None,
+    redrawn: float = 0.0,
 ) -> None:
     """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json``.
 
-    ``start`` is an SAE to finetune: its weights and its input scale are taken over, the optimiser starts afresh.
+    ``start`` is an SAE to finetune (one of :func:`train`, of its ``checkpoint`` after so many steps, or one that
+    :mod:`lib.sae.exchange` imported): its weights and its input scale are taken over, the optimiser starts afresh. A
+    share ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
 
     Raises:
         TrainingError: training diverged.
-        ValueError: ``start`` has another width or number of latents.
+        ValueError: ``start`` has another variant, width or number of latents, or no such checkpoint.
     """
-    source = activations.read(harvested, layer)
-    sae = make(config, source.width)
-    if start is None:
-        sample = source.gather(np.random.default_rng(seed).choice(len(source), min(len(source), 16_384), replace=False))
-        sae.initialise(sample, torch.Generator().manual_seed(seed))
-    else:
-        sae.load_state_dict(load_file(start.path / "sae.safetensors"))
-    log = fit(sae, source, section, seed)
-    save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, out / "sae.safetensors")
-    (out / "sae.json").write_text(json.dumps({"config": config.model_dump(), "width": source.width}), encoding="utf-8")
-    (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
+    arguments = {"config": config, "section": section, "start": start, "checkpoint": checkpoint, "redrawn": redrawn}
+    jobs: list[tuple[Path, dict[str, Any], Path | None]] = [(out, arguments, None)]
+    store, own = artifacts.active(), artifacts.computing()
+    with ExitStack() as stack:
+        if own is not None:
+            jobs = [(out, arguments, store.partial(own))]
+            for other in _PASSES.get(own.key, ()):
+                if other.key != own.key and not store.has(other):
+                    folder = stack.enter_context(store.writing(other))
+                    jobs.append((folder, other.arguments, store.partial(other)))
+        source = activations.mixture(sources, layer, seed)
+        keys = ("config", "section", "start", "checkpoint", "redrawn")
+        trainees = [_prepare(source, seed=seed, **{key: given[key] for key in keys}) for _, given, _ in jobs]
+        states = [partial / "state.safetensors" for _, _, partial in jobs if partial is not None]
+        for state in states:
+            state.parent.mkdir(parents=True, exist_ok=True)
+        fit(trainees, source, seed, states)
+        for (folder, _, _), trainee in zip(jobs, trainees, strict=True):
+            save(trainee.sae, trainee.log, folder)
+            for step, tensors in trainee.kept.items():
+                write_atomic(tensors, folder / f"step_{step:06d}.safetensors")
 
 
-def load(trained: artifacts.Artifact) -> SAE:
-    """The SAE of a :func:`train` artifact, in eval mode, without gradients."""
+_PASSES: dict[str, tuple[artifacts.Artifact, ...]] = {}
+
+
+def together(recipes: Sequence[artifacts.Artifact]) -> Sequence[artifacts.Artifact]:
+    """Declare that these :func:`train` recipes be trained in one pass when the first of them is needed.
+
+    Each comes out as if it had been trained alone.
+
+    Raises:
+        ValueError: they do not read the same batches.
+    """
+    passes = {
+        json.dumps(
+            artifacts.canonical([r.arguments[k] for k in ("sources", "layer", "seed")] + [r.arguments["section"].batch])
+        )
+        for r in recipes
+    }
+    if len(passes) > 1:
+        raise ValueError("SAEs trained in one pass need the same sources, layer, seed and batch size")
+    _PASSES.update({recipe.key: tuple(recipes) for recipe in recipes})
+    return recipes
+
+
+def load(trained: artifacts.Artifact, checkpoint: int | None = None) -> SAE:
+    """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
+
+    Raises:
+        ValueError: no such checkpoint.
+    """
     meta = json.loads((trained.path / "sae.json").read_text(encoding="utf-8"))
+    name = "sae.safetensors" if checkpoint is None else f"step_{checkpoint:06d}.safetensors"
+    if not (trained.path / name).is_file():
+        there = sorted(int(path.stem.removeprefix("step_")) for path in trained.path.glob("step_*.safetensors"))
+        raise ValueError(f"no checkpoint after {checkpoint} steps, there are {there}: set training.checkpoints")
     sae = make(SAEConfig.model_validate(meta["config"]), meta["width"])
-    sae.load_state_dict(load_file(trained.path / "sae.safetensors"))
+    sae.load_state_dict(load_file(trained.path / name))
     return sae.eval().requires_grad_(False)
 
 
 @artifacts.result
 def log(trained: artifacts.Artifact) -> list[dict[str, float]]:
-    """Step: the training log, rows {step, l0, one entry per named loss}."""
+    """Step: the training log, rows {step, l0, dead, one entry per named loss}."""
     rows: list[dict[str, float]] = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
     return rows

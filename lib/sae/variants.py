@@ -3,17 +3,22 @@
 Inside, an SAE works on inputs of unit mean square: x / s with s = sqrt(E ||x||^2), kept as ``scale``. ``encode`` and
 ``reconstruct`` take and give the model's own units. Notation: pre-activations pi = x W_enc + b_enc, latents f,
 reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with unit rows.
+
+Losses are written once, on the latents of :mod:`lib.sae.latents`: dense [n, M] tensors (the reference), or the entries
+that can be active. Any variant can be nested (Matryoshka): with ``prefixes`` its reconstruction loss is the mean over
+reconstructions from the first m latents, m in prefixes.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from lib.matmul import product
+from lib.sae.latents import Above, Dense, Encoder, Largest, LargestOfBatch, Rule, Sparse
 from lib.sae.penalties import PENALTIES
 
 
@@ -22,14 +27,33 @@ class SAEConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variant: Literal["jumprelu", "topk"]
-    latents: int = Field(ge=1)
-    k: int = 0  # TopK: active latents per token
-    penalty: str = "l0"  # JumpReLU: a name in PENALTIES
-    coefficient: float = 0.0
-    omega0: float = 0.1
-    theta: float = 0.05  # initial threshold
-    bandwidth: float = 0.02  # epsilon of the rectangle kernel
+    variant: str  # a name in VARIANTS
+    latents: int = Field(ge=1)  # M
+    coefficient: float = Field(0.0, ge=0)  # lambda: of the penalty (JumpReLU), of the gate's L1 norm (Gated)
+    initial_l0: float = Field(0.0, ge=0)  # JumpReLU, Gated: start with this many active latents; 0: as theta has it
+    prefixes: tuple[int, ...] = ()  # Matryoshka: nested dictionary sizes, increasing, the last one M
+    # JumpReLU
+    penalty: str = "l0"  # a name in PENALTIES
+    omega0: float = Field(0.1, gt=0)  # of the quadratic-frequency penalty
+    target_l0: float = Field(32.0, gt=0)  # of the target-L0 penalty
+    theta: float = Field(0.05, gt=0)  # initial threshold
+    bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
+    sparsity_reaches: Literal["theta", "all"] = "theta"  # which parameters the penalty's gradient reaches
+    # TopK and BatchTopK
+    k: int = 0  # active latents per token (BatchTopK: on average)
+    k_aux: int = 0  # dead latents that model the error (AuxK); 0: half the width of the residual stream
+    aux_coefficient: float = Field(1 / 32, ge=0)  # alpha of AuxK; 0 switches it off
+    dead_tokens: int = Field(50_000, ge=1)  # a latent that has not fired for so many tokens is dead
+
+
+class Losses(NamedTuple):
+    """Named losses of a batch, to be summed, and on how many of its tokens each latent fired [M]."""
+
+    named: dict[str, torch.Tensor]
+    fired: torch.Tensor
+
+
+# ------------------------------------------------------------------------------------------------ gradient rules
 
 
 class JumpReLUFunction(torch.autograd.Function):
@@ -48,60 +72,123 @@ class JumpReLUFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         pi, theta = ctx.saved_tensors
         near = (pi - theta).abs_() < ctx.bandwidth / 2
-        grad_theta = -(theta / ctx.bandwidth) * torch.where(near, grad, 0.0).sum(0)
-        return torch.where(pi > theta, grad, 0.0), grad_theta, None
+        to_theta = torch.where(near, grad, 0.0).sum_to_size(theta.shape) * (-theta / ctx.bandwidth)
+        return torch.where(pi > theta, grad, 0.0), to_theta, None
 
 
-class FrequencyFunction(torch.autograd.Function):
-    """omega [M] = batch mean of 1[pi > theta]; its gradient reaches theta alone: -(1 / eps) * 1[|pi - theta| < eps / 2].
+class StepFunction(torch.autograd.Function):
+    """1[pi > theta]; pseudo-derivative with respect to theta: -(1 / eps) * 1[|pi - theta| < eps / 2].
 
     The estimator is that of Rajamanoharan 2024b, eq. 12, on pre-activations: latents below the threshold count too.
+    With ``to_pi`` the step also passes its derivative, of opposite sign, to pi and so to the encoder.
     """
 
     @staticmethod
-    def forward(ctx: Any, pi: torch.Tensor, theta: torch.Tensor, bandwidth: float) -> torch.Tensor:
+    def forward(ctx: Any, pi: torch.Tensor, theta: torch.Tensor, bandwidth: float, to_pi: bool) -> torch.Tensor:
         ctx.save_for_backward(pi, theta)
-        ctx.bandwidth = bandwidth
-        return (pi > theta).sum(0, dtype=pi.dtype) / len(pi)
+        ctx.bandwidth, ctx.to_pi = bandwidth, to_pi
+        return (pi > theta).to(pi.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
         pi, theta = ctx.saved_tensors
-        near = ((pi - theta).abs_() < ctx.bandwidth / 2).sum(0, dtype=pi.dtype) / len(pi)
-        return None, -grad * near / ctx.bandwidth, None
+        near = torch.where((pi - theta).abs_() < ctx.bandwidth / 2, grad, 0.0) / ctx.bandwidth
+        return near if ctx.to_pi else None, -near.sum_to_size(theta.shape), None, None
+
+
+class SquaredError(torch.autograd.Function):
+    """(loss [P], last error [n, d]): squared error of P reconstructions, summed over d, mean over tokens.
+
+    ``parts`` [P, n, d] are what each stretch of latents adds; the p-th reconstruction is b_dec and the first p + 1 of
+    them. One pass each way: the error is the gradient, but for a factor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, parts: torch.Tensor, b_dec: torch.Tensor, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        errors = (parts.cumsum(0) if len(parts) > 1 else parts) - (x - b_dec)
+        ctx.save_for_backward(errors)
+        last = errors[-1]
+        ctx.mark_non_differentiable(last)
+        flat = errors.flatten(1)
+        return (flat.unsqueeze(1) @ flat.unsqueeze(2)).flatten() / len(x), last
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
+        (errors,) = ctx.saved_tensors
+        each = errors * (2 / errors.shape[1] * grad)[:, None, None]
+        parts = each.flip(0).cumsum(0).flip(0) if len(each) > 1 else each  # a part is in every later reconstruction
+        return parts, each.sum((0, 1)), None
+
+
+# ------------------------------------------------------------------------------------------------- architectures
 
 
 class SAE(nn.Module):
-    """What the architectures share: weights, initialisation, input scale, reconstruction loss."""
+    """What the architectures share: weights, initialisation, input scale, reconstruction loss, dead latents."""
 
     name: ClassVar[str]
+    in_input_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # what grows with the inputs, and so with 1 / scale
 
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.W_enc = nn.Parameter(torch.zeros(width, config.latents))
-        self.b_enc = nn.Parameter(torch.zeros(config.latents))
-        self.W_dec = nn.Parameter(torch.zeros(config.latents, width))
+        self.sparse = True  # False: dense reference, same results to rounding
+        m = config.latents
+        self.prefixes = config.prefixes or (m,)
+        if list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[0] < 1 or self.prefixes[-1] != m:
+            raise ValueError(f"prefixes must increase to the number of latents, {m}, not be {config.prefixes}")
+        self.W_enc = nn.Parameter(torch.zeros(m, width).T)  # laid out by latent, as gradients come
+        self.b_enc = nn.Parameter(torch.zeros(m))
+        self.W_dec = nn.Parameter(torch.zeros(m, width))
         self.b_dec = nn.Parameter(torch.zeros(width))
-        self.register_buffer("scale", torch.ones(()))
         self.scale: torch.Tensor
+        self.idle: torch.Tensor
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("idle", torch.zeros(m, dtype=torch.int64))  # tokens since each latent fired
 
+    # setting up
+
+    @torch.no_grad()
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
         """Set scale and weights from a sample [n, d] of activations: random unit decoder rows, encoder its transpose,
         b_dec the mean, b_enc such that pre-activations see centred inputs."""
-        with torch.no_grad():
-            self.scale.copy_(sample.double().square().sum(1).mean().sqrt())
-            rows = torch.randn(self.W_dec.shape, generator=generator)
-            self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-            self.W_enc.copy_(self.W_dec.T)
-            self.b_dec.copy_(sample.mean(0) / self.scale)
-            self.b_enc.copy_(-self.b_dec @ self.W_enc)
+        self.scale.copy_(sample.double().square().sum(1).mean().sqrt())
+        self.b_dec.copy_(sample.mean(0) / self.scale)
+        self.draw(torch.arange(self.config.latents), sample, generator)
+
+    @torch.no_grad()
+    def draw(self, which: torch.Tensor, sample: torch.Tensor, generator: torch.Generator) -> None:
+        """Draw the latents ``which`` [m] int64 anew; scale and b_dec stay."""
+        rows = torch.randn(len(which), self.W_dec.shape[1], generator=generator).to(self.W_dec)
+        rows /= rows.norm(dim=1, keepdim=True)
+        self.W_dec[which] = rows
+        self.W_enc[:, which] = rows.T
+        self.b_enc[which] = -rows @ self.b_dec
+        self.idle[which] = 0
+        x = sample[:4096] / self.scale
+        quantile = None
+        if self.config.initial_l0:
+            rare = max(1, round(len(x) * self.config.initial_l0 / self.config.latents))
+            quantile = (product(x, rows.T) + self.b_enc[which]).topk(min(rare, len(x)), dim=0).values[-1]
+        self.draw_threshold(which, quantile)
+
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
+        """Set what decides when the latents ``which`` fire; ``quantile`` [m] of their pi gives ``initial_l0``."""
+
+    @torch.no_grad()
+    def rescale(self, scale: float) -> None:
+        """Change the input scale; reconstructions stay as they are, latents change by the ratio. 1: the model's units."""
+        for name in self.in_input_units:
+            getattr(self, name).mul_(self.scale / scale)
+        self.scale.fill_(scale)
 
     # unit mean-square inputs
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """pi [n, M] of unit inputs [n, d]."""
-        return product(x, self.W_enc) + self.b_enc
+        return product(x, self.W_enc, self.b_enc)
 
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
         """Latents f [n, M] >= 0 from pre-activations."""
@@ -111,14 +198,21 @@ class SAE(nn.Module):
         """Unit reconstructions [n, d]."""
         return product(f, self.W_dec) + self.b_dec
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Named losses of a batch of unit inputs, to be summed, and which latents are active [n, M] bool.
+    def encoder(self, x: torch.Tensor) -> Encoder:
+        """The batch's pre-activations, to select latents from."""
+        return Encoder(x, self.W_enc, self.b_enc, self.prefixes, self.sparse)
 
-        ``sparsity`` in [0, 1] scales the sparsity term during warm-up. Reconstruction: squared error summed over d,
-        mean over the batch.
-        """
-        f = self.activate(self.preactivations(x))
-        return {"reconstruction": (self.decode(f) - x).square().sum(1).mean()}, f.detach() > 0
+    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+        """Losses of a batch of unit inputs [n, d]; ``sparsity`` in [0, 1] scales the sparsity term during warm-up."""
+        raise NotImplementedError("an architecture defines its losses")
+
+    def reconstruction(
+        self, z: Dense | Sparse, f: torch.Tensor, x: torch.Tensor, detached: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(squared error summed over d, mean over tokens and prefixes; last error [n, d], without gradient)."""
+        W_dec, b_dec = (self.W_dec.detach(), self.b_dec.detach()) if detached else (self.W_dec, self.b_dec)
+        by_prefix, error = SquaredError.apply(z.decode(f, W_dec), b_dec, x)
+        return by_prefix.mean(), error
 
     # the model's own units
 
@@ -133,21 +227,25 @@ class SAE(nn.Module):
     # after a step
 
     @torch.no_grad()
-    def project_gradient(self) -> None:
-        """Remove the part of the decoder's gradient that would change its rows' norms."""
-        if self.W_dec.grad is not None:
-            self.W_dec.grad -= (self.W_dec.grad * self.W_dec).sum(1, keepdim=True) * self.W_dec
+    def constrain(self) -> None:
+        """Put the parameters back where they must be, apart from the decoder's rows."""
 
     @torch.no_grad()
-    def constrain(self) -> None:
-        """Put the parameters back where they must be: unit decoder rows."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+    def count(self, fired: torch.Tensor, tokens: int) -> None:
+        """Keep account of the tokens since each latent fired."""
+        self.idle.add_(tokens).masked_fill_(fired > 0, 0)
+
+    @property
+    def dead(self) -> torch.Tensor:
+        """[M] bool: latents that have not fired for ``dead_tokens``."""
+        return self.idle >= self.config.dead_tokens
 
 
 class JumpReLU(SAE):
     """JumpReLU with a learned threshold per latent, trained directly in float32 (not as its logarithm)."""
 
     name = "jumprelu"
+    in_input_units = ("b_enc", "b_dec", "theta")
 
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__(config, width)
@@ -155,44 +253,152 @@ class JumpReLU(SAE):
         if config.penalty not in PENALTIES:
             raise ValueError(f"unknown penalty {config.penalty!r}: choose one of {', '.join(PENALTIES)}")
 
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
+        self.theta[which] = self.config.theta
+        if quantile is not None:
+            self.theta[which] = quantile.clamp_min(self.config.theta)
+
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
         return JumpReLUFunction.apply(pi, self.theta, self.config.bandwidth)
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        pi = self.preactivations(x)
-        f = self.activate(pi)
-        omega = FrequencyFunction.apply(pi, self.theta, self.config.bandwidth)
-        penalty = PENALTIES[self.config.penalty](omega, self.config.omega0)
+    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+        c = self.config
+        z = self.encoder(x).latents(
+            Above(self.theta.detach() - 0.5001 * c.bandwidth)
+        )  # active, or in reach of the kernel
+        theta = z.of(self.theta)
+        f = JumpReLUFunction.apply(z.pi, theta, c.bandwidth)
+        fired = z.by_latent(StepFunction.apply(z.pi, theta, c.bandwidth, c.sparsity_reaches == "all"))
+        penalty = PENALTIES[c.penalty](fired / len(x), c.omega0, c.target_l0)
         named = {
-            "reconstruction": (self.decode(f) - x).square().sum(1).mean(),
-            f"{self.config.penalty}_penalty": sparsity * self.config.coefficient * penalty,
+            "reconstruction": self.reconstruction(z, f, x)[0],
+            f"{c.penalty}_penalty": sparsity * c.coefficient * penalty,
         }
-        return named, f.detach() > 0
+        return Losses(named, fired.detach())
 
     @torch.no_grad()
     def constrain(self) -> None:
-        super().constrain()
         self.theta.clamp_(min=1e-6)
 
 
+class Gated(SAE):
+    """Gated SAE (Rajamanoharan 2024a, arXiv:2404.16014, section 3.2); b_enc is the bias of the gate.
+
+    f = 1[pi > 0] * relu(exp(r_mag) * (pi - b_enc) + b_mag). The gate learns from an L1 penalty and from reconstructing the
+    input by itself through a frozen decoder (eq. 8), which gets no gradient from that.
+    """
+
+    name = "gated"
+    in_input_units = ("b_enc", "b_dec", "b_mag")
+
+    def __init__(self, config: SAEConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.r_mag = nn.Parameter(torch.zeros(config.latents))
+        self.b_mag = nn.Parameter(torch.zeros(config.latents))
+
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
+        self.r_mag[which] = 0
+        self.b_mag[which] = self.b_enc[which]
+        if quantile is not None:
+            self.b_enc[which] -= quantile.clamp_min(0)
+
+    def _magnitude(
+        self, pi: torch.Tensor, b_enc: torch.Tensor, r_mag: torch.Tensor, b_mag: torch.Tensor
+    ) -> torch.Tensor:
+        return torch.where(pi > 0, (r_mag.exp() * (pi - b_enc) + b_mag).relu(), 0.0)
+
+    def activate(self, pi: torch.Tensor) -> torch.Tensor:
+        return self._magnitude(pi, self.b_enc, self.r_mag, self.b_mag)
+
+    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+        z = self.encoder(x).latents(Above(torch.zeros_like(self.b_enc)))
+        f = self._magnitude(z.pi, z.of(self.b_enc), z.of(self.r_mag), z.of(self.b_mag))
+        gate = z.pi.relu()
+        named = {
+            "reconstruction": self.reconstruction(z, f, x)[0],
+            "l1_penalty": sparsity * self.config.coefficient * gate.sum() / len(x),  # decoder rows have norm 1
+            "gate_reconstruction": self.reconstruction(z, gate, x, detached=True)[0],
+        }
+        return Losses(named, z.by_latent((f.detach() > 0).to(f.dtype)))
+
+
 class TopK(SAE):
-    """The k largest positive pre-activations of each token (Gao 2024, arXiv:2406.04093, section 2.3)."""
+    """The k largest positive pre-activations of each token, with AuxK (Gao 2024, arXiv:2406.04093, 2.3 and A.2)."""
 
     name = "topk"
 
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__(config, width)
         if not 1 <= config.k <= config.latents:
-            raise ValueError(f"TopK needs 1 <= k <= {config.latents} latents, not k={config.k}")
+            raise ValueError(f"{type(self).__name__} needs 1 <= k <= {config.latents} latents, not k={config.k}")
+
+    def rule(self) -> Rule:
+        """Which latents are active in training."""
+        return Largest(self.config.k)
 
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
         values, indices = pi.topk(self.config.k, dim=1)
         return torch.zeros_like(pi).scatter(1, indices, values.relu())
 
+    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+        encoder = self.encoder(x)
+        z = encoder.latents(self.rule())
+        f = z.pi.relu()
+        loss, error = self.reconstruction(z, f, x)
+        named = {"reconstruction": loss, "auxk": self._auxk(encoder, error)}
+        self.watch(f.detach())
+        return Losses(named, z.by_latent((f.detach() > 0).to(f.dtype)))
 
-VARIANTS: dict[str, type[SAE]] = {"jumprelu": JumpReLU, "topk": TopK}
+    def _auxk(self, encoder: Encoder, error: torch.Tensor) -> torch.Tensor:
+        """alpha * squared error of the largest dead latents' model of the error, which has no bias and no gradient."""
+        dead = self.dead
+        if not self.config.aux_coefficient or (dead.device.type == "cpu" and not dead.any()):
+            return error.new_zeros(())
+        k = min(self.config.k_aux or error.shape[1] // 2, self.config.latents)
+        z = encoder.latents(Largest(k, dead))
+        by_prefix, _ = SquaredError.apply(z.decode(z.pi.relu(), self.W_dec), torch.zeros_like(self.b_dec), -error)
+        return self.config.aux_coefficient * by_prefix[-1]
+
+    def watch(self, f: torch.Tensor) -> None:
+        """What an architecture keeps of a batch's active latents."""
+
+
+class BatchTopK(TopK):
+    """The k x n largest positive pre-activations of a batch of n tokens (Bussmann 2024, arXiv:2412.06410).
+
+    In use, a latent is active above ``threshold``, the running mean of the smallest value active in training.
+    """
+
+    name = "batchtopk"
+    in_input_units = ("b_enc", "b_dec", "threshold")
+    momentum: ClassVar[float] = 0.99
+
+    def __init__(self, config: SAEConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.threshold: torch.Tensor
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def rule(self) -> Rule:
+        return LargestOfBatch(self.config.k, 0.7 * float(self.threshold) if self.W_enc.device.type == "cpu" else 0.0)
+
+    def activate(self, pi: torch.Tensor) -> torch.Tensor:
+        return torch.where((pi > self.threshold) & (pi > 0), pi, 0.0)
+
+    def watch(self, f: torch.Tensor) -> None:
+        lowest = torch.where(f > 0, f, torch.inf).min()
+        moved = torch.where(self.threshold > 0, self.threshold.lerp(lowest, 1 - self.momentum), lowest)
+        self.threshold.copy_(torch.where(lowest.isfinite(), moved, self.threshold))
+
+
+VARIANTS: dict[str, type[SAE]] = {kind.name: kind for kind in (JumpReLU, Gated, TopK, BatchTopK)}
 
 
 def make(config: SAEConfig, width: int) -> SAE:
-    """An untrained SAE of the configured variant for residuals of ``width`` d."""
+    """An untrained SAE of the configured variant for residuals of ``width`` d.
+
+    Raises:
+        ValueError: no such variant, or settings that do not fit it.
+    """
+    if config.variant not in VARIANTS:
+        raise ValueError(f"unknown variant {config.variant!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[config.variant](config, width)

@@ -1,0 +1,201 @@
+"""SAEs in and out: SAELens folders (``cfg.json``, ``sae_weights.safetensors``) and Gemma Scope ``params.npz``.
+
+Outside, an SAE takes the model's own residuals; inside, inputs of unit mean square. The scale between them is exact: it
+multiplies b_enc, b_dec and thresholds, and nothing else. Decoder rows that are not of unit norm are brought there by
+moving the norm into the encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lib import activations, artifacts
+from lib.sae import training
+from lib.sae.variants import SAE, SAEConfig, make
+
+_SHARED = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+# SAELens' names and ours, by SAELens' architecture
+NAMES: dict[str, dict[str, str]] = {
+    "jumprelu": {**_SHARED, "b_enc": "b_enc", "threshold": "theta"},
+    "gated": {**_SHARED, "b_gate": "b_enc", "b_mag": "b_mag", "r_mag": "r_mag"},
+    "topk": {**_SHARED, "b_enc": "b_enc"},
+}
+SAELENS_VERSION = "6.54.12"  # the format written here; from 6.0.0 on it is read without legacy defaults
+
+
+class ExchangeError(ValueError):
+    """A file that cannot be taken over as an SAE: says which, why, and what would do."""
+
+
+# ---------------------------------------------------------------------------------------------------------- out
+
+
+def export(trained: artifacts.Artifact, folder: Path, model: str, layer: int, context: int) -> Path:
+    """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
+
+    ``model`` is the name under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
+    the number of tokens of a training text. The input scale is folded in: the export takes the model's own residuals.
+    BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE becomes its whole dictionary.
+    """
+    sae = training.load(trained)
+    scale, config = float(sae.scale), sae.config
+    sae.rescale(1.0)
+    tensors = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
+    architecture = "jumprelu" if config.variant == "batchtopk" else config.variant
+    if architecture not in NAMES:
+        raise ExchangeError(f"SAELens has no architecture for {config.variant!r}: add it to lib/sae/exchange.py")
+    if config.variant == "batchtopk":
+        tensors["theta"] = tensors["threshold"].clamp_min(0).expand(config.latents)
+    cfg: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": sae.W_dec.shape[1],
+        "d_sae": config.latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "sae_lens_training_version": None,
+            "model_name": model,
+            "hook_name": f"blocks.{layer}.hook_resid_post",
+            "context_size": context,
+            "prepend_bos": False,
+        },
+    }
+    if architecture == "topk":
+        cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {theirs: tensors[ours].detach().contiguous() for theirs, ours in NAMES[architecture].items()}
+    save_file(weights, folder / "sae_weights.safetensors")
+    artifacts.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
+    artifacts.write_atomic(folder / "README.md", card(trained, cfg, config, scale))
+    return folder
+
+
+def card(trained: artifacts.Artifact, cfg: dict[str, Any], config: SAEConfig, scale: float) -> str:
+    """A model card in Markdown: what the SAE reads, how it was trained, on what, and how to load it."""
+    meta = json.loads((trained.path / "meta.json").read_text(encoding="utf-8"))
+    log = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
+    last = ", ".join(f"{name} {value:.4g}" for name, value in log[-1].items()) if log else "not trained here"
+    return f"""---
+library_name: saelens
+tags: [sparse-autoencoder, interpretability]
+---
+# Sparse autoencoder ({config.variant}, {config.latents:,} latents)
+
+Reads the residual stream after block {cfg["metadata"]["hook_name"].split(".")[1]} of `{cfg["metadata"]["model_name"]}`
+(`{cfg["metadata"]["hook_name"]}`, width {cfg["d_in"]}), without the first token of a text, an attention sink.
+
+```python
+from sae_lens import SAE
+sae = SAE.load_from_disk("this folder")
+latents = sae.encode(residuals)
+```
+
+Trained on inputs of unit mean square, residuals divided by {scale:.6g}; the division is folded into these weights.
+Last training batch: {last}.
+
+Provenance: artifact `{trained.key}` of step `{trained.step}`. Everything it was made from:
+
+```json
+{json.dumps(meta["config"], indent=1)}
+```
+"""
+
+
+# ----------------------------------------------------------------------------------------------------------- in
+
+
+def _read_saelens(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+        return cfg, load_file(folder / "sae_weights.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ExchangeError(f"{folder}: not a SAELens folder ({error}); it needs cfg.json and sae_weights") from None
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ExchangeError(f"{path}: not a Gemma Scope params.npz ({error})") from None
+    return {"architecture": "jumprelu"}, tensors
+
+
+def read(path: Path) -> SAE:
+    """An SAE of a SAELens folder or a Gemma Scope ``params.npz``, in the model's own units (scale 1).
+
+    Raises:
+        ExchangeError: it cannot be read, or does something that our architectures do not.
+    """
+    cfg, theirs = _read_npz(path) if path.suffix == ".npz" else _read_saelens(path)
+    architecture = cfg.get("architecture")
+    if architecture not in NAMES:
+        raise ExchangeError(f"{path}: architecture {architecture!r} is not one of {', '.join(NAMES)}")
+    for setting in ("normalize_activations", "reshape_activations"):
+        if cfg.get(setting, "none") != "none":
+            raise ExchangeError(f"{path}: {setting} {cfg[setting]!r} cannot be folded into weights; fold it first")
+    names = NAMES[architecture]
+    if missing := names.keys() - theirs.keys():
+        raise ExchangeError(f"{path}: no {', '.join(sorted(missing))} among its tensors")
+    tensors = {ours: theirs[name].float() for name, ours in names.items()}
+    width, latents = tensors["W_enc"].shape
+    if tensors["W_dec"].shape != (latents, width):
+        raise ExchangeError(f"{path}: W_enc {(width, latents)} and W_dec {tuple(tensors['W_dec'].shape)} do not fit")
+    if cfg.get("apply_b_dec_to_input", architecture != "jumprelu" or path.suffix != ".npz"):
+        shift = tensors["b_dec"] @ tensors["W_enc"]  # encodes x - b_dec
+        tensors["b_enc"] = tensors["b_enc"] - shift
+        if "b_mag" in tensors:
+            tensors["b_mag"] = tensors["b_mag"] - shift * tensors["r_mag"].exp()
+    norm = tensors["W_dec"].norm(dim=1)
+    if (norm - 1).abs().max() > 1e-4:
+        if architecture == "topk" and not cfg.get("rescale_acts_by_decoder_norm"):
+            raise ExchangeError(f"{path}: TopK with decoder rows of other norms ranks latents differently once scaled")
+        tensors["W_dec"] = tensors["W_dec"] / norm[:, None]
+        for name in ("W_enc", "b_enc", "theta", "b_mag"):
+            if name in tensors:
+                tensors[name] = tensors[name] * norm
+    config = SAEConfig(variant=architecture, latents=latents, k=int(cfg.get("k", 0)))
+    sae = make(config, width)
+    sae.load_state_dict({**sae.state_dict(), **tensors})
+    return sae.eval().requires_grad_(False)
+
+
+@artifacts.cached
+def imported(out: Path, path: str, digest: str, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> None:
+    """Step: an SAE from elsewhere, ready to finetune: scaled to inputs of unit mean square on ``harvested``.
+
+    ``config`` is how it is to be trained on; its variant, latents and k must be the SAE's own.
+    """
+    sae = read(Path(path))
+    if (config.variant, config.latents, config.k) != (sae.config.variant, sae.config.latents, sae.config.k):
+        raise ExchangeError(
+            f"{path} is {sae.config.variant}, {sae.config.latents} latents, k {sae.config.k}: say so in the config"
+        )
+    source = activations.read(harvested, layer)
+    if source.width != sae.W_dec.shape[1]:
+        raise ExchangeError(f"{path} is for width {sae.W_dec.shape[1]}; layer {layer} has width {source.width}")
+    rows = np.random.default_rng(0).choice(len(source), min(len(source), training.SAMPLE), replace=False)
+    sae.rescale(float(source.gather(rows).double().square().sum(1).mean().sqrt()))
+    sae.config = config
+    training.save(sae, [], out)
+
+
+def bring(path: Path, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> artifacts.Artifact:
+    """The :func:`imported` recipe of a folder or file, keyed by its content."""
+    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+    if not files:
+        raise ExchangeError(f"{path}: no such SAELens folder or params.npz")
+    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    return imported(str(path), digest, harvested, layer, config)

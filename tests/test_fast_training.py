@@ -1,0 +1,334 @@
+"""The fast step against its dense reference, kernels against brute force, and training that can be killed or shared."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_sae import CONFIG, SECTION, harvest_of, planted, write_shard
+
+from lib import activations, artifacts
+from lib.config import TrainingSection
+from lib.sae import kernels, latents, training
+from lib.sae.adam import Adam
+from lib.sae.variants import SAE, SAEConfig, make
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "jumprelu": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05},
+    "jumprelu_all": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05, "sparsity_reaches": "all"},
+    "quadratic": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "quadratic_frequency"},
+    "squared": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "squared_frequency"},
+    "target": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "target_l0"},
+    "gated": {"variant": "gated", "coefficient": 0.01},
+    "topk": {"variant": "topk", "k": 5, "k_aux": 7},
+    "batchtopk": {"variant": "batchtopk", "k": 5, "k_aux": 7},
+    "matryoshka_jumprelu": {"variant": "jumprelu", "coefficient": 0.01, "prefixes": (10, 33, 100)},
+    "matryoshka_topk": {"variant": "topk", "k": 5, "prefixes": (1, 50, 100)},
+    "matryoshka_batchtopk": {"variant": "batchtopk", "k": 5, "prefixes": (20, 100)},
+    "matryoshka_gated": {"variant": "gated", "coefficient": 0.01, "prefixes": (20, 100)},
+}
+M, D = 100, 24  # neither is a multiple of a block
+
+
+def prepared(name: str, l0: float, seed: int = 0) -> tuple[SAE, torch.Tensor]:
+    """An SAE with ragged activity, empty rows and dead latents, and a batch of unit inputs."""
+    sae = make(SAEConfig(latents=M, initial_l0=l0, dead_tokens=1000, **VARIANTS[name]), D)
+    generator = torch.Generator().manual_seed(seed)
+    x = planted(400, D, seed=seed)[1] + 0.5
+    sae.initialise(x, generator)
+    with torch.no_grad():
+        sae.W_enc += 0.1 * torch.randn(D, M, generator=generator)
+        sae.b_enc += 0.05 * torch.randn(M, generator=generator)
+        if name.endswith("gated"):
+            sae.r_mag += 0.2 * torch.randn(M, generator=generator)  # type: ignore[operator]
+            sae.b_mag += 0.05 * torch.randn(M, generator=generator)  # type: ignore[operator]
+    sae.idle[::7] = 5000
+    unit = x[:150] / sae.scale
+    unit[::10] = sae.b_dec.detach()  # the mean activates nothing: empty rows
+    return sae, unit
+
+
+def gradients(sae: SAE, x: torch.Tensor, sparse: bool) -> dict[str, torch.Tensor]:
+    sae.sparse = sparse
+    sae.zero_grad(set_to_none=True)
+    named, fired = sae.losses(x, 1.0)
+    torch.stack(list(named.values())).sum().backward()
+    found = {f"grad {name}": p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+    return found | {name: value.detach() for name, value in named.items()} | {"fired": fired}
+
+
+@pytest.mark.parametrize("l0", [1.0, 8.0, 60.0])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fast_step_equals_the_dense_reference(name: str, l0: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "MAX_DENSITY", 1.0)  # no falling back: compare at any density
+    sae, x = prepared(name, l0)
+    if hasattr(sae, "threshold"):
+        sae.threshold.fill_(0.1)
+    z = sae.encoder(x).latents(latents.Above(torch.zeros(M)))
+    assert isinstance(z, latents.Sparse)
+    fast = gradients(sae, x, sparse=True)
+    if hasattr(sae, "threshold"):
+        sae.threshold.fill_(0.1)
+    dense = gradients(sae, x, sparse=False)
+    assert fast.keys() == dense.keys()
+    for key, value in dense.items():
+        scale = float(value.abs().max())
+        torch.testing.assert_close(
+            fast[key], value, rtol=0, atol=1e-5 * max(scale, 1e-6), msg=lambda m, k=key: f"{k}: {m}"
+        )
+    assert float(dense["fired"].sum()) > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["jumprelu", "gated"])
+def test_nothing_and_everything_active(name: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "MAX_DENSITY", 1.0)
+    sae, x = prepared(name, 8.0)
+    with torch.no_grad():
+        for name_, p in sae.named_parameters():
+            if name_ in ("b_enc", "b_mag"):
+                p.fill_(10.0 if share else -10.0)
+    fast, dense = gradients(sae, x, sparse=True), gradients(sae, x, sparse=False)
+    assert float(dense["fired"].sum()) == share * M * len(x)
+    for key, value in dense.items():
+        torch.testing.assert_close(fast[key], value, rtol=0, atol=1e-5 * max(float(value.abs().max()), 1e-6))
+
+
+def test_dense_takes_over_by_measured_density() -> None:
+    sae, x = prepared("jumprelu", 2.0)
+    rule = latents.Above(torch.full((M,), 1.0))
+    assert isinstance(sae.encoder(x).latents(rule), latents.Sparse)
+    assert isinstance(sae.encoder(x).latents(latents.Above(torch.full((M,), -9.0))), latents.Dense)
+    assert isinstance(sae.encoder(x).latents(latents.Largest(M)), latents.Dense)
+    sae.sparse = False
+    assert isinstance(sae.encoder(x).latents(rule), latents.Dense)
+    assert isinstance(sae.double().encoder(x.double()).latents(rule), latents.Dense)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 70), st.integers(1, 20))
+def test_selection_against_sorting(seed: int, n: int, m: int, k: int) -> None:
+    """Rounded values make many ties; of equal ones the first are taken."""
+    rng = np.random.default_rng(seed)
+    pi = np.round(rng.standard_normal((n, m)), 1).astype(np.float32)
+    allowed = rng.random(m) < 0.7
+    bound = np.round(rng.standard_normal(m), 1).astype(np.float32)
+    starts, found, values = kernels.above(pi, bound, n * m) or pytest.fail("over the limit")
+    rows = np.repeat(np.arange(n), np.diff(starts))
+    assert np.array_equal(np.stack([rows, found]), np.nonzero(pi > bound))
+    assert np.array_equal(values, pi[rows, found])
+    total = len(values)
+    if total:
+        assert kernels.above(pi, bound, total - 1) is None
+    starts, found, values = kernels.largest(pi, k, allowed)
+    for r in range(n):
+        order = sorted((j for j in range(m) if allowed[j] and pi[r, j] > 0), key=lambda j: (-pi[r, j], j))[:k]
+        assert found[starts[r] : starts[r + 1]].tolist() == sorted(order)
+    everything = kernels.above(pi, np.zeros(m, np.float32), n * m)
+    assert everything is not None
+    kept = kernels.largest_of_all(everything, k)
+    flat = sorted((-pi[r, j], r, j) for r in range(n) for j in range(m) if pi[r, j] > 0)[:k]
+    rows = np.repeat(np.arange(n), np.diff(kept[0]))
+    assert sorted(zip(rows.tolist(), kept[1].tolist(), strict=True)) == sorted((r, j) for _, r, j in flat)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.integers(1, 4))
+def test_products_against_dense_ones(seed: int, density: float, parts: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, m, d = 30, 50, 19
+    dense = (rng.standard_normal((n, m)) * (rng.random((n, m)) < density)).astype(np.float32)
+    rows, latent = np.nonzero(dense)
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(dense, axis=1))])
+    latent, values = latent.astype(np.int32), dense[rows, latent]
+    part = np.sort(rng.integers(0, parts, m)).astype(np.int32)
+    weights, grad = (
+        rng.standard_normal((m, d)).astype(np.float32),
+        rng.standard_normal((parts, n, d)).astype(np.float32),
+    )
+    out = kernels.decode(starts, latent, values, weights, part, parts)
+    for p in range(parts):
+        np.testing.assert_allclose(out[p], dense[:, part == p] @ weights[part == p], atol=1e-4)
+    np.testing.assert_allclose(
+        kernels.sampled(starts, latent, weights, grad, part),
+        np.einsum("ed,ed->e", grad[part[latent], rows], weights[latent]),
+        atol=1e-4,
+    )
+    by_latent = kernels.transposed(starts, latent, m)
+    np.testing.assert_allclose(kernels.sum_by_latent(*by_latent[:2], values), dense.sum(0), atol=1e-4)
+    expected = np.stack([dense[:, i] @ grad[part[i]] for i in range(m)])
+    np.testing.assert_allclose(kernels.gathered(*by_latent, values, grad, part), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_adam_equals_clipping_torch_adam_and_normalising(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = prepared("gated", 8.0)
+    reference, _ = prepared("gated", 8.0)
+    if not fast:
+        monkeypatch.setattr(Adam, "_fast", Adam._plain)
+    mine, theirs = Adam(sae), torch.optim.Adam(reference.parameters(), lr=1e-2, betas=(0.9, 0.999))
+    for step in range(5):
+        rate = 1e-2 / (step + 1)
+        theirs.param_groups[0]["lr"] = rate
+        for model in (sae, reference):
+            model.sparse = False
+            named, _ = model.losses(3 * x, 1.0)
+            (torch.stack(list(named.values())).sum() * (0.01 if step % 2 else 10.0)).backward()  # clipped and not
+        with torch.no_grad():
+            g, w = reference.W_dec.grad, reference.W_dec
+            g -= (g * w).sum(1, keepdim=True) * w
+            torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+            theirs.step()
+            w /= w.norm(dim=1, keepdim=True)
+        reference.zero_grad()
+        mine.step(rate)
+    for (name, p), q in zip(sae.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert all(p.grad is None for p in sae.parameters())
+
+
+def test_the_update_is_along_the_sphere() -> None:
+    sae, x = prepared("topk", 8.0)
+    named, _ = sae.losses(x, 1.0)
+    torch.stack(list(named.values())).sum().backward()
+    before = sae.W_dec.detach().clone()
+    kernels.project(before.numpy(), sae.W_dec.grad.numpy(), unit=True)
+    torch.testing.assert_close((sae.W_dec.grad * before).sum(1), torch.zeros(M), rtol=0, atol=1e-6)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_goes_on_to_the_bit(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = SECTION.model_copy(update={"checkpoints": (0.2, 0.8)})
+    recipe = training.train(CONFIG, harvest_of(0), 0, section, seed=3)
+    whole = {path.name: path.read_bytes() for path in recipe.path.iterdir()}
+    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    advance = training.Trainee.advance
+
+    def dies(self: training.Trainee, x: torch.Tensor) -> None:
+        if self.step == 17:
+            raise Killed
+        advance(self, x)
+
+    monkeypatch.setattr(training.Trainee, "advance", dies)
+    with pytest.raises(Killed):
+        recipe.path
+    steps: list[int] = []
+    monkeypatch.setattr(training.Trainee, "advance", lambda self, x: (steps.append(self.step), advance(self, x)))
+    again = {path.name: path.read_bytes() for path in recipe.path.iterdir()}
+    assert steps[0] == 17, "it went on, it did not start again"
+    assert again == whole
+    assert {"step_000006.safetensors", "step_000024.safetensors"} <= whole.keys()
+    assert not artifacts.active().partial(recipe).exists()
+
+
+def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
+    source = write_shard(tmp_path, planted(500)[1])
+    sae = make(CONFIG, 24)
+    sae.initialise(source.gather(np.arange(200)), torch.Generator().manual_seed(0))
+    trainee = training.Trainee(sae, SECTION)
+    (tmp_path / "state").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
+    trainee.resume(tmp_path / "state")
+    assert trainee.step == 0
+
+
+def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipes() -> list[artifacts.Artifact]:
+        short = SECTION.model_copy(update={"steps": 12})
+        topk = SAEConfig(variant="topk", latents=32, k=3)
+        start = training.train(CONFIG, harvest_of(0), 0, short, 3)
+        return [
+            training.train(CONFIG, harvest_of(0), 0, SECTION, 3),
+            training.train(topk, harvest_of(0), 0, short, 3),
+            training.train(CONFIG, harvest_of(0), 0, SECTION, 3, start=start, redrawn=0.5),
+        ]
+
+    alone = [(r.path / "sae.safetensors").read_bytes() for r in recipes()]
+    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    passes = 0
+    fit = training.fit
+
+    def counted(*args: Any) -> None:
+        nonlocal passes
+        passes += 1
+        fit(*args)
+
+    monkeypatch.setattr(training, "fit", counted)
+    shared = training.together(recipes())
+    recipes()[2].arguments["start"].path
+    assert passes == 1
+    first = shared[0].path
+    assert passes == 2, "one pass for all three"
+    assert all(artifacts.active().has(r) for r in shared)
+    assert [(r.path / "sae.safetensors").read_bytes() for r in shared] == alone
+    assert not list(first.parent.glob("partial.*"))
+    other = training.train(CONFIG, harvest_of(1), 0, SECTION, 3)
+    with pytest.raises(ValueError, match="same sources, layer, seed and batch"):
+        training.together([shared[0], other])
+
+
+def test_finetuning_from_a_checkpoint_with_latents_redrawn(store: artifacts.Store) -> None:
+    section = SECTION.model_copy(update={"checkpoints": (0.5,)})
+    first = training.train(CONFIG, harvest_of(0), 0, section, seed=3)
+    middle = training.load(first, checkpoint=15)
+    assert not torch.equal(middle.W_dec, training.load(first).W_dec)
+    with pytest.raises(ValueError, match=r"no checkpoint after 7 steps, there are \[15\]"):
+        training.load(first, checkpoint=7)
+    source = activations.read(harvest_of(1), 0)
+    trainee = training._prepare(source, CONFIG, SECTION, 5, first, 15, redrawn=0.25)
+    same = (trainee.sae.W_dec == middle.W_dec).all(1)
+    assert int((~same).sum()) == 8
+    torch.testing.assert_close(trainee.sae.W_enc[:, ~same], trainee.sae.W_dec[~same].T)
+    torch.testing.assert_close(trainee.sae.b_enc[~same], -trainee.sae.W_dec[~same] @ middle.b_dec)
+    assert (trainee.sae.theta[~same] == CONFIG.theta).all()  # type: ignore[index]
+    assert torch.equal(trainee.sae.theta[same], middle.theta[same])  # type: ignore[index]
+    assert float(trainee.sae.scale) == float(middle.scale)
+    assert all(not moments.any() for group in (trainee.adam.m, trainee.adam.v) for moments in group.values())
+    with pytest.raises(ValueError, match="cannot go on from a jumprelu SAE"):
+        training.train(SAEConfig(variant="topk", latents=32, k=2), harvest_of(1), 0, SECTION, 3, first).path
+
+
+def test_mixtures_repeat_and_sample(tmp_path: Path) -> None:
+    sources = [write_shard(tmp_path / str(i), torch.full((10 * (i + 1), 3), float(i))) for i in range(3)]
+    mixed = activations.Mixture(sources, (1, 2.5, 0.1), seed=0)
+    assert len(mixed) == 10 + 50 + 3
+    x = mixed.gather(np.arange(len(mixed)))[:, 0]
+    assert [int((x == i).sum()) for i in range(3)] == [10, 50, 3]
+    rows = np.random.default_rng(0).permutation(len(mixed))
+    torch.testing.assert_close(mixed.gather(rows)[:, 0], x[torch.from_numpy(rows)])
+    copies = np.bincount(mixed.rows[10:60] - 10)
+    assert set(copies.tolist()) == {2, 3} and int((copies == 3).sum()) == 10
+    with pytest.raises(ValueError, match="widths"):
+        activations.Mixture([sources[0], write_shard(tmp_path / "w", torch.zeros(4, 5))], (1, 1), 0)
+    with pytest.raises(ValueError, match="positive"):
+        activations.Mixture(sources, (1, 0, 1), 0)
+
+
+def test_training_on_a_mixture(store: artifacts.Store) -> None:
+    mixed = ((harvest_of(0), 1.0), (harvest_of(1), 0.5))
+    trained = training.train(CONFIG, mixed, 0, SECTION, 3)
+    assert training.log(trained).value[-1]["step"] == SECTION.steps - 1
+    assert trained.key != training.train(CONFIG, ((harvest_of(0), 1.0), (harvest_of(1), 1.0)), 0, SECTION, 3).key
+
+
+def test_training_follows_the_dense_reference(tmp_path: Path) -> None:
+    """Forty steps of the fast path end where forty dense ones do."""
+    source = write_shard(tmp_path, planted(3000)[1] + 1.0)
+    section = TrainingSection(steps=40, batch=200, learning_rate=2e-3)
+    saes = []
+    for sparse in (True, False):
+        sae = make(SAEConfig(variant="jumprelu", latents=200, coefficient=5e-3, initial_l0=6), 24)
+        sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
+        sae.sparse = sparse
+        training.fit([training.Trainee(sae, section)], source, 0)
+        saes.append(sae)
+    x = source.gather(np.arange(500))
+    errors = [float((sae.reconstruct(x) - x).square().sum()) for sae in saes]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2)
+    assert errors[0] < 0.9 * float((x - x.mean(0)).square().sum())
