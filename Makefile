@@ -48,7 +48,7 @@ $(ENV)/installed: pyproject.toml constraints.txt
 $(PEERS)/installed: $(ENV)/installed lib/report/peers.txt
 	$(ENV)/bin/python -m venv $(PEERS)
 	$(ENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
-	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install -c constraints.txt -r lib/report/peers.txt
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r lib/report/peers.txt
 	@touch $@
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py

@@ -154,7 +154,7 @@ def _repeat(cache: Any, times: int) -> Any:
     return repeated
 
 
-def _run_group(
+def run_group(
     lm: LM, group: Group, sequences: Sequences, layers: tuple[int, ...]
 ) -> Iterator[tuple[int, np.ndarray, dict[int, torch.Tensor]]]:
     """(sequence, kept positions, {layer: [kept, d]}) of every member, the prefix run once."""
@@ -231,7 +231,7 @@ def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: 
     writer = _ShardWriter(out, layers)
     with tqdm(total=rows.kept, unit="tok", desc="harvest", disable=None) as bar:
         for group in group_by_prefix(rows):
-            for index, positions, kept in _run_group(loaded, group, rows, layers):
+            for index, positions, kept in run_group(loaded, group, rows, layers):
                 writer.add(index, positions, kept, rows[index][positions])
                 bar.update(len(positions))
     writer.flush()

@@ -61,6 +61,7 @@ class CorpusSection(_Section):
     rollout_tokens: int = Field(30_000, ge=0)  # share of the chat corpus written by the model itself
     rollout_length: int = Field(96, ge=8)  # new tokens per rollout, at most
     context: int = Field(256, ge=16)
+    loss_tokens: int = Field(6_000, ge=50)  # held-out predictions that loss recovered is measured on
 
 
 class TrainingSection(_Section):
@@ -68,19 +69,20 @@ class TrainingSection(_Section):
 
     device: str = "cpu"
     checkpoints: tuple[float, ...] = ()  # shares of the steps after which the SAE is kept, to finetune from
-    latents: int = Field(2304, ge=8)  # dictionary size M
+    latents: int = Field(4608, ge=8)  # dictionary size M
     steps: int = Field(300, ge=1)
     batch: int = Field(2048, ge=8)  # tokens
     learning_rate: float = Field(1e-3, gt=0)
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     theta: float = Field(0.05, gt=0)  # initial threshold
-    initial_l0: float = Field(0.0, ge=0)  # active latents that JumpReLU and Gated SAEs start with; 0: as theta has it
+    initial_l0: float = Field(60.0, ge=0)  # active latents that JumpReLU and Gated SAEs start with; 0: as theta has it
     warmup: float = Field(0.05, ge=0, lt=1)  # share of steps over which the learning rate rises
     decay: float = Field(0.3, ge=0, le=1)  # share of steps over which it falls linearly to zero
     sparsity_warmup: float = Field(0.3, ge=0, le=1)  # share of steps over which lambda rises
     coefficient: float = Field(2e-3, ge=0)  # lambda of the headline JumpReLU SAEs of notebooks 01 to 04
     sweep: tuple[float, ...] = (5e-4, 2e-3, 8e-3)  # lambdas of notebook 05's JumpReLU curves
     k_sweep: tuple[int, ...] = (16, 32, 64)  # k of notebook 05's TopK curve
+    gated_sweep: tuple[float, ...] = (0.1, 0.17, 0.3)  # L1 coefficients of its Gated curve
     omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
 
 
@@ -133,9 +135,14 @@ PROFILES: dict[str, Profile] = {
         name="smoke",
         prompts=PromptSection(harmful_bases=40, benign=100, ood_harmful_bases=40, ood_benign=30, ood_wrapped=10),
         corpora=CorpusSection(
-            train_tokens=16_000, eval_tokens=3_000, rollout_tokens=1_500, rollout_length=32, context=128
+            train_tokens=16_000,
+            eval_tokens=3_000,
+            rollout_tokens=1_500,
+            rollout_length=32,
+            context=128,
+            loss_tokens=400,
         ),
-        training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,)),
+        training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,), gated_sweep=(0.17,)),
         probes=ProbeSection(layers=(8, 12), ks=(1, 5, 20), penalties=(1e-2, 1.0), bootstrap=100),
         autointerp=AutointerpSection(latents=12, examples=12, tokens=12_000),
         debugging=DebuggingSection(prompts=80, contexts=2),
@@ -143,7 +150,7 @@ PROFILES: dict[str, Profile] = {
     "gpu": Profile(
         name="gpu",
         model=ModelSection(device="cuda"),
-        training=TrainingSection(latents=18_432, steps=3_000, batch=4096),
+        training=TrainingSection(device="cuda", latents=18_432, steps=3_000, batch=4096),
         corpora=CorpusSection(rollout_tokens=300_000),
     ),
     "paper": Profile(
@@ -151,7 +158,7 @@ PROFILES: dict[str, Profile] = {
         sources="hub",
         layer=20,
         model=ModelSection(name="google/gemma-2-9b-it", dtype="bfloat16", device="cuda"),
-        training=TrainingSection(latents=131_072, steps=100_000, batch=4096),
+        training=TrainingSection(device="cuda", latents=131_072, steps=100_000, batch=4096),
         corpora=CorpusSection(
             train_tokens=400_000_000,
             eval_tokens=1_000_000,

@@ -228,14 +228,23 @@ def autointerp_means(scores: dict[str, Entry]) -> Figure:
 
 def frequency_histograms(frontier: dict[str, Entry]) -> Figure:
     """Histograms of log10 firing frequency, one panel a family, high-frequency latents shaded."""
-    figure, axes = plt.subplots(1, len(frontier), figsize=(2.6 * len(frontier) + 0.6, 3.2), sharey=True, squeeze=False)
-    for number, (axis, (name, e)) in enumerate(zip(axes[0], frontier.items(), strict=True)):
+    columns = min(3, len(frontier))
+    rows = -(-len(frontier) // columns)
+    size = (2.8 * columns + 0.6, 2.9 * rows + 0.3)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(frontier) :]:
+        axis.set_visible(False)
+    for number, (axis, (name, e)) in enumerate(zip(axes.flat, frontier.items(), strict=False)):
         axis.stairs(e["histogram"], BINS, fill=True, color=f"C{number}", alpha=0.75)
         axis.axvspan(np.log10(HIGH), 0, color="#D55E00", alpha=0.12, linewidth=0)
         axis.set_title(f"{name}\nL0 {e['l0']:.0f}, {e['high']} high, {e['dead']} dead", fontsize=9)
-        axis.set(xlabel="log₁₀ firing frequency", yscale="symlog", xlim=(-5, 0))
+        axis.set(yscale="symlog", xlim=(-5, 0))
+        if number >= len(frontier) - columns:
+            axis.set_xlabel("log₁₀ firing frequency")
+            axis.tick_params(labelbottom=True)
     n = next(iter(frontier.values()))["n"]
-    axes[0][0].set_ylabel(f"latents per bin, symlog scale\n({n:,} tokens)")
+    for row in axes:
+        row[0].set_ylabel(f"latents per bin, symlog scale\n({n:,} tokens)")
     figure.tight_layout()
     return figure
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lib import artifacts
-from lib.study import Study, values
+from lib.study import PLAIN_START, Study, values
 
 Entry = dict[str, Any]
 
@@ -144,10 +144,15 @@ def headline_05(frontier: dict[str, list[Entry]]) -> str:
         e = points[len(points) // 2]
         parts.append(f"{name} {e['high']} of {e['latents']} (L0 {e['l0']:.0f}, FVU {e['fvu']:.3f})")
     dense = max(frontier["JumpReLU"], key=lambda point: point["l0"])
+    plain, quantile = frontier[PLAIN_START][0], frontier["JumpReLU"][len(frontier["JumpReLU"]) // 2]
     return (
         "Can high-frequency latents be trained away? Latents that fire on at least 10 % of chat tokens, at each family's middle "
         f"k or λ (QF: quadratic-frequency penalty): {'; '.join(parts)}. The families differ in L0, so FVU is to be compared "
-        f"along the curves. The densest JumpReLU SAE (L0 {dense['l0']:.0f}) has {dense['high']} of them."
+        f"along the curves. The densest JumpReLU SAE (L0 {dense['l0']:.0f}) has {dense['high']} of them. As a control for the "
+        f"start of training: begun with all thresholds equal, hence hundreds of active latents, the same JumpReLU SAE ends with "
+        f"{plain['high']} high-frequency and {plain['dead']} dead latents at L0 {plain['l0']:.0f} and FVU {plain['fvu']:.3f}; begun "
+        f"with each latent's own quantile, with {quantile['high']} and {quantile['dead']} at L0 {quantile['l0']:.0f} and FVU "
+        f"{quantile['fvu']:.3f}."
     )
 
 

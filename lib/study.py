@@ -6,6 +6,7 @@ Only recipes are here, nothing is computed until it is read; so a notebook runs 
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
 
 Corpus = Literal["pretraining", "chat"]
+PLAIN_START = "JumpReLU, plain start"
 
 
 @dataclass(frozen=True)
@@ -115,21 +117,27 @@ class Study:
 
     @cached_property
     def frontier(self) -> dict[str, list[Artifact]]:
-        """Notebook 05's families of SAEs, each over several k or lambda, all trained on chat from scratch.
+        """Notebook 05's families of SAEs, each over several k or lambda, all trained on chat from scratch in one pass.
 
-        The first omega_0 gets the whole sweep, the others its middle lambda.
+        The first omega_0 gets the whole sweep, the others its middle lambda, as does the control: a JumpReLU SAE that
+        starts with all thresholds equal, and so with hundreds of active latents.
         """
         t = self.profile.training
+        middle = t.sweep[len(t.sweep) // 2]
         families: dict[str, list[SAEConfig]] = {
             "TopK": [self.config("topk", k=k) for k in t.k_sweep],
+            "Gated": [self.config("gated", coefficient=c) for c in t.gated_sweep],
             "JumpReLU": [self.config("jumprelu", coefficient=c) for c in t.sweep],
+            PLAIN_START: [self.config("jumprelu", coefficient=middle, initial_l0=0.0)],
         }
         for number, omega in enumerate(t.omegas):
             families[f"QF ω₀={omega:g}"] = [
                 self.config("jumprelu", penalty="quadratic_frequency", omega0=omega, coefficient=c)
-                for c in (t.sweep if number == 0 else (t.sweep[len(t.sweep) // 2],))
+                for c in (t.sweep if number == 0 else (middle,))
             ]
-        return {name: [self.train("chat", sae) for sae in saes] for name, saes in families.items()}
+        trained = {name: [self.train("chat", sae) for sae in saes] for name, saes in families.items()}
+        training.together([sae for saes in trained.values() for sae in saes])
+        return trained
 
     # results
 
@@ -148,6 +156,22 @@ class Study:
             }
             for corpus in corpora_
         }
+
+    @cached_property
+    def loss_recovered(self) -> Artifact:
+        """Notebook 01: what the model loses on held-out chat when a reconstruction stands in for the residual stream."""
+        p = self.profile
+        texts = self.contexts_of("chat", "eval")
+        return metrics.loss_recovered(
+            self.chat_saes,
+            texts,
+            p.model,
+            p.layer,
+            p.corpora.loss_tokens,
+            p.probes.bootstrap,
+            p.seed,
+            name="01_loss_recovered",
+        )
 
     @cached_property
     def training_logs(self) -> dict[str, Artifact]:
@@ -246,7 +270,7 @@ class Study:
     @cached_property
     def frontier_evaluations(self) -> dict[str, list[Artifact]]:
         """Notebook 05: :func:`lib.sae.metrics.evaluate` of every SAE of the frontier on held-out chat."""
-        slug = {name: name.lower().replace(" ω₀=", "_") for name in self.frontier}
+        slug = {name: re.sub(r"[^a-z0-9.]+", "_", name.lower().replace("ω₀=", "")) for name in self.frontier}
         return {
             name: [self._evaluate(sae, "chat", f"05_{slug[name]}_{number}") for number, sae in enumerate(saes)]
             for name, saes in self.frontier.items()

@@ -51,7 +51,7 @@ figures.publish(
 # ## Reconstruction on held-out text
 
 # %%
-found = values(study.chat_evaluations)
+found, recovered = values(study.chat_evaluations), values(study.loss_recovered)
 chat, text = found["chat"], found["pretraining"]
 figures.publish(
     figures.fvu_by_sae(found),
@@ -70,15 +70,48 @@ Markdown(
                 corpus,
                 results.interval(e, "fvu", "fvu_interval"),
                 results.interval(e, "l0", "l0_interval", digits=1),
+                f"{e['bias']:.3f}",
                 e["dead"],
+                e["frequent"],
                 e["high"],
                 f"{e['high_share']:.1%}",
             )
             for corpus, by_name in found.items()
             for name, e in by_name.items()
         ),
-        ("SAE", "held-out text", "FVU", "L0", "dead latents", "on ≥ 10 % of tokens", "their share of firing"),
+        (
+            "SAE",
+            "held-out text",
+            "FVU",
+            "L0",
+            "reconstruction bias",
+            "dead latents",
+            "on ≥ 1 % of tokens",
+            "on ≥ 10 %",
+            "share of firing of those",
+        ),
     )
+)
+
+# %% [markdown]
+# A reconstruction bias below 1 means that reconstructions are too small by that factor.
+#
+# ## What the model loses
+#
+# The SAE's reconstruction takes the place of the residual stream in the running model, on held-out chat. Loss recovered is
+# the share of the cross-entropy between setting the stream to zero (0) and leaving it alone (1).
+
+# %%
+Markdown(
+    results.table(
+        (
+            (name, f"{e['loss']:.3f}", results.interval(e, "recovered", "interval"))
+            for name, e in recovered["saes"].items()
+        ),
+        ("SAE", "cross-entropy (nats per token)", "loss recovered"),
+    )
+    + f"\n\nClean {recovered['clean']:.3f}, zero {recovered['zero']:.3f} nats per token; n = {recovered['n']:,} predictions in "
+    f"{recovered['texts']} texts; intervals from a bootstrap over texts."
 )
 
 # %% [markdown]

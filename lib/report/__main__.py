@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | site | promote | check | drift``."""
+"""Command line: ``python -m lib.report fetch | run | site | promote | check | drift | bench``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from lib import artifacts, config, sources
 from lib.lm.model import ModelError
-from lib.report import compare, notebooks, promotion, runner, site
+from lib.report import bench, compare, notebooks, promotion, runner, site
 
 EXPECTED = (
     config.ConfigError,
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
     commands.add_parser("check", help="compare the committed notebooks with their sources")
+    commands.add_parser("bench", help="speed of training and harvest beside the peers, to data/bench.json")
     commands.add_parser("drift", help="compare numbers and figures of the last report run with the committed ones")
     return parser
 
@@ -76,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(site.build(options.profile))
         elif options.command == "promote":
             promotion.promote(options.profile)
+        elif options.command == "bench":
+            print(bench.run())
         elif options.command == "check":
             found = [
                 line

@@ -21,12 +21,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# Python puts a script's folder first on its path, where our site.py and runner.py would pass for modules of theirs.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TQDM_DISABLE="1")
+if __name__ == "__main__":
+    # Python puts a script's folder first on its path, where our site.py and runner.py would pass for modules of theirs.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TQDM_DISABLE="1")
 
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from safetensors.torch import load_file, save_file
 
 Weights = dict[str, torch.Tensor]
 Job = dict[str, Any]
@@ -79,8 +80,6 @@ def saelens(job: Job, settings: Job, d: int, m: int) -> tuple[Any, Callable[[int
     from sae_lens.training.sae_trainer import SAETrainer
 
     kind, config = get_sae_training_class(job["variant"])
-    if job.get("sparse"):
-        settings["use_sparse_activations"] = True  # TopK only, and off unless a user asks
     sae: Any = kind(config(d_in=d, d_sae=m, apply_b_dec_to_input=False, **settings))
     trainer_config = SAETrainerConfig(
         total_training_samples=job["steps"] * job["batch"],

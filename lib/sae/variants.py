@@ -371,7 +371,7 @@ class BatchTopK(TopK):
 
     name = "batchtopk"
     in_input_units = ("b_enc", "b_dec", "threshold")
-    momentum: ClassVar[float] = 0.99
+    momentum: ClassVar[float] = 0.95  # of the threshold: short runs must not lag behind
 
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__(config, width)

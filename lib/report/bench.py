@@ -1,0 +1,365 @@
+"""``make bench``: our training step and harvest beside the peers', on the same activations, in one run.
+
+Every contender runs in a process of its own, one after the other, with the same threads and allocator settings. All
+trainers start from the same weights, of an SAE we have trained for a while to the L0 aimed at, see the same batches, and
+end with weights whose loss on held-out tokens is measured here. The table goes to ``data/bench.json`` and to the site.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib import activations, artifacts, config, study
+from lib.config import TrainingSection
+from lib.lm import contexts
+from lib.lm import model as models
+from lib.matmul import product
+from lib.report.notebooks import ReportError
+from lib.report.runner import ALLOCATOR
+from lib.sae.training import Trainee, row_batches
+from lib.sae.variants import SAE, SAEConfig, make
+
+LAYER = 18
+TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
+HELD_OUT = 16_384
+BATCH = 4096
+L0 = 40
+WIDTHS = {2304: 16, 4608: 36, 16_384: 4}  # latents, and steps of each contender
+WARM_UP = 2  # steps that are not timed: compilers and allocators settle
+HEAD_START = 60  # steps that we train before all contenders start
+TRAINERS = ("ours", "ours, dense", "saelens", "dictionary_learning")
+HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers")
+LIMIT_SECONDS = 40.0  # of work of one harvester on one set of texts
+VARIANTS: dict[str, dict[str, Any]] = {
+    "jumprelu": {"coefficient": 1.2e-3, "initial_l0": L0},
+    "topk": {"k": L0},
+    "gated": {"coefficient": 0.17, "initial_l0": L0},
+}
+PEERS = config.ROOT / ".venv" / "peers" / "bin" / "python"
+
+
+def _weights(sae: SAE) -> dict[str, torch.Tensor]:
+    return {name: p.detach().contiguous().clone() for name, p in sae.named_parameters()}
+
+
+def _sae(variant: str, start: dict[str, torch.Tensor]) -> SAE:
+    """An SAE on unit inputs with the given weights."""
+    width, latents = start["W_enc"].shape
+    sae = make(SAEConfig(variant=variant, latents=latents, **VARIANTS[variant]), width)
+    sae.load_state_dict({**sae.state_dict(), **start})
+    return sae
+
+
+# ---------------------------------------------------------------------------------------------- one contender's run
+
+
+def _memory() -> int:
+    """Peak resident bytes of this process; on Linux not counting what its parent had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Our steps, timed one by one, as ``peers.py`` times others; and the encoder product alone."""
+    x, sae = load_file(job["x"])["x"], _sae(job["variant"], load_file(job["start"]))
+    sae.sparse = job["peer"] == "ours"
+    section = TrainingSection(
+        steps=job["steps"], batch=job["batch"], learning_rate=job["learning_rate"], warmup=0, decay=0, sparsity_warmup=0
+    )
+    trainee, seconds, encoder = Trainee(sae, section), [], []
+    for i in range(job["steps"]):
+        batch = x[torch.arange(i * job["batch"], (i + 1) * job["batch"]) % len(x)]
+        begun = time.perf_counter()
+        product(batch, sae.W_enc.detach(), sae.b_enc.detach())
+        between = time.perf_counter()
+        trainee.advance(batch)
+        seconds.append(time.perf_counter() - between)
+        encoder.append(between - begun)
+    save_file(_weights(sae), job["weights"])
+    return {"seconds": seconds, "encoder": encoder, "peak_bytes": _memory()}
+
+
+def harvest(job: dict[str, Any]) -> dict[str, Any]:
+    """Our harvest, timed as ``peers.py`` times others, and the model's matrix products alone on as many tokens."""
+    tokens = load_file(job["tokens"])
+    ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
+    lengths = np.diff(offsets).astype(np.int32)
+    rows = contexts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
+    lm = models.load(config.ModelSection(name=job["model"]))
+    list(activations.run_group(lm, activations.Group(0, [0]), rows, (job["layer"],)))
+    seconds, count = 0.0, 0
+    begun = time.perf_counter()
+    for group in activations.group_by_prefix(rows):
+        for index, _, kept in activations.run_group(lm, group, rows, (job["layer"],)):
+            kept[job["layer"]].to(torch.float16)
+            count += int(lengths[index])
+    seconds = time.perf_counter() - begun
+    with torch.inference_mode():
+        limit = _products_only(lm, job["layer"])
+    return {"tokens": count, "seconds": seconds, "peak_bytes": _memory(), "limit_tokens_per_second": limit}
+
+
+def _products_only(lm: models.LM, layer: int) -> float:
+    """Tokens a second if blocks 0 to ``layer`` were their linear layers alone."""
+    linear = [m for block in lm.blocks[: layer + 1] for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {m.in_features: torch.randn(activations.BATCH_TOKENS, m.in_features) for m in linear}
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        for m in linear:
+            m(inputs[m.in_features])
+        times.append(time.perf_counter() - begun)
+    return activations.BATCH_TOKENS / min(times)
+
+
+# -------------------------------------------------------------------------------------------------- all contenders
+
+
+def _run(command: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a contender measured, in a process of its own."""
+    ours = job["peer"].startswith("ours")
+    path = folder / "job.json"
+    out = folder / "out.json"
+    out.unlink(missing_ok=True)
+    path.write_text(json.dumps({**job, "out": str(out)}), encoding="utf-8")
+    program = (
+        [sys.executable, "-m", "lib.report.bench"] if ours else [str(PEERS), str(Path(__file__).with_name("peers.py"))]
+    )
+    environment = {**os.environ, **ALLOCATOR, "TQDM_DISABLE": "1"}
+    done = subprocess.run([*program, command, path], capture_output=True, text=True, check=False, env=environment)
+    if done.returncode or not out.is_file():
+        raise ReportError(f"bench: {job['peer']} failed at {command}: {done.stderr.strip()[-2000:]}")
+    return json.loads(out.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _held_out(variant: str, weights: dict[str, torch.Tensor], x: torch.Tensor, coefficient: float) -> dict[str, float]:
+    """FVU, L0 and the training loss (without warm-ups) of weights on unit inputs."""
+    sae = _sae(variant, weights)
+    sae.sparse = False
+    sums: dict[str, float] = {"loss": 0.0, "l0": 0.0, "error": 0.0}
+    with torch.no_grad():
+        for part in x.split(BATCH):
+            named, fired = sae.losses(part, 1.0)
+            named.pop("auxk", None)
+            for name, value in (
+                ("loss", sum(float(v) for v in named.values())),
+                ("l0", float(fired.sum()) / len(part)),
+            ):
+                sums[name] += value * len(part) / len(x)
+            sums["error"] += float(named["reconstruction"]) * len(part)
+    variance = float((x - x.mean(0)).square().sum())
+    return {"loss": sums["loss"], "l0": sums["l0"], "fvu": sums["error"] / variance}
+
+
+def _head_start(variant: str, latents: int, x: torch.Tensor) -> SAE:
+    """An SAE trained for a while; JumpReLU is steered to the L0 aimed at."""
+    fields = dict(VARIANTS[variant])
+    if variant == "jumprelu":
+        fields |= {"penalty": "target_l0", "target_l0": float(L0), "coefficient": 0.2}
+    sae = make(SAEConfig(variant=variant, latents=latents, **fields), x.shape[1])
+    sae.initialise(x[:16_384], torch.Generator().manual_seed(0))
+    sae.rescale(1.0)  # inputs are of unit mean square already
+    trainee = Trainee(
+        sae, TrainingSection(steps=HEAD_START, batch=BATCH, sparsity_warmup=0, decay=0, learning_rate=1e-3)
+    )
+    for row in row_batches(len(x), HEAD_START, BATCH, seed=0):
+        trainee.advance(x[torch.from_numpy(row)])
+    return sae
+
+
+def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    s = study.open_study("report", {"layer": LAYER, "corpora.train_tokens": TOKENS, "corpora.rollout_tokens": 0})
+    say(f"activations of layer {LAYER}")
+    source = activations.read(s.activations_of("chat", "train"), LAYER)
+    x = source.gather(np.random.default_rng(0).permutation(len(source)))
+    x /= x.double().square().sum(1).mean().sqrt().float()
+    held, x = x[-HELD_OUT:], x[:-HELD_OUT]
+    save_file({"x": x}, folder / "x.safetensors")
+    found = []
+    for latents, steps in WIDTHS.items():
+        for variant, fields in VARIANTS.items():
+            say(f"{variant}, {latents:,} latents")
+            save_file(_weights(_head_start(variant, latents, x)), folder / "start.safetensors")
+            by_trainer: dict[str, Any] = {}
+            for peer in TRAINERS:
+                job = {
+                    "peer": peer,
+                    "variant": variant,
+                    "x": str(folder / "x.safetensors"),
+                    "start": str(folder / "start.safetensors"),
+                    "weights": str(folder / "end.safetensors"),
+                    "batch": BATCH,
+                    "steps": steps,
+                    "learning_rate": 1e-3,
+                    "bandwidth": 0.02,
+                    "k": L0,
+                    "coefficient": fields.get("coefficient", 0.0),
+                }
+                measured = _run("train", job, folder)
+                timed = measured["seconds"][min(WARM_UP, steps - 1) :]
+                by_trainer[peer] = {
+                    "version": measured.get("version"),
+                    "step_seconds": statistics.median(timed),
+                    "step_range": [min(timed), max(timed)],
+                    "tokens_per_second": BATCH / statistics.median(timed),
+                    "peak_gib": measured["peak_bytes"] / 2**30,
+                    **_held_out(variant, load_file(folder / "end.safetensors"), held, job["coefficient"]),
+                }
+                if peer == "ours":
+                    encoder = statistics.median(measured["encoder"][min(WARM_UP, steps - 1) :])
+            start = _held_out(variant, load_file(folder / "start.safetensors"), held, fields.get("coefficient", 0.0))
+            row = {"latents": latents, "variant": variant, "steps": steps, "encoder_seconds": encoder, "start": start}
+            found.append({**row, "trainers": by_trainer})
+            say("   " + "; ".join(f"{n} {1e3 * t['step_seconds']:.0f} ms" for n, t in by_trainer.items()))
+    return found
+
+
+def _texts() -> dict[str, list[np.ndarray]]:
+    """Token sequences to harvest: long texts, and labelled prompts in their templates, in a random order."""
+    s = study.open_study("report")
+    rng, found = np.random.default_rng(0), {}
+    recipes: Iterable[tuple[str, artifacts.Artifact, int]] = (
+        ("long texts", s.contexts_of("pretraining", "eval"), 120),
+        ("probe set", contexts.prompt_tails(s.prompts, s.profile.model), 1200),
+    )
+    for name, recipe, count in recipes:
+        rows = contexts.read(recipe)
+        found[name] = [rows[i] for i in rng.permutation(len(rows))[:count]]
+    return found
+
+
+def _harvesting(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    found = []
+    for name, texts in _texts().items():
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in texts])])
+        ids = torch.from_numpy(np.concatenate(texts).astype(np.int64))
+        save_file({"ids": ids, "offsets": torch.from_numpy(offsets)}, folder / "tokens.safetensors")
+        row: dict[str, Any] = {"texts": name, "count": len(texts), "tokens": len(ids), "harvesters": {}}
+        for peer in HARVESTERS:
+            say(f"harvest of {name} by {peer}")
+            job = {
+                "peer": peer,
+                "model": models.folder(config.ModelSection()),
+                "tokens": str(folder / "tokens.safetensors"),
+                "layer": LAYER,
+                "batch": 16,
+                "limit_s": LIMIT_SECONDS,
+            }
+            measured = _run("harvest", job, folder)
+            row["harvesters"][peer] = {
+                "version": measured.get("version"),
+                "tokens_per_second": measured["tokens"] / measured["seconds"],
+                "peak_gib": measured["peak_bytes"] / 2**30,
+            }
+            if peer == "ours":
+                row["limit_tokens_per_second"] = measured["limit_tokens_per_second"]
+        found.append(row)
+    return found
+
+
+def _machine() -> dict[str, str]:
+    """The processor and software, no names or paths of a machine."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "processor": name or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The measurements as Markdown."""
+    lines = [
+        f"Measured on {record['machine']['cores']} cores ({record['machine']['processor']}), "
+        f"{record['machine']['threads']} threads, torch {record['machine']['torch']}, in one run; each contender in a process "
+        f"of its own. Ratios are comparable, times are those of this machine.",
+        "",
+        f"**Training.** Batches of {BATCH:,} residuals of layer {LAYER} (width 576), float32. All trainers start from the same "
+        f"weights, aimed at L0 = {L0}, and see the same batches. Loss is that of our objective on {HELD_OUT:,} held-out tokens "
+        "after the same steps; dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable.",
+        "",
+        "| latents | variant | trainer | ms per step | tokens/s | × encoder product | ours is faster by | held-out loss | L0 | FVU | peak GiB |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["training"]:
+        ours = row["trainers"]["ours"]["step_seconds"]
+        for name, t in row["trainers"].items():
+            label = f"{name} {t['version']}" if t["version"] else name
+            lines.append(
+                f"| {row['latents']:,} | {row['variant']} | {label} | {1e3 * t['step_seconds']:.0f} | {t['tokens_per_second']:,.0f} | "
+                f"{t['step_seconds'] / row['encoder_seconds']:.2f} | {t['step_seconds'] / ours:.1f} | {t['loss']:.4f} | {t['l0']:.1f} | "
+                f"{t['fvu']:.4f} | {t['peak_gib']:.2f} |"
+            )
+    lines += [
+        "",
+        f"**Harvest** of the residual stream after block {LAYER}, SmolLM2-135M-Instruct, float32. The limit is the time of the "
+        "linear layers of these blocks alone. transformers runs the whole model with all hidden states.",
+        "",
+        "| texts | harvester | tokens/s | ours is faster by | share of the limit | peak GiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["harvest"]:
+        ours = row["harvesters"]["ours"]["tokens_per_second"]
+        for name, h in row["harvesters"].items():
+            label = f"{name} {h['version']}" if h["version"] else name
+            lines.append(
+                f"| {row['texts']} ({row['count']:,}, {row['tokens']:,} tokens) | {label} | {h['tokens_per_second']:,.0f} | "
+                f"{ours / h['tokens_per_second']:.1f} | {h['tokens_per_second'] / row['limit_tokens_per_second']:.0%} | {h['peak_gib']:.2f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def path() -> Path:
+    """Where the committed measurements are."""
+    return config.ROOT / "data" / "bench.json"
+
+
+def run() -> str:
+    """Measure everything, write ``data/bench.json``, return the table.
+
+    Raises:
+        ReportError: a contender failed; nothing is written then.
+    """
+    if not PEERS.exists():
+        raise ReportError("the peers are not installed: run make bench, which installs them")
+    folder = config.build_dir() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{(time.monotonic() - begun) / 60:4.1f} min] {text}", flush=True)
+
+    try:
+        record = {"machine": _machine(), "harvest": _harvesting(folder, say), "training": _training(folder, say)}
+    finally:
+        for left in folder.glob("*.safetensors"):
+            left.unlink()
+    artifacts.write_atomic(path(), json.dumps(artifacts.plain(record), indent=1) + "\n")
+    return table(record)
+
+
+if __name__ == "__main__":
+    task = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    result = {"train": train, "harvest": harvest}[sys.argv[1]](task)
+    Path(task["out"]).write_text(json.dumps(result), encoding="utf-8")
