@@ -37,12 +37,12 @@ TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
 HELD_OUT = 16_384
 BATCH = 4096
 L0 = 40
-WIDTHS = {2304: 16, 4608: 36, 16_384: 4}  # latents, and steps of each contender
+WIDTHS = {2304: 12, 4608: 24, 16_384: 4}  # latents, and steps of each contender
 WARM_UP = 2  # steps that are not timed: compilers and allocators settle
-HEAD_START = 60  # steps that we train before all contenders start
+HEAD_START = 40  # steps that we train before all contenders start
 TRAINERS = ("ours", "ours, dense", "saelens", "dictionary_learning")
 HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers")
-LIMIT_SECONDS = 40.0  # of work of one harvester on one set of texts
+LIMIT_SECONDS = 25.0  # of work of one harvester on one set of texts
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"coefficient": 1.2e-3, "initial_l0": L0},
     "topk": {"k": L0},
@@ -146,7 +146,7 @@ def _run(command: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     done = subprocess.run([*program, command, path], capture_output=True, text=True, check=False, env=environment)
     if done.returncode or not out.is_file():
         raise ReportError(f"bench: {job['peer']} failed at {command}: {done.stderr.strip()[-2000:]}")
-    return json.loads(out.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def _held_out(variant: str, weights: dict[str, torch.Tensor], x: torch.Tensor, coefficient: float) -> dict[str, float]:

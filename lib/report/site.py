@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 from lib import config
-from lib.report import notebooks
+from lib.report import bench, notebooks
 from lib.report.notebooks import ReportError
 
 TITLE = "SAEs on a real task"
@@ -72,14 +73,18 @@ def build(profile: str) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     (source / "_static").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("report.css"), source / "_static" / "report.css")
-    pages = sorted(notebooks.names())
+    pages, extra = sorted(notebooks.names()), []
+    if bench.path().is_file():  # measured by make bench, by no notebook
+        record = json.loads(bench.path().read_text(encoding="utf-8"))
+        (source / "speed.md").write_text(f"# Speed\n\n{bench.table(record)}", encoding="utf-8")
+        extra.append("speed")
     for name in pages:
         executed = folder / "notebooks" / f"{name}.ipynb"
         if not executed.is_file():
             raise ReportError(f"{name} was not executed at profile {profile}: run make report PROFILE={profile}")
         notebook = nbformat.read(executed, as_version=4)
         if name == pages[0]:
-            listing = "\n".join(pages[1:])
+            listing = "\n".join([*pages[1:], *extra])
             notebook.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n{listing}\n```"))
         nbformat.write(notebook, source / ("index.ipynb" if name == pages[0] else f"{name}.ipynb"))
     messages = io.StringIO()
