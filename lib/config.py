@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -68,7 +68,9 @@ class TrainingSection(_Section):
     """SAE training shared by all variants. Recipe measured at d = 576: unit mean-square input, theta 0.05, eps 0.02."""
 
     device: str = "cpu"
-    checkpoints: tuple[float, ...] = ()  # shares of the steps after which the SAE is kept, to finetune from
+    checkpoints: tuple[
+        Annotated[float, Field(gt=0, le=1)], ...
+    ] = ()  # shares of the steps after which the SAE is kept, to finetune from
     latents: int = Field(4608, ge=8)  # dictionary size M
     steps: int = Field(300, ge=1)
     batch: int = Field(2048, ge=8)  # tokens

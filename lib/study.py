@@ -165,6 +165,7 @@ class Study:
         return metrics.loss_recovered(
             self.chat_saes,
             texts,
+            self.activations_of("chat", "eval"),
             p.model,
             p.layer,
             p.corpora.loss_tokens,

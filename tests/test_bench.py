@@ -55,7 +55,7 @@ def test_after_equal_tokens_ours_is_where_saelens_is(
     monkeypatch.setattr(bench, "BATCH", BATCH)
     monkeypatch.setattr(bench, "L0", 4)
     monkeypatch.setitem(bench.VARIANTS, "topk", {"k": 4})
-    x, start, coefficient = load_file(folder / "x.safetensors")["x"], folder / "start.safetensors", 0.0
+    x, start = load_file(folder / "x.safetensors")["x"], folder / "start.safetensors"
     save_file(bench._weights(bench._head_start(variant, M, x)), start)
     job: dict[str, Any] = {"variant": variant, "x": str(folder / "x.safetensors"), "batch": BATCH, "steps": STEPS}
     job |= {"start": str(start), "weights": str(folder / "end.safetensors"), "k": 4, "learning_rate": 1e-3}
@@ -64,7 +64,7 @@ def test_after_equal_tokens_ours_is_where_saelens_is(
     losses: dict[str, float] = {}
 
     def note(name: str, weights: dict[str, torch.Tensor]) -> None:
-        losses[name] = bench._held_out(variant, weights, held, coefficient)["loss"]
+        losses[name] = bench._held_out(variant, weights, held)["loss"]
 
     for peer in ("saelens", "dictionary_learning"):
         measured = bench._run("train", {**job, "peer": peer}, folder)

@@ -24,6 +24,7 @@ CONFIGS = {
     ),
     "gated": SAEConfig(variant="gated", latents=M, coefficient=0.02, initial_l0=8),
     "topk": SAEConfig(variant="topk", latents=M, k=4, k_aux=3, aux_coefficient=0.25, dead_tokens=1000),
+    "topk_alive": SAEConfig(variant="topk", latents=M, k=4, aux_coefficient=0.0),
     "batchtopk": SAEConfig(variant="batchtopk", latents=M, k=4),
 }
 DEAD = 9  # latents of the TopK SAE that count as dead
@@ -38,7 +39,7 @@ def ours(sae: SAE, unit: torch.Tensor) -> dict[str, torch.Tensor]:
     """Losses and gradients under SAELens' names."""
     sae.requires_grad_(True)
     sae.sparse = False
-    if sae.config.variant == "topk":
+    if sae.config.variant == "topk" and sae.config.aux_coefficient:
         sae.idle.zero_()
         sae.idle[:DEAD] = 10_000
     named, _ = sae.losses(unit, 1.0)
@@ -72,6 +73,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, SA
     jobs["gated"] |= {"settings": {}, "coefficients": {"l1": CONFIGS["gated"].coefficient}}
     settings = {"k": 4, "rescale_acts_by_decoder_norm": False, "aux_loss_coefficient": 1.0}
     jobs["topk"] |= {"settings": settings, "coefficients": {}, "dead": [i < DEAD for i in range(M)]}
+    jobs["topk_alive"] |= {"settings": settings, "coefficients": {}, "dead": [False] * M}
     (folder / "jobs.json").write_text(json.dumps(jobs))
     save_file({"x": x, "unit": x / saes["jumprelu"].scale}, folder / "x.safetensors")
     script = Path(__file__).with_name("saelens_oracle.py")
@@ -90,7 +92,7 @@ def test_saelens_encodes_and_decodes_as_we_do(name: str, oracle: tuple[Path, dic
     assert (latents > 0).any(1).float().mean() > 0.3
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "topk"])
+@pytest.mark.parametrize("name", ["jumprelu", "topk", "topk_alive"])
 def test_losses_and_gradients_are_those_of_saelens(
     name: str, oracle: tuple[Path, dict[str, SAE], torch.Tensor]
 ) -> None:
@@ -232,6 +234,20 @@ def test_bad_files_are_refused(tmp_path: Path, store: artifacts.Store) -> None:
     write({"architecture": "topk", "k": 2}, drop="b_enc")
     with pytest.raises(exchange.ExchangeError, match="no b_enc"):
         exchange.read(tmp_path)
+    for change, message in (
+        ({"W_dec": np.zeros((40, 24), np.float32)}, "40 decoder rows are zero"),
+        ({"threshold": np.full(40, -1, np.float32)}, "a threshold is negative"),
+        ({"threshold": np.ones(3, np.float32)}, r"theta has shape \(3,\)"),
+        ({"b_enc": np.full(40, np.nan, np.float32)}, "b_enc holds values that are not finite"),
+    ):
+        np.savez(tmp_path / "odd.npz", **{**gemma_scope(tmp_path / "good.npz"), **change})
+        with pytest.raises(exchange.ExchangeError, match=message):
+            exchange.read(tmp_path / "odd.npz")
+    moving = SAEConfig(variant="jumprelu", latents=40)
+    named = exchange.bring(tmp_path / "good.npz", harvest_of(0), 0, moving)
+    (tmp_path / "good.npz").write_bytes((tmp_path / "odd.npz").read_bytes())
+    with pytest.raises(exchange.ExchangeError, match="has changed"):
+        named.path
     (tmp_path / "bad.npz").write_bytes(b"not a zip")
     with pytest.raises(exchange.ExchangeError, match="not a Gemma Scope"):
         exchange.read(tmp_path / "bad.npz")

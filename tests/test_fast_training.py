@@ -83,7 +83,7 @@ def test_fast_step_equals_the_dense_reference(name: str, l0: float, monkeypatch:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["jumprelu", "gated"])
+@pytest.mark.parametrize("name", ["jumprelu", "gated", "topk", "batchtopk"])
 def test_nothing_and_everything_active(name: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "MAX_DENSITY", 1.0)
     sae, x = prepared(name, 8.0)
@@ -92,7 +92,8 @@ def test_nothing_and_everything_active(name: str, share: float, monkeypatch: pyt
             if name_ in ("b_enc", "b_mag"):
                 p.fill_(10.0 if share else -10.0)
     fast, dense = gradients(sae, x, sparse=True), gradients(sae, x, sparse=False)
-    assert float(dense["fired"].sum()) == share * M * len(x)
+    each = VARIANTS[name].get("k", M)
+    assert float(dense["fired"].sum()) == share * each * len(x)
     for key, value in dense.items():
         torch.testing.assert_close(fast[key], value, rtol=0, atol=1e-5 * max(float(value.abs().max()), 1e-6))
 
@@ -236,6 +237,16 @@ def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{broken")
     trainee.resume(tmp_path / "state")
     assert trainee.step == 0
+    trainee.advance(source.gather(np.arange(100)))
+    trainee.save(tmp_path / "state")
+    whole = (tmp_path / "state").read_bytes()
+    flipped = bytearray(whole)
+    flipped[-1000] ^= 0x40
+    for content, step in ((flipped, 0), (whole, 1)):
+        (tmp_path / "state").write_bytes(content)
+        again = training.Trainee(make(CONFIG, 24), SECTION)
+        again.resume(tmp_path / "state")
+        assert again.step == step
 
 
 def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,3 +343,46 @@ def test_training_follows_the_dense_reference(tmp_path: Path) -> None:
     errors = [float((sae.reconstruct(x) - x).square().sum()) for sae in saes]
     assert errors[0] == pytest.approx(errors[1], rel=1e-2)
     assert errors[0] < 0.9 * float((x - x.mean(0)).square().sum())
+
+
+def test_one_that_fails_does_not_take_the_others_along(store: artifacts.Store) -> None:
+    wild = SECTION.model_copy(update={"learning_rate": 1e4, "decay": 0.0})
+    topk = SAEConfig(variant="topk", latents=32, k=3)
+    good = training.train(CONFIG, harvest_of(0), 0, SECTION, 3)
+    alone = (good.path / "sae.safetensors").read_bytes()
+    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    bad = training.train(topk, harvest_of(0), 0, wild, 3)
+    wrong = training.train(topk, harvest_of(0), 0, SECTION, 3, start=training.train(CONFIG, harvest_of(0), 0, wild, 3))
+    training.together([good, bad, good])
+    assert (good.path / "sae.safetensors").read_bytes() == alone
+    assert not artifacts.active().has(bad) and not artifacts.active().partial(bad).exists()
+    with pytest.raises(training.TrainingError, match="topk: the loss diverged"):
+        bad.path
+    with pytest.raises(ValueError, match="starts from"):
+        training.together([wrong, wrong.arguments["start"]])
+
+
+def test_shares_and_starts_are_checked(store: artifacts.Store) -> None:
+    first = training.train(CONFIG, harvest_of(0), 0, SECTION, 3)
+    for fields in (
+        {"start": first, "redrawn": -0.1},
+        {"start": first, "redrawn": 1.5},
+        {"redrawn": 0.5},
+        {"checkpoint": 3},
+    ):
+        with pytest.raises(ValueError, match="share from 0 to 1"):
+            training.train(CONFIG, harvest_of(0), 0, SECTION, 3, **fields).path
+    for fields in ({"checkpoints": (0.0,)}, {"checkpoints": (1.5,)}, {"learning_rate": float("inf")}):
+        with pytest.raises(ValueError, match=r"greater|less|finite"):
+            TrainingSection(**fields)
+    for fields in ({"k": -1}, {"k_aux": -3}, {"coefficient": float("inf")}):
+        with pytest.raises(ValueError, match=r"greater|finite"):
+            SAEConfig(variant="topk", latents=4, **fields)
+
+
+def test_no_latent_to_choose() -> None:
+    pi = np.ones((3, 20), np.float32)
+    for k, allowed in ((0, None), (4, np.zeros(20, bool))):
+        starts, latent, values = kernels.largest(pi, k, allowed)
+        assert starts.tolist() == [0] * 4 and not len(latent) and not len(values)
+    assert len(kernels.largest(pi, 50)[1]) == 60

@@ -465,15 +465,20 @@ def test_a_low_start(variant: str) -> None:
 
 def test_bias_of_a_shrunken_reconstruction(tmp_path: Path) -> None:
     """Gamma is the factor that reconstructions are off by: E ||x^||^2 / E x^.x."""
-    source = write_shard(tmp_path, planted(500, features=24)[1])
-    sae = make(SAEConfig(variant="topk", latents=24, k=24), 24)
+    source = write_shard(tmp_path, planted(500, features=24)[1].relu())
+    sae = make(SAEConfig(variant="topk", latents=25, k=25), 24)
     with torch.no_grad():
-        sae.W_dec.copy_(torch.eye(24))
-        sae.W_enc.copy_(0.8 * torch.eye(24))
-    x = source.gather(np.arange(500)).relu()
-    again = write_shard(tmp_path / "relu", x)
-    sums = metrics.stream(sae.requires_grad_(False), again)
-    assert sums["hat_hat"].sum() / sums["hat_x"].sum() == pytest.approx(0.8, rel=1e-3)
+        sae.W_dec[:24] = torch.eye(24)
+        sae.W_enc[:, :24] = 0.8 * torch.eye(24)
+        sae.W_dec[24, 0], sae.b_enc[24] = 1.0, 0.3  # an error that does not follow x
+    sums = metrics.stream(sae.requires_grad_(False), source)
+    x = source.gather(np.arange(500)).double()
+    hat = sae.reconstruct(x.float()).double()
+    grid = np.linspace(0.5, 1.5, 1001)
+    best = grid[np.argmin([float((hat / g - x).square().sum()) for g in grid])]
+    assert metrics.bias(sums) == pytest.approx(best, abs=1e-3)
+    other = float((hat * x).sum() / x.square().sum())
+    assert abs(best - other) > 0.01, "the regression the other way round is another number"
 
 
 # -------------------------------------------------------------------------------------------------- loss recovered
@@ -499,14 +504,15 @@ def fixed_sae(out: Path, kind: str) -> None:
 
 def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, store: artifacts.Store) -> None:
     saes = {kind: fixed_sae(kind) for kind in ("copy", "zero")}
-    found = metrics.loss_recovered(saes, some_texts(), tiny, 1, 300, 50, 0).value
+    harvested = activations.harvest(some_texts(), tiny, (1,))
+    found = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 300, 50, 0).value
     assert found["saes"]["copy"]["recovered"] == pytest.approx(1, abs=1e-4)
     assert found["saes"]["zero"]["recovered"] == pytest.approx(0, abs=1e-4)
     assert found["n"] >= 300
     assert found["clean"] != pytest.approx(found["zero"], abs=1e-3)
 
     lm, rows = model.load(tiny), contexts.read(some_texts())
-    everything = metrics.loss_recovered(saes, some_texts(), tiny, 1, 10**9, 20, 0).value
+    everything = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 10**9, 20, 0).value
     total, count = 0.0, 0
     for i in range(len(rows)):
         ids = torch.from_numpy(rows[i].astype(np.int64))[None]
@@ -517,3 +523,32 @@ def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, store: artifacts.St
             count += 1
     assert everything["n"] == count
     assert everything["clean"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_sinks_are_not_spliced(tiny: ModelSection) -> None:
+    """A residual over the limit stays, whatever else is in its batch; every other one is replaced."""
+    lm, ids = model.load(tiny), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    (before,) = activations.residuals(lm, ids, (1,)).values()
+    where = torch.tensor([[False, True, True, True]] * 2)
+    limit = float(before[where].norm(dim=1).sort().values[-2])  # the largest of the six is over it
+    seen: list[torch.Tensor] = []
+    read = lm.blocks[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode(), metrics.spliced(lm, 1, where, torch.zeros_like, limit):
+        lm.model(input_ids=ids)
+    read.remove()
+    kept = (seen[0] != 0).any(-1)
+    assert int(kept.sum()) == 2 + 1
+    assert not kept[where & (before.norm(dim=-1) <= limit)].any()
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "topk", "gated", "batchtopk"])
+@pytest.mark.parametrize("name", ["W_enc", "b_enc"])
+def test_weights_that_are_not_numbers_are_reported(variant: str, name: str, tmp_path: Path) -> None:
+    """They are never active, so the loss alone would not show them."""
+    source = write_shard(tmp_path, planted(2000)[1])
+    sae = make(SAEConfig(variant=variant, latents=32, k=3), 24)
+    sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        getattr(sae, name)[..., 5] = float("nan")
+    with pytest.raises(training.TrainingError, match=f"{variant}: the loss diverged"):
+        training.fit([training.Trainee(sae, SECTION)], source, 0)

@@ -37,7 +37,7 @@ TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
 HELD_OUT = 16_384
 BATCH = 4096
 L0 = 40
-WIDTHS = {2304: 12, 4608: 24, 16_384: 4}  # latents, and steps of each contender
+WIDTHS = {2304: 12, 4608: 24, 16_384: 5}  # latents, and steps of each contender
 WARM_UP = 2  # steps that are not timed: compilers and allocators settle
 HEAD_START = 40  # steps that we train before all contenders start
 TRAINERS = ("ours", "ours, dense", "saelens", "dictionary_learning")
@@ -149,7 +149,7 @@ def _run(command: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def _held_out(variant: str, weights: dict[str, torch.Tensor], x: torch.Tensor, coefficient: float) -> dict[str, float]:
+def _held_out(variant: str, weights: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, float]:
     """FVU, L0 and the training loss (without warm-ups) of weights on unit inputs."""
     sae = _sae(variant, weights)
     sae.sparse = False
@@ -220,11 +220,11 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
                     "step_range": [min(timed), max(timed)],
                     "tokens_per_second": BATCH / statistics.median(timed),
                     "peak_gib": measured["peak_bytes"] / 2**30,
-                    **_held_out(variant, load_file(folder / "end.safetensors"), held, job["coefficient"]),
+                    **_held_out(variant, load_file(folder / "end.safetensors"), held),
                 }
                 if peer == "ours":
                     encoder = statistics.median(measured["encoder"][min(WARM_UP, steps - 1) :])
-            start = _held_out(variant, load_file(folder / "start.safetensors"), held, fields.get("coefficient", 0.0))
+            start = _held_out(variant, load_file(folder / "start.safetensors"), held)
             row = {"latents": latents, "variant": variant, "steps": steps, "encoder_seconds": encoder, "start": start}
             found.append({**row, "trainers": by_trainer})
             say("   " + "; ".join(f"{n} {1e3 * t['step_seconds']:.0f} ms" for n, t in by_trainer.items()))

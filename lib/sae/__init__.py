@@ -1,1 +1,2 @@
-"""Sparse autoencoders: ``variants`` (architectures), ``penalties``, ``training``, ``metrics``."""
+"""Sparse autoencoders: ``variants`` (architectures and their losses), ``penalties``; ``latents``, ``kernels`` and ``adam`` (the
+fast step), ``training``, ``metrics``, ``exchange``."""

@@ -28,7 +28,11 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Update every parameter from its gradient with learning rate ``rate``, then drop the gradients."""
+        """Update every parameter from its gradient with learning rate ``rate``, then drop the gradients.
+
+        Raises:
+            FloatingPointError: on a CPU, the gradient is not finite; nothing is updated then.
+        """
         self.steps += 1
         grads = {name: p.grad for name, p in self.sae.named_parameters() if p.grad is not None}
         fast = all(g.device.type == "cpu" and g.dtype == torch.float32 for g in grads.values())
@@ -39,6 +43,8 @@ class Adam:
         rows = {name: self._rows(grad) for name, grad in grads.items()}
         weights = {name: self._rows(p.data) for name, p in self.sae.named_parameters()}
         norm = math.sqrt(sum(kernels.project(weights[n], g, n == "W_dec") for n, g in rows.items()))
+        if not math.isfinite(norm):
+            raise FloatingPointError("the gradient is not finite")
         clip = min(1.0, MAX_NORM / (norm + 1e-6))
         settings = (rate, *BETAS, math.sqrt(1 - BETAS[1] ** self.steps), EPSILON, clip)
         for name, grad in rows.items():

@@ -150,15 +150,25 @@ def read(path: Path) -> SAE:
     if missing := names.keys() - theirs.keys():
         raise ExchangeError(f"{path}: no {', '.join(sorted(missing))} among its tensors")
     tensors = {ours: theirs[name].float() for name, ours in names.items()}
+    if tensors["W_enc"].dim() != 2:
+        raise ExchangeError(f"{path}: W_enc has shape {tuple(tensors['W_enc'].shape)}, not [d, M]")
     width, latents = tensors["W_enc"].shape
-    if tensors["W_dec"].shape != (latents, width):
-        raise ExchangeError(f"{path}: W_enc {(width, latents)} and W_dec {tuple(tensors['W_dec'].shape)} do not fit")
+    shapes = {"W_dec": (latents, width), "W_enc": (width, latents), "b_dec": (width,)}
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes.get(name, (latents,)):
+            raise ExchangeError(f"{path}: {name} has shape {tuple(tensor.shape)}, W_enc {(width, latents)}")
+        if not torch.isfinite(tensor).all():
+            raise ExchangeError(f"{path}: {name} holds values that are not finite")
+    if "theta" in tensors and tensors["theta"].min() < 0:
+        raise ExchangeError(f"{path}: a threshold is negative, so latents would be too")
     if cfg.get("apply_b_dec_to_input", architecture != "jumprelu" or path.suffix != ".npz"):
         shift = tensors["b_dec"] @ tensors["W_enc"]  # encodes x - b_dec
         tensors["b_enc"] = tensors["b_enc"] - shift
         if "b_mag" in tensors:
             tensors["b_mag"] = tensors["b_mag"] - shift * tensors["r_mag"].exp()
     norm = tensors["W_dec"].norm(dim=1)
+    if not norm.all():
+        raise ExchangeError(f"{path}: {int((norm == 0).sum())} decoder rows are zero; leave these latents out")
     if (norm - 1).abs().max() > 1e-4:
         if architecture == "topk" and not cfg.get("rescale_acts_by_decoder_norm"):
             raise ExchangeError(f"{path}: TopK with decoder rows of other norms ranks latents differently once scaled")
@@ -172,12 +182,22 @@ def read(path: Path) -> SAE:
     return sae.eval().requires_grad_(False)
 
 
+def _digest(path: Path) -> str:
+    """Hash of the contents of a file, or of a folder's files."""
+    files = [path] if path.is_file() else sorted(x for x in path.glob("*") if x.is_file()) if path.is_dir() else []
+    if not files:
+        raise ExchangeError(f"{path}: no such SAELens folder or params.npz")
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
 @artifacts.cached
 def imported(out: Path, path: str, digest: str, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> None:
     """Step: an SAE from elsewhere, ready to finetune: scaled to inputs of unit mean square on ``harvested``.
 
     ``config`` is how it is to be trained on; its variant, latents and k must be the SAE's own.
     """
+    if _digest(Path(path)) != digest:
+        raise ExchangeError(f"{path} has changed since it was named: call bring again")
     sae = read(Path(path))
     if (config.variant, config.latents, config.k) != (sae.config.variant, sae.config.latents, sae.config.k):
         raise ExchangeError(
@@ -194,8 +214,4 @@ def imported(out: Path, path: str, digest: str, harvested: artifacts.Artifact, l
 
 def bring(path: Path, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> artifacts.Artifact:
     """The :func:`imported` recipe of a folder or file, keyed by its content."""
-    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
-    if not files:
-        raise ExchangeError(f"{path}: no such SAELens folder or params.npz")
-    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-    return imported(str(path), digest, harvested, layer, config)
+    return imported(str(path), _digest(path), harvested, layer, config)

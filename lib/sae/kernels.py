@@ -152,7 +152,9 @@ def above(pi: Array, bound: Array, limit: int) -> tuple[Array, Array, Array] | N
 
 def largest(pi: Array, k: int, allowed: Array | None = None) -> tuple[Array, Array, Array]:
     """As :func:`above`, the k largest positive entries of each row among ``allowed`` [M] bool; of equal ones, the first."""
-    m = pi.shape[1]
+    m, k = pi.shape[1], min(k, pi.shape[1])
+    if k <= 0:
+        return np.zeros(len(pi) + 1, np.int64), np.empty(0, np.int32), np.empty(0, pi.dtype)
     bound = np.zeros(m, pi.dtype) if allowed is None else np.where(allowed, 0, NEVER).astype(pi.dtype)
     cuts, latents, values, counts = _pieces(pi, k * -(-len(pi) // numba.get_num_threads()))
     _largest(pi, k, bound, -(-m // BLOCKS), cuts, latents, values, counts)

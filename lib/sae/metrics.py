@@ -66,6 +66,12 @@ def fvu(sums: dict[str, np.ndarray], weights: np.ndarray | None = None) -> float
     return float(w @ sums["error"] / (w @ sums["xx"] - mean @ mean / tokens))
 
 
+def bias(sums: dict[str, np.ndarray]) -> float:
+    """Reconstruction bias gamma, the factor that reconstructions are too large by: argmin E ||xhat / gamma - x||^2, which
+    is E ||xhat||^2 / E xhat.x (Rajamanoharan 2024a, arXiv:2404.16014, section 4). Below 1 they shrink."""
+    return float(sums["hat_hat"].sum() / sums["hat_x"].sum())
+
+
 @artifacts.result
 def evaluate(
     trained: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, bootstrap: int, seed: int
@@ -74,8 +80,7 @@ def evaluate(
     high_share, max_frequency, histogram}.
 
     ``sinks`` are tokens left out as attention sinks. Intervals are 95 % percentile bootstrap over sequences. ``bias`` is
-    the reconstruction bias gamma (Rajamanoharan 2024a, section 4): the factor by which reconstructions are too large,
-    below 1 if they shrink. ``dead`` counts latents that never fire here, ``frequent`` and ``high`` those that fire on at
+    the reconstruction bias (:func:`bias`). ``dead`` counts latents that never fire here, ``frequent`` and ``high`` those that fire on at
     least 1 % and 10 % of tokens, ``*_share`` their share of all firing; ``histogram`` counts latents by log10 frequency
     in :data:`BINS` (dead ones are not in it).
     """
@@ -96,7 +101,7 @@ def evaluate(
         "fvu_interval": np.percentile(fvus, [2.5, 97.5]),
         "l0": sums["l0"].sum() / tokens,
         "l0_interval": np.percentile(l0s, [2.5, 97.5]),
-        "bias": float(sums["hat_hat"].sum() / sums["hat_x"].sum()),
+        "bias": bias(sums),
         "latents": len(fired),
         "dead": int((fired == 0).sum()),
         "frequent": int(frequent.sum()),
@@ -116,14 +121,14 @@ Replace = Callable[[torch.Tensor], torch.Tensor]  # residuals [n, d] to what sta
 
 
 @contextmanager
-def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace) -> Iterator[None]:
-    """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool."""
+def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: float = np.inf) -> Iterator[None]:
+    """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool, but for
+    residuals of a norm over ``limit``: attention sinks stay as they are."""
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
         x = (output[0] if isinstance(output, tuple) else output).clone()
         chosen = x[where]
-        norm = chosen.norm(dim=1)
-        ordinary = norm <= activations.SINK * norm.median()  # attention sinks are left as they are
+        ordinary = chosen.float().norm(dim=1) <= limit
         x[where] = torch.where(ordinary[:, None], replace(chosen.float()).to(x.dtype), chosen)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
@@ -145,6 +150,7 @@ def _cross_entropies(lm: LM, ids: torch.Tensor, where: torch.Tensor) -> torch.Te
 def loss_recovered(
     saes: dict[str, artifacts.Artifact],
     sequences: artifacts.Artifact,
+    harvested: artifacts.Artifact,
     lm: ModelSection,
     layer: int,
     tokens: int,
@@ -154,10 +160,12 @@ def loss_recovered(
     """Step: {n, texts, clean, zero, saes: {name: {loss, recovered, interval}}} over at least ``tokens`` predictions.
 
     Cross-entropies (nats per token) of the model's next-token predictions with the residual stream after ``layer`` left
-    alone, set to zero, and set to an SAE's reconstruction, at all kept tokens that are not attention sinks. Loss
-    recovered is (zero - sae) / (zero - clean); intervals are 95 % bootstrap over texts.
+    alone, set to zero, and set to an SAE's reconstruction, at all kept tokens that are not attention sinks by the
+    standard of ``harvested``, the activations of these sequences. Loss recovered is (zero - sae) / (zero - clean); intervals are 95 % bootstrap over texts.
     """
     loaded, rows = load_lm(lm), contexts.read(sequences)
+    norms = [shard[f"norm_{layer}"].numpy() for shard in activations.read(harvested, layer, sinks=True).shards]
+    limit = activations.SINK * float(np.median(np.concatenate(norms)))
     order = np.random.default_rng(seed).permutation(len(rows))
     scored = np.maximum(0, np.minimum(rows.keep_stop, np.diff(rows.offsets) - 1) - rows.keep_start)[order]
     chosen = order[: int(np.searchsorted(np.cumsum(scored), tokens)) + 1]
@@ -184,7 +192,7 @@ def loss_recovered(
             count += counted.sum(1).tolist()
             ids, where, counted = ids.to(loaded.device), where.to(loaded.device), counted.to(loaded.device)
             for name, replace in replacements.items():
-                with spliced(loaded, layer, where, replace):
+                with spliced(loaded, layer, where, replace, limit):
                     sums[name] += _cross_entropies(loaded, ids, counted).tolist()
     totals, n = {name: np.array(values) for name, values in sums.items()}, np.array(count)
     weights = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=bootstrap)

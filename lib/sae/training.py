@@ -7,13 +7,13 @@ SAE is trained alone or beside others.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +60,15 @@ def write_atomic(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[st
     os.replace(temporary, path)
 
 
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of names and contents."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 class Trainee:
     """An SAE in training, with its optimiser, its log and the number of steps it has done."""
 
@@ -68,10 +77,11 @@ class Trainee:
         self.adam, self.step = Adam(self.sae), 0
         self.log: list[dict[str, float]] = []
         self.kept: dict[int, dict[str, torch.Tensor]] = {}  # checkpoints by number of steps
+        self.failed = False
 
     @property
     def done(self) -> bool:
-        return self.step >= self.section.steps
+        return self.failed or self.step >= self.section.steps
 
     def advance(self, x: torch.Tensor) -> None:
         """One step on residuals x [batch, d].
@@ -85,9 +95,12 @@ class Trainee:
         loss = torch.stack(list(losses.named.values())).sum()
         logged = step % max(1, section.steps // 20) == 0 or step == section.steps - 1
         if logged or loss.device.type == "cpu":  # elsewhere looking at the loss would wait for the device
-            self._check(losses.named, loss)
+            self._check(losses.named, loss, logged)
         loss.backward()
-        self.adam.step(learning_rate(step, section))
+        try:
+            self.adam.step(learning_rate(step, section))
+        except FloatingPointError:
+            raise self._diverged() from None
         self.sae.constrain()
         self.sae.count(losses.fired, len(x))
         if logged:
@@ -98,16 +111,27 @@ class Trainee:
         if self.step in {round(share * section.steps) for share in section.checkpoints}:
             self.kept[self.step] = {name: tensor.clone() for name, tensor in self.sae.state_dict().items()}
 
-    def _check(self, named: dict[str, torch.Tensor], loss: torch.Tensor) -> None:
+    def _diverged(self) -> TrainingError:
+        return TrainingError(f"{self.sae.name}: the loss diverged at step {self.step}: lower training.learning_rate")
+
+    def _check(self, named: dict[str, torch.Tensor], loss: torch.Tensor, thoroughly: bool) -> None:
         if not torch.isfinite(loss.detach()) or named["reconstruction"].detach() > DIVERGED:
-            raise TrainingError(f"the loss diverged at step {self.step}: lower training.learning_rate")
+            raise self._diverged()
+        if thoroughly:  # a latent that is not a number is never active, so the loss may not show it
+            self.check_weights()
+
+    def check_weights(self) -> None:
+        """Raise TrainingError if a weight is not finite."""
+        if not all(torch.isfinite(p).all() for p in self.sae.parameters()):
+            raise self._diverged()
 
     def save(self, path: Path) -> None:
         """Store everything that the next step depends on."""
         tensors = {f"sae.{name}": x for name, x in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": x for name, x in self.adam.state().items()}
         tensors |= {f"kept.{step}.{name}": x for step, kept in self.kept.items() for name, x in kept.items()}
-        write_atomic(tensors, path, {"step": str(self.step), "log": json.dumps(self.log)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(tensors, path, {"step": str(self.step), "log": json.dumps(self.log), "sha256": _digest(tensors)})
 
     def resume(self, path: Path) -> None:
         """Go on from what :meth:`save` stored; a missing or damaged file means starting at the beginning."""
@@ -115,6 +139,8 @@ class Trainee:
             with safe_open(path, "pt", device=self.section.device) as file:
                 meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
+            return
+        if meta.get("sha256") != _digest(tensors):
             return
         groups: dict[str, dict[str, torch.Tensor]] = {"sae": {}, "adam": {}}
         for name, tensor in tensors.items():
@@ -133,10 +159,10 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
     """Train in place, all on the same batches, each for as many steps as its section says.
 
     Every batch is drawn without replacement until all tokens have been seen. With ``states``, one file for each trainee
-    is written now and then, and read first.
+    is written now and then, and read first. If one other than the first diverges, it is left behind as ``failed``.
 
     Raises:
-        TrainingError: training diverged.
+        TrainingError: the first trainee diverged.
         ValueError: the trainees differ in batch size, or the source has no tokens.
     """
     batches = {trainee.section.batch for trainee in trainees}
@@ -152,10 +178,16 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
         x = source.gather(row)
         for trainee in trainees:
             if trainee.step == step and not trainee.done:
-                trainee.advance(x)
+                try:
+                    trainee.advance(x)
+                except TrainingError:
+                    if trainee is trainees[0]:
+                        raise
+                    trainee.failed = True
         if states and time.monotonic() - saved > SAVE_SECONDS:
             for trainee, state in zip(trainees, states, strict=True):
-                trainee.save(state)
+                if not trainee.failed:
+                    trainee.save(state)
             saved = time.monotonic()
 
 
@@ -180,6 +212,8 @@ def _prepare(
     redrawn: float,
 ) -> Trainee:
     """A trainee at its first step."""
+    if not 0 <= redrawn <= 1 or (start is None and (redrawn or checkpoint is not None)):
+        raise ValueError(f"redrawn={redrawn} must be a share from 0 to 1, and it and checkpoint need a start")
     sae, generator = make(config, source.width), torch.Generator().manual_seed(seed)
     rows = np.random.default_rng(seed).choice(len(source), min(len(source), SAMPLE), replace=False)
     sample = source.gather(rows)
@@ -221,27 +255,36 @@ def train(
         TrainingError: training diverged.
         ValueError: ``start`` has another variant, width or number of latents, or no such checkpoint.
     """
-    arguments = {"config": config, "section": section, "start": start, "checkpoint": checkpoint, "redrawn": redrawn}
-    jobs: list[tuple[Path, dict[str, Any], Path | None]] = [(out, arguments, None)]
     store, own = artifacts.active(), artifacts.computing()
-    with ExitStack() as stack:
-        if own is not None:
-            jobs = [(out, arguments, store.partial(own))]
-            for other in _PASSES.get(own.key, ()):
-                if other.key != own.key and not store.has(other):
-                    folder = stack.enter_context(store.writing(other))
-                    jobs.append((folder, other.arguments, store.partial(other)))
-        source = activations.mixture(sources, layer, seed)
-        keys = ("config", "section", "start", "checkpoint", "redrawn")
-        trainees = [_prepare(source, seed=seed, **{key: given[key] for key in keys}) for _, given, _ in jobs]
-        states = [partial / "state.safetensors" for _, _, partial in jobs if partial is not None]
-        for state in states:
-            state.parent.mkdir(parents=True, exist_ok=True)
-        fit(trainees, source, seed, states)
-        for (folder, _, _), trainee in zip(jobs, trainees, strict=True):
-            save(trainee.sae, trainee.log, folder)
-            for step, tensors in trainee.kept.items():
-                write_atomic(tensors, folder / f"step_{step:06d}.safetensors")
+    others = (
+        [r for r in (_PASSES.get(own.key, ()) if own else ()) if r.key != own.key and not store.has(r)] if own else []
+    )
+    source = activations.mixture(sources, layer, seed)
+    trainees = [_prepare(source, config, section, seed, start, checkpoint, redrawn)]
+    beside: list[artifacts.Artifact] = []
+    for other in others:
+        given = {name: other.arguments[name] for name in ("config", "section", "start", "checkpoint", "redrawn")}
+        try:
+            trainees.append(_prepare(source, seed=seed, **given))
+            beside.append(other)
+        except ValueError:
+            continue  # it says so when it is asked for itself
+    states = [store.partial(recipe) / "state.safetensors" for recipe in (own, *beside)] if own else []
+    fit(trainees, source, seed, states)
+    trainees[0].check_weights()
+    _write(trainees[0], out)
+    for other, trainee in zip(beside, trainees[1:], strict=True):
+        if trainee.failed:
+            shutil.rmtree(store.partial(other), ignore_errors=True)
+        else:
+            with store.writing(other) as folder:
+                _write(trainee, folder)
+
+
+def _write(trainee: Trainee, folder: Path) -> None:
+    save(trainee.sae, trainee.log, folder)
+    for step, tensors in trainee.kept.items():
+        write_atomic(tensors, folder / f"step_{step:06d}.safetensors")
 
 
 _PASSES: dict[str, tuple[artifacts.Artifact, ...]] = {}
@@ -255,15 +298,22 @@ def together(recipes: Sequence[artifacts.Artifact]) -> Sequence[artifacts.Artifa
     Raises:
         ValueError: they do not read the same batches.
     """
+    unique = {recipe.key: recipe for recipe in recipes}
     passes = {
         json.dumps(
-            artifacts.canonical([r.arguments[k] for k in ("sources", "layer", "seed")] + [r.arguments["section"].batch])
+            artifacts.canonical([*(r.arguments[k] for k in ("sources", "layer", "seed")), r.arguments["section"].batch])
         )
-        for r in recipes
+        for r in unique.values()
     }
     if len(passes) > 1:
         raise ValueError("SAEs trained in one pass need the same sources, layer, seed and batch size")
-    _PASSES.update({recipe.key: tuple(recipes) for recipe in recipes})
+    for recipe in unique.values():
+        before = recipe.arguments["start"]
+        while before is not None:
+            if before.key in unique:
+                raise ValueError("an SAE cannot be trained in one pass with the one it starts from")
+            before = before.arguments.get("start")
+    _PASSES.update({key: tuple(unique.values()) for key in unique})
     return recipes
 
 

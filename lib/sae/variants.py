@@ -25,7 +25,7 @@ from lib.sae.penalties import PENALTIES
 class SAEConfig(BaseModel):
     """What an SAE is. ``coefficient`` is lambda; fields a variant has no use for stay at their defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     variant: str  # a name in VARIANTS
     latents: int = Field(ge=1)  # M
@@ -40,8 +40,8 @@ class SAEConfig(BaseModel):
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     sparsity_reaches: Literal["theta", "all"] = "theta"  # which parameters the penalty's gradient reaches
     # TopK and BatchTopK
-    k: int = 0  # active latents per token (BatchTopK: on average)
-    k_aux: int = 0  # dead latents that model the error (AuxK); 0: half the width of the residual stream
+    k: int = Field(0, ge=0)  # active latents per token (BatchTopK: on average)
+    k_aux: int = Field(0, ge=0)  # dead latents that model the error (AuxK); 0: half the width of the residual stream
     aux_coefficient: float = Field(1 / 32, ge=0)  # alpha of AuxK; 0 switches it off
     dead_tokens: int = Field(50_000, ge=1)  # a latent that has not fired for so many tokens is dead
 
@@ -354,10 +354,10 @@ class TopK(SAE):
         dead = self.dead
         if not self.config.aux_coefficient or (dead.device.type == "cpu" and not dead.any()):
             return error.new_zeros(())
-        k = min(self.config.k_aux or error.shape[1] // 2, self.config.latents)
+        k = min(self.config.k_aux or max(1, error.shape[1] // 2), self.config.latents)
         z = encoder.latents(Largest(k, dead))
         by_prefix, _ = SquaredError.apply(z.decode(z.pi.relu(), self.W_dec), torch.zeros_like(self.b_dec), -error)
-        return self.config.aux_coefficient * by_prefix[-1]
+        return self.config.aux_coefficient * by_prefix[-1] * dead.any()
 
     def watch(self, f: torch.Tensor) -> None:
         """What an architecture keeps of a batch's active latents."""
@@ -385,6 +385,8 @@ class BatchTopK(TopK):
         return torch.where((pi > self.threshold) & (pi > 0), pi, 0.0)
 
     def watch(self, f: torch.Tensor) -> None:
+        if not f.numel():
+            return
         lowest = torch.where(f > 0, f, torch.inf).min()
         moved = torch.where(self.threshold > 0, self.threshold.lerp(lowest, 1 - self.momentum), lowest)
         self.threshold.copy_(torch.where(lowest.isfinite(), moved, self.threshold))
