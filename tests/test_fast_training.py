@@ -386,3 +386,16 @@ def test_no_latent_to_choose() -> None:
         starts, latent, values = kernels.largest(pi, k, allowed)
         assert starts.tolist() == [0] * 4 and not len(latent) and not len(values)
     assert len(kernels.largest(pi, 50)[1]) == 60
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_off_the_cpu_never_waits_for_the_device(name: str) -> None:
+    """On the meta device there are no values, so whatever would fetch one to the host fails."""
+    sae, x = prepared(name, 8.0)
+    trainee = training.Trainee(sae, TrainingSection(steps=1000, batch=150, device="meta"))
+    trainee.step = 1  # not one that is logged
+    trainee.advance(x)
+    assert trainee.step == 2 and sae.W_dec.device.type == "meta"
+    trainee.step = 0
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        trainee.advance(x)  # a logged step looks at the loss

@@ -12,7 +12,7 @@ import pytest
 
 from lib import artifacts, config, figures
 from lib.report import __main__ as cli
-from lib.report import notebooks, promotion, runner, site
+from lib.report import bench, notebooks, promotion, runner, site
 from lib.report.notebooks import ReportError
 
 HEAD = '# %% tags=["parameters"]\nprofile = "report"\nfrozen = False\noverrides = {}\n\n# %%\n'
@@ -240,6 +240,9 @@ def test_site_builds_offline_with_formulas_and_escaped_text(workshop: Path, tmp_
     index = site.build("smoke")
     page = index.read_text()
     assert "<math" in page and "<script>alert" not in page and "01_b.html" in page
+    assert "speed.html" in page
+    speed = (index.parent / "speed.html").read_text()
+    assert "tokens/s" in speed and json.loads(bench.path().read_text())["machine"]["processor"] in speed
     assert broken_links(index.parent) == []
     assert outside_requests(index.parent) == []
 
