@@ -127,18 +127,13 @@ def residuals(out: Path, sequences: artifacts.Artifact) -> None:
 @artifacts.cached
 def reader(out: Path, token: int, other: int) -> None:
     """An SAE whose latent 3 reads one token and whose latent 5 reads another; the rest are silent."""
-    import json
-
-    from safetensors.torch import save_file
 
     config = SAEConfig(variant="jumprelu", latents=8)
     sae = make(config, 400)
     with torch.no_grad():
         sae.W_enc[token, 3] = 1.0
         sae.W_enc[other, 5] = 0.5
-    save_file(sae.state_dict(), out / "sae.safetensors")
-    (out / "sae.json").write_text(json.dumps({"config": config.model_dump(), "width": 400}))
-    (out / "log.json").write_text("[]")
+    training.save(sae, [], out)
 
 
 def first_token(tiny: ModelSection, word: str) -> int:

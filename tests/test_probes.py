@@ -146,16 +146,15 @@ def test_label_shuffle_gives_chance() -> None:
 @artifacts.cached
 def identity_sae(out: Path) -> None:
     """Latents that are the residual's own coordinates, each with either sign."""
-    import json
 
+    from lib.sae import training
     from lib.sae.variants import SAEConfig, make
 
     config = SAEConfig(variant="jumprelu", latents=32)
     sae = make(config, 16)
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)], dim=1))
-    save_file(sae.state_dict(), out / "sae.safetensors")
-    (out / "sae.json").write_text(json.dumps({"config": config.model_dump(), "width": 16}))
+    training.save(sae, [], out)
 
 
 def test_k_sparse_on_planted_data(store: artifacts.Store) -> None:
