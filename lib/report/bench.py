@@ -288,6 +288,10 @@ def _machine() -> dict[str, str]:
     }
 
 
+def _label(name: str, measured: dict[str, Any]) -> str:
+    return f"{name} {measured['version']}" if measured["version"] else name
+
+
 def table(record: dict[str, Any]) -> str:
     """The measurements as Markdown."""
     lines = [
@@ -305,7 +309,7 @@ def table(record: dict[str, Any]) -> str:
     for row in record["training"]:
         ours = row["trainers"]["ours"]["step_seconds"]
         for name, t in row["trainers"].items():
-            label = f"{name} {t['version']}" if t["version"] else name
+            label = _label(name, t)
             lines.append(
                 f"| {row['latents']:,} | {row['variant']} | {label} | {1e3 * t['step_seconds']:.0f} | {t['tokens_per_second']:,.0f} | "
                 f"{t['step_seconds'] / row['encoder_seconds']:.2f} | {t['step_seconds'] / ours:.1f} | {t['loss']:.4f} | {t['l0']:.1f} | "
@@ -322,7 +326,7 @@ def table(record: dict[str, Any]) -> str:
     for row in record["harvest"]:
         ours = row["harvesters"]["ours"]["tokens_per_second"]
         for name, h in row["harvesters"].items():
-            label = f"{name} {h['version']}" if h["version"] else name
+            label = _label(name, h)
             lines.append(
                 f"| {row['texts']} ({row['count']:,}, {row['tokens']:,} tokens) | {label} | {h['tokens_per_second']:,.0f} | "
                 f"{ours / h['tokens_per_second']:.1f} | {h['tokens_per_second'] / row['limit_tokens_per_second']:.0%} | {h['peak_gib']:.2f} |"
