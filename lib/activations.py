@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import DynamicCache
@@ -181,6 +183,13 @@ def run_group(
             yield index, np.arange(start, stop), kept
 
 
+def _half(x: torch.Tensor, layer: int) -> torch.Tensor:
+    half = x.to("cpu", torch.float16)
+    if not torch.isfinite(half).all():
+        raise ValueError(f"layer {layer}: a residual exceeds float16; choose another layer")
+    return half
+
+
 class _ShardWriter:
     """Collects rows and writes a shard whenever enough are there."""
 
@@ -189,10 +198,7 @@ class _ShardWriter:
         self.parts: list[tuple[int, np.ndarray, dict[int, torch.Tensor], np.ndarray]] = []
 
     def add(self, index: int, positions: np.ndarray, kept: dict[int, torch.Tensor], tokens: np.ndarray) -> None:
-        half = {layer: x.to("cpu", torch.float16) for layer, x in kept.items()}
-        for layer, x in half.items():
-            if not torch.isfinite(x).all():
-                raise ValueError(f"layer {layer}: a residual exceeds float16; choose another layer")
+        half = {layer: _half(x, layer) for layer, x in kept.items()}
         self.parts.append((index, positions, half, tokens))
         self.rows += len(positions)
         if self.rows >= SHARD_TOKENS:
@@ -237,7 +243,67 @@ def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: 
     writer.flush()
 
 
+POOLS = ("mean user", "max user", "mean all", "max all")
+
+
+@artifacts.cached
+def harvest_prompts(
+    out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: tuple[int, ...], site: int
+) -> None:
+    """Step: what probes read of labelled prompts (:func:`lib.lm.contexts.labelled`, all kept), in one pass.
+
+    ``summary.safetensors`` has, after each of ``layers`` and the site, ``tail_<L>`` [n, T, d] float16, the residuals of the
+    T tokens after the user's text, and ``pools_<L>`` [n, 4, d] float16, pooled as :data:`POOLS` says: over the user's text
+    or over everything but the first token, attention sinks left out. The shards hold every token from the user's text on,
+    after the site only, as those of :func:`harvest`.
+
+    Raises:
+        ModelError: the model has no such layer.
+        ValueError: a residual does not fit into float16.
+    """
+    loaded = load_lm(lm)
+    every = tuple(sorted({*layers, site}))
+    for layer in every:
+        loaded.check_layer(layer)
+    rows, lengths = contexts.read(sequences), json.loads((sequences.path / "spans.json").read_text(encoding="utf-8"))
+    system, tail = lengths["system"], lengths["tail"]
+    shape = (len(rows), loaded.width)
+    found = {f"tail_{layer}": torch.zeros(shape[0], tail, shape[1], dtype=torch.float16) for layer in every}
+    found |= {f"pools_{layer}": torch.zeros(shape[0], len(POOLS), shape[1], dtype=torch.float16) for layer in every}
+    writer = _ShardWriter(out, (site,))
+    with tqdm(total=len(rows), unit="prompt", desc="harvest", disable=None) as bar:
+        for group in group_by_prefix(rows):
+            for index, positions, kept in run_group(loaded, group, rows, every):
+                for layer, x in kept.items():
+                    found[f"tail_{layer}"][index] = _half(x[-tail:], layer)
+                    found[f"pools_{layer}"][index] = _half(_pool(x, system - 1, tail), layer)
+                writer.add(index, positions[system - 1 :], {site: kept[site][system - 1 :]}, rows[index][system:])
+                bar.update()
+    writer.flush()
+    save_file(found, out / "summary.safetensors")
+
+
+def _pool(x: torch.Tensor, start: int, tail: int) -> torch.Tensor:
+    """[4, d]: :data:`POOLS` of a prompt's residuals x [n, d], whose user text is x[start : -tail]."""
+    norm = x.norm(dim=1)
+    calm = norm <= SINK * norm.median()
+    user = x[start:-tail][calm[start:-tail]] if calm[start:-tail].any() else x[start:-tail]
+    return torch.stack([user.mean(0), user.amax(0), x[calm].mean(0), x[calm].amax(0)])
+
+
 # --------------------------------------------------------------------------------------------------------- reading
+
+
+def _gather(
+    rows: np.ndarray, starts: np.ndarray, width: int, read: Callable[[int, np.ndarray], torch.Tensor]
+) -> torch.Tensor:
+    """[len(rows), width]: ``rows`` of parts laid end to end at ``starts``; ``read(part, local)`` reads of one part."""
+    out = torch.empty(len(rows), width)
+    which = np.searchsorted(starts, rows, side="right") - 1
+    for number in np.unique(which):
+        here = np.flatnonzero(which == number)
+        out[torch.from_numpy(here)] = read(int(number), rows[here] - starts[number])
+    return out
 
 
 class Activations:
@@ -264,14 +330,10 @@ class Activations:
 
     def gather(self, index: np.ndarray) -> torch.Tensor:
         """[len(index), d] float32, in the order given."""
-        rows = self.rows[index]
-        out = torch.empty(len(rows), self.width)
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == number)
-            local = torch.from_numpy(rows[here] - self._starts[number])
-            out[torch.from_numpy(here)] = self.shards[number][self.name][local].float()
-        return out
+        return _gather(self.rows[index], self._starts, self.width, self._shard_rows)
+
+    def _shard_rows(self, number: int, local: np.ndarray) -> torch.Tensor:
+        return self.shards[number][self.name][torch.from_numpy(local)].float()
 
     def chunks(self, size: int = 8192) -> Iterator[torch.Tensor]:
         """All rows in stored order, [<= size, d] float32 at a time."""
@@ -307,18 +369,39 @@ class Mixture:
 
     def gather(self, index: np.ndarray) -> torch.Tensor:
         """[len(index), d] float32, in the order given."""
-        rows = self.rows[index]
-        out = torch.empty(len(rows), self.width)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(which):
-            here = np.flatnonzero(which == number)
-            out[torch.from_numpy(here)] = self.sources[number].gather(rows[here] - self._starts[number])
-        return out
+        return _gather(
+            self.rows[index], self._starts, self.width, lambda number, local: self.sources[number].gather(local)
+        )
 
 
 def read(harvested: artifacts.Artifact, layer: int, sinks: bool = False) -> Activations:
     """Open one layer of a harvest, without attention sinks unless asked for."""
     return Activations(harvested.path, layer, sinks)
+
+
+def summary(harvested: artifacts.Artifact, layer: int, place: int | str) -> torch.Tensor:
+    """[n, d] float32 of a :func:`harvest_prompts`: at ``place`` tokens after the user's text, or pooled (:data:`POOLS`).
+
+    Raises:
+        ValueError: there is no such layer or place.
+    """
+    with safe_open(harvested.path / "summary.safetensors", "pt") as file:
+        name = f"{'pools' if isinstance(place, str) else 'tail'}_{layer}"
+        if name not in file.keys():  # noqa: SIM118 - the file is no mapping
+            raise ValueError(f"{harvested.path.name} holds no activations of layer {layer}")
+        tensor = file.get_slice(name)
+        count = tensor.get_shape()[1]
+        if isinstance(place, str) and place in POOLS:
+            place = POOLS.index(place)
+        if isinstance(place, str) or not 0 <= place < count:
+            raise ValueError(f"no place {place!r}: prompts have positions 0 to {count - 1} and {', '.join(POOLS)}")
+        return tensor[:, place].float()
+
+
+def places(harvested: artifacts.Artifact, layer: int) -> list[int | str]:
+    """What :func:`summary` can be asked for."""
+    with safe_open(harvested.path / "summary.safetensors", "pt") as file:
+        return [*range(file.get_slice(f"tail_{layer}").get_shape()[1]), *POOLS]
 
 
 def mixture(

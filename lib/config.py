@@ -50,6 +50,7 @@ class PromptSection(_Section):
     ood_harmful_bases: int = Field(0, ge=0)  # AdvBench prompts, before augmentation
     ood_benign: int = Field(650, ge=1)  # OOD chat prompts
     ood_wrapped: int = Field(150, ge=1)  # benign prompts inside each OOD jailbreak, a diagnostic slice
+    train_wrapped: int = Field(150, ge=1)  # in-distribution benign prompts inside each train jailbreak, for a control
     validation: float = Field(0.2, gt=0, lt=1)  # share of in-distribution clusters
 
 
@@ -94,8 +95,17 @@ class ProbeSection(_Section):
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
+    seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
     bootstrap: int = Field(1000, ge=20)
+
+
+class RefusalSection(_Section):
+    """Notebook 02: how often the model refuses, by transform."""
+
+    harmful: int = Field(60, ge=4)  # base prompts, each under every jailbreak
+    harmless: int = Field(30, ge=4)  # of chat, and of over-refusal
+    tokens: int = Field(14, ge=4)  # of the greedy answer that is looked at
 
 
 class AutointerpSection(_Section):
@@ -127,6 +137,7 @@ class Profile(_Section):
     corpora: CorpusSection = CorpusSection()
     training: TrainingSection = TrainingSection()
     probes: ProbeSection = ProbeSection()
+    refusals: RefusalSection = RefusalSection()
     autointerp: AutointerpSection = AutointerpSection()
     debugging: DebuggingSection = DebuggingSection()
 
@@ -135,7 +146,9 @@ PROFILES: dict[str, Profile] = {
     "report": Profile(name="report"),
     "smoke": Profile(
         name="smoke",
-        prompts=PromptSection(harmful_bases=40, benign=100, ood_harmful_bases=40, ood_benign=30, ood_wrapped=10),
+        prompts=PromptSection(
+            harmful_bases=40, benign=100, ood_harmful_bases=40, ood_benign=30, ood_wrapped=10, train_wrapped=20
+        ),
         corpora=CorpusSection(
             train_tokens=16_000,
             eval_tokens=3_000,
@@ -145,7 +158,8 @@ PROFILES: dict[str, Profile] = {
             loss_tokens=400,
         ),
         training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,), gated_sweep=(0.17,)),
-        probes=ProbeSection(layers=(8, 12), ks=(1, 5, 20), penalties=(1e-2, 1.0), bootstrap=100),
+        probes=ProbeSection(layers=(8, 12), ks=(1, 5, 20), penalties=(1e-2, 1.0), seeds=2, bootstrap=100),
+        refusals=RefusalSection(harmful=8, harmless=4, tokens=8),
         autointerp=AutointerpSection(latents=12, examples=12, tokens=12_000),
         debugging=DebuggingSection(prompts=80, contexts=2),
     ),

@@ -104,15 +104,15 @@ def training_curves(logs: dict[str, list[Entry]]) -> Figure:
     return figure
 
 
-def layer_sweep(rows: Sequence[Entry], layer: int, position: int) -> Figure:
+def layer_sweep(rows: Sequence[Entry], layer: int, position: str) -> Figure:
     """Heat map of the dense probe's validation AUROC by layer and position; the site is framed."""
-    layers, places = sorted({r["layer"] for r in rows}), sorted({r["position"] for r in rows})
+    layers, places = sorted({r["layer"] for r in rows}), list(dict.fromkeys(r["position"] for r in rows))
     grid = np.array(
         [[next(r["val"] for r in rows if (r["layer"], r["position"]) == (a, b)) for b in places] for a in layers]
     )
     figure, axis = plt.subplots(figsize=(6.4, 0.5 * len(layers) + 1.6))
     sns.heatmap(grid, annot=True, fmt=".4f", cmap="cividis", ax=axis, cbar_kws={"label": "validation AUROC"})
-    axis.set_xticks(np.arange(len(places)) + 0.5, [f"+{p}" for p in places])
+    axis.set_xticks(np.arange(len(places)) + 0.5, [f"+{p}" if p.isdigit() else p.replace(" ", "\n") for p in places])
     axis.set_yticks(np.arange(len(layers)) + 0.5, [str(x) for x in layers], rotation=0)
     axis.set(xlabel="position (tokens after the end of the user's text)", ylabel="layer L")
     axis.grid(False)

@@ -78,29 +78,6 @@ class Labels:
         return (self.split == split) & self.overall
 
 
-def tail(harvested: artifacts.Artifact, layer: int, position: int, count: int) -> torch.Tensor:
-    """[count, d] residuals of every prompt at ``position`` tokens after the end of its user turn.
-
-    Raises:
-        ValueError: a prompt has no such position.
-    """
-    source = activations.read(harvested, layer, sinks=True)
-    sequence, at = source.column("sequence"), source.column("position")
-    first = np.full(count, np.iinfo(np.int32).max)
-    np.minimum.at(first, sequence, at)
-    rows = np.flatnonzero(at == first[sequence] + position)
-    if len(rows) != count:
-        raise ValueError(f"position {position} after the user turn exists in {len(rows)} of {count} prompts")
-    return source.gather(rows[np.argsort(sequence[rows])])
-
-
-def positions(harvested: artifacts.Artifact, layer: int) -> int:
-    """How many positions after the user's text every prompt has."""
-    return int(
-        np.unique(activations.read(harvested, layer, sinks=True).column("sequence"), return_counts=True)[1].min()
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------- probes
 
 
@@ -155,7 +132,7 @@ def dense(
 ) -> dict[str, Any]:
     """Step: the dense linear probe on the residual stream, as :func:`table` with its C."""
     labels = Labels.of(prompts.read(prompt_set))
-    x = tail(harvested, layer, position, len(labels.y)).numpy()
+    x = activations.summary(harvested, layer, position).numpy()
     probe, c = fit(x, labels, penalties)
     return table(labels, probe.decision_function(x), bootstrap, seed) | {"C": c}
 
@@ -181,11 +158,11 @@ def sweep(
     labels = Labels.of(prompts.read(prompt_set))
     rows = []
     for layer in layers:
-        for position in range(positions(harvested, layer)):
-            x = tail(harvested, layer, position, len(labels.y)).numpy()
+        for position in activations.places(harvested, layer):
+            x = activations.summary(harvested, layer, position).numpy()
             score = fit(x, labels, [c])[0].decision_function(x)
             values = {s: roc_auc_score(labels.y[labels.where(s)], score[labels.where(s)]) for s in ("train", "val")}
-            rows.append({"layer": layer, "position": position, **values})
+            rows.append({"layer": layer, "position": str(position), **values})
     return rows
 
 
@@ -223,7 +200,7 @@ def k_sparse(
     sae = training.load(trained)
     with torch.inference_mode():
         x = torch.cat(
-            [sae.encode(part) for part in tail(harvested, layer, position, len(labels.y)).split(4096)]
+            [sae.encode(part) for part in activations.summary(harvested, layer, position).split(4096)]
         ).numpy()
     train = labels.where("train")
     order = by_mean_difference(x[train], labels.y[train])

@@ -46,7 +46,9 @@ class Example(BaseModel):
     transform: str
     base: str
     group: int
-    overall: bool = True  # False: a diagnostic slice, left out of the overall OOD figures
+    overall: bool = (
+        True  # False: a diagnostic slice, which no probe is fit on and no overall figure holds, but for a control
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- transforms
@@ -315,6 +317,11 @@ def build(section: PromptSection, kind: Literal["wheels", "hub"], seed: int) -> 
         add(base, "plain", split, base.slice)
         for transform in train_transforms if base.label else ():
             add(base, transform.name, split, transform.name)
+    for base in benign[: section.train_wrapped]:
+        for transform in train_transforms:
+            if transform.kind == "jailbreak":
+                split = "val" if group[base.id] in validation else "train"
+                add(base, transform.name, split, "benign in a jailbreak", overall=False)
     taken = _take([b for b in fixed_ood if b.slice == "AdvBench"], section.ood_harmful_bases, rng)
     for base in taken:
         add(base, "plain", "ood", base.slice)

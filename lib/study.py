@@ -40,10 +40,11 @@ class Study:
 
     @cached_property
     def probe_activations(self) -> Artifact:
-        """Residuals of every labelled prompt from the end of its user turn on, at the site and at the swept layers."""
+        """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
+        site also of every token."""
         p = self.profile
-        layers = tuple(sorted({p.layer, *p.probes.layers}))
-        return activations.harvest(contexts.prompt_tails(self.prompts, p.model), p.model, layers)
+        tokens = contexts.labelled(self.prompts, p.model, "all")
+        return activations.harvest_prompts(tokens, p.model, p.probes.layers, p.layer)
 
     @cached_property
     def raw_pair(self) -> Artifact:
@@ -53,7 +54,7 @@ class Study:
     @cached_property
     def raw_turns(self) -> Artifact:
         """Tokens of the raw pair, the user's text kept."""
-        return contexts.user_turns(self.raw_pair, self.profile.model)
+        return contexts.labelled(self.raw_pair, self.profile.model, "user", 256)
 
     @cached_property
     def raw_activations(self) -> Artifact:

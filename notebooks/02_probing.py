@@ -47,14 +47,14 @@ Markdown(
 sweep = study.sweep.value
 best = max(sweep, key=lambda row: row["val"])
 saturated = sum(row["val"] > 0.99 for row in sweep)
-site = next(row for row in sweep if (row["layer"], row["position"]) == (p.layer, p.probes.position))
+site = next(row for row in sweep if (row["layer"], row["position"]) == (p.layer, str(p.probes.position)))
 figures.publish(
-    figures.layer_sweep(sweep, p.layer, p.probes.position),
+    figures.layer_sweep(sweep, p.layer, str(p.probes.position)),
     "02_layer_sweep",
     f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val'):,} prompts) by layer and position. "
     f"The site of this report, layer {p.layer} at +{p.probes.position} (framed), has {site['val']:.4f} and "
     f"ranks {1 + sum(row['val'] > site['val'] for row in sweep)} of {len(sweep)}; the best cell, layer {best['layer']} at "
-    f"+{best['position']}, has {best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %.",
+    f"{best['position']!r}, has {best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %.",
 )
 
 # %% [markdown]

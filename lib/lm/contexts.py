@@ -7,6 +7,7 @@ alike are not kept either: their activations are constants.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,16 +167,22 @@ def chat(
 
 
 @artifacts.cached
-def prompt_tails(out: Path, prompt_set: artifacts.Artifact, lm: ModelSection) -> None:
-    """Step: every prompt of the labelled set; kept from the end of the user turn to the last prompt token."""
-    tokenizer = model.tokenizer(lm)
-    chats = [spans.chat(tokenizer, example.text, limit=1024) for example in prompts.read(prompt_set)]
-    Sequences.of((c.ids, c.tail.start, c.tail.stop) for c in chats).save(out / "sequences.safetensors")
+def labelled(
+    out: Path, prompt_set: artifacts.Artifact, lm: ModelSection, part: Literal["all", "user"], limit: int = 1024
+) -> None:
+    """Step: every prompt of a labelled set, its text cut to ``limit`` tokens; kept is all but the first token, or the
+    user's text alone. ``spans.json`` has the tokens before the user's text and after it: {system, tail}.
 
-
-@artifacts.cached
-def user_turns(out: Path, prompt_set: artifacts.Artifact, lm: ModelSection) -> None:
-    """Step: every prompt of a labelled set; kept are the tokens of the user's text, 256 at most."""
-    tokenizer = model.tokenizer(lm)
-    chats = [spans.chat(tokenizer, example.text, limit=256) for example in prompts.read(prompt_set)]
-    Sequences.of((c.ids, c.user.start, c.user.stop) for c in chats).save(out / "sequences.safetensors")
+    Raises:
+        ValueError: a prompt has no tokens; it says which.
+    """
+    tokenizer, chats = model.tokenizer(lm), []
+    for number, example in enumerate(prompts.read(prompt_set)):
+        try:
+            chats.append(spans.chat(tokenizer, example.text, limit=limit))
+        except ValueError as error:
+            raise ValueError(f"prompt {number} ({example.base}): {error}") from None
+    kept = ((1, len(c.ids)) if part == "all" else (c.user.start, c.user.stop) for c in chats)
+    Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
+    lengths = {"system": len(chats[0].system), "tail": len(chats[0].tail)}  # of the template, so the same for all
+    (out / "spans.json").write_text(json.dumps(lengths), encoding="utf-8")

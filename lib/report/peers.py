@@ -73,6 +73,20 @@ def views(module: torch.nn.Module, names: dict[str, str]) -> Weights:
     return {ours: found[name].T if name.endswith(".weight") else found[name] for ours, name in names.items()}
 
 
+def without_leak(kind: Any) -> Any:
+    """SAELens' gated SAE, its gate's own reconstruction through a detached decoder as in the paper (eq. 8)."""
+
+    class Mended(kind):
+        def calculate_aux_loss(self, **given: Any) -> dict[str, torch.Tensor]:
+            found = super().calculate_aux_loss(**given)
+            x = given["step_input"].sae_in
+            gate = torch.relu(x @ self.W_enc + self.b_gate)
+            error = gate @ self.W_dec.detach() + self.b_dec.detach() - x
+            return found | {"auxiliary_reconstruction_loss": error.pow(2).sum(dim=-1).mean()}
+
+    return Mended
+
+
 def saelens(job: Job, settings: Job, d: int, m: int) -> tuple[Any, Callable[[int, torch.Tensor], Any]]:
     """SAE and step of SAELens: its ``SAETrainer``, driven through the step that its ``fit`` calls."""
     from sae_lens.config import SAETrainerConfig
@@ -80,6 +94,8 @@ def saelens(job: Job, settings: Job, d: int, m: int) -> tuple[Any, Callable[[int
     from sae_lens.training.sae_trainer import SAETrainer
 
     kind, config = get_sae_training_class(job["variant"])
+    if job.get("mended"):
+        kind = without_leak(kind)
     sae: Any = kind(config(d_in=d, d_sae=m, apply_b_dec_to_input=False, **settings))
     trainer_config = SAETrainerConfig(
         total_training_samples=job["steps"] * job["batch"],
@@ -114,7 +130,7 @@ def train(job: Job) -> Job:
     """Time a peer's training steps one by one and keep the weights it ends with."""
     x, start = load_file(job["x"])["x"], load_file(job["start"])
     build, table = {"saelens": (saelens, SAELENS), "dictionary_learning": (dictionary_learning, DICTIONARIES)}[
-        job["peer"]
+        job["peer"].split(",")[0]
     ]
     names, settings = table[job["variant"]]
     module, step = build(job, {theirs: job[ours] for theirs, ours in settings.items()}, *start["W_enc"].shape)
@@ -128,7 +144,7 @@ def train(job: Job) -> Job:
         output = step(i, batch)  # noqa: F841 - held until the next step is done, as SAELens's loop does
         seconds.append(time.perf_counter() - begun)
     peak = memory("VmHWM")
-    if job["peer"] == "saelens":
+    if job["peer"].startswith("saelens"):
         module.fold_W_dec_norm()  # it leaves decoder norms free; this makes them 1 and changes no output
     end = views(module, names)
     end = uncentred(end, -1) if centred else end
@@ -208,5 +224,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         measured = {"train": train, "harvest": harvest}[command](task)
-    release = importlib.metadata.version(PACKAGES.get(task["peer"], task["peer"]))
+    peer = task["peer"].split(",")[0]
+    release = importlib.metadata.version(PACKAGES.get(peer, peer))
     Path(task["out"]).write_text(json.dumps({**measured, "version": release}))

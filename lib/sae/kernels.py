@@ -186,6 +186,24 @@ def largest_of_all(pattern: tuple[Array, Array, Array], count: int) -> tuple[Arr
     return kept
 
 
+@njit(cache=True)
+def _nonzero(starts, values, kept_starts, entries):  # type: ignore[no-untyped-def]
+    at = 0
+    for r in range(len(starts) - 1):
+        kept_starts[r] = at
+        for e in range(starts[r], starts[r + 1]):
+            entries[at] = e  # kept only if counted, which spares a branch
+            at += values[e] != 0
+    kept_starts[-1] = at
+
+
+def nonzero(starts: Array, values: Array, count: int) -> tuple[Array, Array]:
+    """(starts, entries [count] int64) of the ``count`` entries of a pattern whose value is not zero."""
+    kept_starts, entries = np.empty_like(starts), np.empty(count + 1, np.int64)
+    _nonzero(starts, values, kept_starts, entries)
+    return kept_starts, entries[:count]
+
+
 # ------------------------------------------------------------------------------------------------------ products
 
 

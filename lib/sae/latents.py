@@ -10,7 +10,7 @@ available and pays, by the density measured on the batch at hand.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -143,11 +143,34 @@ class Pattern:
     latents: int
     parts: int
     part: np.ndarray
+    _last: list[tuple[Pattern, torch.Tensor]] = field(default_factory=list)
 
     @cached_property
     def index(self) -> torch.Tensor:
         """[nnz] int64 latents, as torch indexes."""
         return torch.from_numpy(self.latent.astype(np.int64))
+
+    @torch.no_grad()
+    def active(self, values: torch.Tensor) -> tuple[Pattern, torch.Tensor]:
+        """The entries whose value is not zero, as a pattern, and their values; products need no others.
+
+        JumpReLU's pattern holds latents just below their threshold too. Its reconstruction and the gradient of its
+        pre-activations are zero there in the same places, so the last answer is tried first.
+        """
+        count = int(torch.count_nonzero(values))
+        if count == len(values):
+            return self, values
+        if self._last:
+            pattern, kept = self._last[0]
+            if len(kept) == count and int(torch.count_nonzero(values[kept])) == count:
+                return pattern, values[kept]
+        starts, entries = kernels.nonzero(self.starts, values.numpy(), count)
+        pattern, kept = (
+            Pattern(starts, self.latent[entries], self.latents, self.parts, self.part),
+            torch.from_numpy(entries),
+        )
+        self._last[:] = [(pattern, kept)]
+        return pattern, values[kept]
 
     @cached_property
     def transposed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -180,9 +203,8 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        grad = grad.contiguous()
-        weights = ctx.pattern.weighted(grad, x[None], ctx.pattern.no_parts)
-        return None, weights.T, ctx.pattern.sums(grad), None, None
+        active, grad = ctx.pattern.active(grad.contiguous())
+        return None, active.weighted(grad, x[None], active.no_parts).T, active.sums(grad), None, None
 
 
 class _Of(torch.autograd.Function):
@@ -211,9 +233,9 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, W_dec: torch.Tensor, pattern: Pattern) -> torch.Tensor:
         ctx.save_for_backward(values, W_dec)
-        ctx.pattern = p = pattern
-        out = kernels.decode(p.starts, p.latent, values.detach().numpy(), W_dec.detach().numpy(), p.part, p.parts)
-        return torch.from_numpy(out)
+        ctx.pattern = pattern
+        p, f = pattern.active(values.detach())
+        return torch.from_numpy(kernels.decode(p.starts, p.latent, f.numpy(), W_dec.detach().numpy(), p.part, p.parts))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
@@ -224,7 +246,8 @@ class _Decode(torch.autograd.Function):
             found = kernels.sampled(p.starts, p.latent, W_dec.detach().numpy(), grad.numpy(), p.part)
             to_values = torch.from_numpy(found)
         if ctx.needs_input_grad[1]:
-            to_weights = p.weighted(values.detach(), grad, p.part)
+            active, f = p.active(values.detach())
+            to_weights = active.weighted(f, grad, p.part)
         return to_values, to_weights, None
 
 
