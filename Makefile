@@ -1,7 +1,8 @@
-# make help lists what there is. Variables: PROFILE (smoke, report, gpu, paper), PYTHON, SET, TORCH_INDEX.
+# make help lists what there is. Variables: PROFILE (smoke, report, gpu, paper), DATA, PYTHON, SET, TORCH_INDEX.
 PYTHON ?= python3.11
 PROFILE ?= report
 SET ?=
+DATA ?=
 # Index to take torch from: on Linux, the CPU index that PyTorch's install page names gives the small build without CUDA.
 TORCH_INDEX ?=
 
@@ -12,7 +13,7 @@ PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet
 SETTINGS := $(foreach s,$(SET),--set $(s))
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench lab drift clean
+.PHONY: help report probe test bench lab drift clean
 
 help:  ## show this text
 	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
@@ -20,6 +21,9 @@ help:  ## show this text
 
 report: $(ENV)/installed data/cache/.fetched  ## run all notebooks at PROFILE, draw every figure, build the site
 	$(RUN) run --profile $(PROFILE) $(SETTINGS)
+
+probe: $(ENV)/installed data/cache/.fetched  ## probes of your own prompts: DATA=file.csv (see README)
+	$(RUN) probe "$(DATA)" --profile $(PROFILE) $(SETTINGS)
 
 test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
 	$(ENV)/bin/python -m pytest

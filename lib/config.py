@@ -92,11 +92,20 @@ class TrainingSection(_Section):
 class ProbeSection(_Section):
     """Probing protocol of notebook 02. No choice looks at OOD data."""
 
+    data: str = (
+        ""  # your prompts: a CSV, JSONL or parquet file or hub:owner/name, see lib/labelled.py; "": the report's
+    )
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
     seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+    k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
+    decays: tuple[float, ...] = (0.01, 0.1)  # weight decay of the attention probe
+    epochs: int = Field(12, ge=1)  # of its training
+    shuffles: int = Field(5, ge=1)  # draws of shuffled labels in each run
+    noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)  # shares of train clusters with their labels turned round
+    sizes: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)  # train clusters of the learning curve
     bootstrap: int = Field(1000, ge=20)
 
 
@@ -158,7 +167,17 @@ PROFILES: dict[str, Profile] = {
             loss_tokens=400,
         ),
         training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,), gated_sweep=(0.17,)),
-        probes=ProbeSection(layers=(8, 12), ks=(1, 5, 20), penalties=(1e-2, 1.0), seeds=2, bootstrap=100),
+        probes=ProbeSection(
+            layers=(8, 12),
+            ks=(1, 5, 20),
+            penalties=(1e-2, 1.0),
+            seeds=2,
+            bootstrap=100,
+            epochs=2,
+            shuffles=1,
+            noise=(0.0, 0.2),
+            sizes=(16, 64),
+        ),
         refusals=RefusalSection(harmful=8, harmless=4, tokens=8),
         autointerp=AutointerpSection(latents=12, examples=12, tokens=12_000),
         debugging=DebuggingSection(prompts=80, contexts=2),

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import activations, artifacts, probes, prompts, surface
+from lib import activations, artifacts, prompts, surface
 from lib.config import ModelSection
 from lib.lm import contexts, model
+from lib.probes import protocol
 from lib.sae import training
 
 AROUND = 10  # tokens shown on either side of a peak: excerpts stay short
@@ -54,7 +55,7 @@ def cards(
     means = {label: pooled[y == label].mean(0) for label in (1, 0)}
     difference = means[1] - means[0]
     chosen = np.argsort(-np.abs(difference), kind="stable")[:count]
-    aurocs = probes.column_aurocs(pooled[:, chosen], y)
+    aurocs = protocol.column_aurocs(pooled[:, chosen], y)
     tokenizer = model.tokenizer(lm)
     latents = []
     for latent, value in zip(chosen.tolist(), aurocs, strict=True):
@@ -93,6 +94,6 @@ def shortcuts(prompt_set: artifacts.Artifact) -> list[dict[str, Any]]:
     """Step: the AUROC of each surface feature alone between the classes: rows {feature, auroc}, farthest from 0.5 first."""
     examples = prompts.read(prompt_set)
     y = np.array([example.label for example in examples])
-    values = probes.column_aurocs(surface.matrix([e.text for e in examples]), y)
+    values = protocol.column_aurocs(surface.matrix([e.text for e in examples]), y)
     order = np.argsort(-np.abs(values - 0.5), kind="stable")
     return [{"feature": surface.NAMES[i], "auroc": values[i]} for i in order]

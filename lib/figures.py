@@ -104,58 +104,240 @@ def training_curves(logs: dict[str, list[Entry]]) -> Figure:
     return figure
 
 
-def layer_sweep(rows: Sequence[Entry], layer: int, position: str) -> Figure:
-    """Heat map of the dense probe's validation AUROC by layer and position; the site is framed."""
-    layers, places = sorted({r["layer"] for r in rows}), list(dict.fromkeys(r["position"] for r in rows))
+def layer_sweep(rows: Sequence[Entry], layer: int, place: str) -> Figure:
+    """Heat map of the dense probe's validation AUROC by layer and place; the site is framed."""
+    layers, places = sorted({r["layer"] for r in rows}), list(dict.fromkeys(r["place"] for r in rows))
     grid = np.array(
-        [[next(r["val"] for r in rows if (r["layer"], r["position"]) == (a, b)) for b in places] for a in layers]
+        [[next(r["val"] for r in rows if (r["layer"], r["place"]) == (a, b)) for b in places] for a in layers]
     )
-    figure, axis = plt.subplots(figsize=(6.4, 0.5 * len(layers) + 1.6))
-    sns.heatmap(grid, annot=True, fmt=".4f", cmap="cividis", ax=axis, cbar_kws={"label": "validation AUROC"})
-    axis.set_xticks(np.arange(len(places)) + 0.5, [f"+{p}" if p.isdigit() else p.replace(" ", "\n") for p in places])
+    figure, axis = plt.subplots(figsize=(8.4, 0.5 * len(layers) + 1.8))
+    sns.heatmap(
+        grid,
+        annot=True,
+        fmt=".4f",
+        annot_kws={"size": 8},
+        cmap="cividis",
+        ax=axis,
+        cbar_kws={"label": "validation AUROC"},
+    )
+    axis.set_xticks(
+        np.arange(len(places)) + 0.5, [f"+{p}" if p.isdigit() else p.replace(" ", "\n") for p in places], rotation=0
+    )
     axis.set_yticks(np.arange(len(layers)) + 0.5, [str(x) for x in layers], rotation=0)
-    axis.set(xlabel="position (tokens after the end of the user's text)", ylabel="layer L")
+    axis.set(xlabel="position (tokens after the end of the user's text), or pooled over", ylabel="layer L")
     axis.grid(False)
-    if layer in layers and position in places:
-        axis.add_patch(
-            plt.Rectangle(
-                (places.index(position), layers.index(layer)), 1, 1, fill=False, edgecolor="#D55E00", linewidth=3
-            )
-        )
+    if layer in layers and place in places:
+        corner = (places.index(place), layers.index(layer))
+        axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor="#D55E00", linewidth=3))
     return figure
 
 
-def k_sparse(sparse: dict[str, Entry], dense: Entry, style: Entry) -> Figure:
-    """AUROC against k, one panel a split, with the dense probe and the surface baseline as bands."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
-    titles = {"train": "train", "val": "validation", "ood": "out of distribution"}
-    for axis, (split, title) in zip(axes, titles.items(), strict=True):
-        for number, (name, found) in enumerate(sparse.items()):
-            ks = [row["k"] for row in found["rows"]]
-            values = [row[split]["auroc"] for row in found["rows"]]
-            spread = _errors(values, [row[split]["interval"] for row in found["rows"]])
+def refusals(rows: Sequence[Entry]) -> Figure:
+    """Refusal rate and log-odds of refusal openings, by transform and kind of prompt."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), sharey=True)
+    kinds, transforms = (list(dict.fromkeys(r[key] for r in rows)) for key in ("kind", "transform"))
+    for axis, value, spread, label in zip(
+        axes,
+        ("rate", "log_odds"),
+        ("interval", "log_odds_interval"),
+        ("refusal rate (greedy answer)", "log-odds of a refusal opening (nats)"),
+        strict=True,
+    ):
+        for number, kind in enumerate(kinds):
+            mine = [r for r in rows if r["kind"] == kind]
+            y = np.arange(len(transforms)) + 0.2 * (number - (len(kinds) - 1) / 2)
+            values = [r[value] for r in mine]
+            between = [wilson(r["rate"], r["n"]) if value == "rate" else r[spread] for r in mine]
             axis.errorbar(
-                np.array(ks) * 1.06 ** (number - 1),
                 values,
-                yerr=spread,
-                fmt=_MARKERS[number] + _DASHES[number],
+                y,
+                xerr=_errors(values, between),
+                fmt=_MARKERS[number],
                 capsize=2,
-                label=f"{name} SAE",
+                label=f"{kind} (n = {mine[0]['n']})",
             )
-        for entry, label, colour, dash in (
-            (dense, "dense probe", "#000000", "-"),
-            (style, "surface features", "#E69F00", ":"),
-        ):
-            axis.axhline(entry[split]["auroc"], color=colour, linestyle=dash, linewidth=1.4, label=label)
-            axis.axhspan(*entry[split]["interval"], color=colour, alpha=0.12, linewidth=0)
-        axis.axhline(0.5, color="#444444", linestyle=(0, (1, 3)), linewidth=1, label="chance")
-        axis.set(xscale="log", xlabel="k (latents in the probe)", title=f"{title}, n = {dense[split]['n']:,}")
-        axis.set_xticks(ks, [str(k) for k in ks])
-        axis.minorticks_off()
-    axes[0].set_ylabel("AUROC")
+        axis.set_xlabel(label)
+    axes[0].set_yticks(range(len(transforms)), transforms)
+    axes[0].invert_yaxis()
     figure.tight_layout()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
+    return figure
+
+
+def probes(found: dict[str, Entry]) -> Figure:
+    """AUROC of every probe on validation and OOD, best OOD first, with intervals and each run's value."""
+    names = sorted(found, key=lambda n: -found[n]["ood"]["auroc"])
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 0.27 * len(names) + 1.2), sharey=True, width_ratios=(1, 1.6))
+    y = np.arange(len(names))
+    for number, (axis, split, title) in enumerate(zip(axes, ("val", "ood"), ("validation", "OOD"), strict=True)):
+        entries = [found[n][split] for n in names]
+        values = [e["auroc"] for e in entries]
+        axis.errorbar(
+            values, y, xerr=_errors(values, [e["interval"] for e in entries]), fmt="o", capsize=2, color=f"C{number}"
+        )
+        for at, entry in zip(y, entries, strict=True):
+            axis.plot(entry["seeds"], np.full(len(entry["seeds"]), at), "|", color="#444444", markersize=7)
+        axis.axvline(found["dense"][split]["auroc"], color="#000000", linewidth=1, linestyle=":")
+        axis.set(xlabel=f"AUROC (n = {entries[0]['n']:,})", title=title)
+    axes[0].set_yticks(y, names)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def single_latents(found: dict[str, Entry], dense: Entry) -> Figure:
+    """AUROC of the best single latent of every SAE on train, validation and OOD, with the dense probe as lines."""
+    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(found) + 1.6))
+    for number, (split, label) in enumerate((("train", "train"), ("val", "validation"), ("ood", "OOD"))):
+        values = [e[split]["auroc"] for e in found.values()]
+        y = np.arange(len(found)) + 0.2 * (number - 1)
+        spread = _errors(values, [e[split]["interval"] for e in found.values()])
+        n = next(iter(found.values()))[split]["n"]
+        axis.errorbar(values, y, xerr=spread, fmt=_MARKERS[number], capsize=2, label=f"{label} (n = {n:,})")
+        axis.axvline(dense[split]["auroc"], color=f"C{number}", linewidth=1.2, linestyle=_DASHES[number])
+    axis.axvline(0.5, color="#444444", linewidth=1, linestyle=(0, (1, 3)))
+    axis.set_yticks(range(len(found)), list(found))
+    axis.invert_yaxis()
+    axis.set(xlabel="AUROC (lines: dense probe; dots: 0.5, chance)", ylabel="SAE")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.12), ncols=3)
+    return figure
+
+
+def k_sparse(
+    curves: dict[str, dict[str, list[Entry]]], controls: dict[str, list[Entry]], dense: Entry, style: Entry
+) -> Figure:
+    """AUROC against k on validation and OOD: SAEs by both rules (left pair), and controls of equal size (right pair)."""
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.4), sharex=True, sharey="col")
+    rules = list(curves)
+    panels: tuple[dict[str, list[Entry]], ...] = (
+        {f"{name} SAE": rows for name, rows in curves[rules[0]].items()},
+        {
+            **{f"{name} SAE, {rules[1]}": rows for name, rows in curves[rules[1]].items() if not name.startswith("QF")},
+            **controls,
+        },
+    )
+    for line, shown in enumerate(panels):
+        for column, (split, title) in enumerate((("val", "validation"), ("ood", "out of distribution"))):
+            axis = axes[line][column]
+            for number, (name, rows) in enumerate(shown.items()):
+                ks, values = [row["setting"] for row in rows], [row[split]["auroc"] for row in rows]
+                axis.errorbar(
+                    np.array(ks) * 1.05 ** (number - len(shown) / 2),
+                    values,
+                    yerr=_errors(values, [row[split]["interval"] for row in rows]),
+                    fmt=_MARKERS[number % 6] + _DASHES[number % 4],
+                    capsize=2,
+                    linewidth=1.4,
+                    label=name,
+                )
+            for entry, label, colour, dash in (
+                (dense, "dense probe", "#000000", "-"),
+                (style, "surface features", "#8a6d00", ":"),
+            ):
+                axis.axhline(entry[split]["auroc"], color=colour, linestyle=dash, linewidth=1.4, label=label)
+                axis.axhspan(*entry[split]["interval"], color=colour, alpha=0.12, linewidth=0)
+            axis.set(xscale="log", ylabel="AUROC")
+            if line == 0:
+                axis.set_title(f"{title}, n = {dense[split]['n']:,}")
+            axis.set_xticks(ks, [f"{k:g}" for k in ks])
+            axis.minorticks_off()
+        axes[line][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axis in axes[1]:
+        axis.set_xlabel("k (latents, directions or components in the probe)")
+    figure.tight_layout()
+    return figure
+
+
+def by_sparsity(curves: dict[str, list[Entry]], sparsities: dict[str, float], k: float, dense: Entry) -> Figure:
+    """OOD AUROC of k-latent probes against the SAE's L0 on the prompts."""
+    figure, axis = plt.subplots(figsize=(7.0, 3.8))
+    kinds = dict.fromkeys(name.split(",")[0] for name in curves)
+    for number, kind in enumerate(kinds):
+        mine = sorted((n for n in curves if n.split(",")[0] == kind), key=lambda n: sparsities[n])
+        entries = [next(row for row in curves[n] if row["setting"] == k)["ood"] for n in mine]
+        values = [e["auroc"] for e in entries]
+        axis.errorbar(
+            [sparsities[n] for n in mine],
+            values,
+            yerr=_errors(values, [e["interval"] for e in entries]),
+            fmt=_MARKERS[number % 6] + _DASHES[number % 4],
+            capsize=2,
+            label=kind,
+        )
+    axis.axhline(dense["ood"]["auroc"], color="#000000", linewidth=1.4)
+    axis.axhspan(*dense["ood"]["interval"], color="#000000", alpha=0.12, linewidth=0)
+    axis.set(xlabel="L0 on the prompts (active latents at the probed position)", ylabel=f"OOD AUROC, k = {k:g}")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=f"n = {dense['ood']['n']:,}\nline: dense probe")
+    return figure
+
+
+def deltas(found: dict[str, dict[str, Entry]]) -> Figure:
+    """Paired differences of AUROC (keys: what is compared) on validation and OOD, with intervals."""
+    figure, axis = plt.subplots(figsize=(7.4, 0.36 * len(found) + 1.5))
+    for number, (split, label) in enumerate((("val", "validation"), ("ood", "OOD"))):
+        values = [e[split]["difference"] for e in found.values()]
+        y = np.arange(len(found)) + 0.2 * (number - 0.5)
+        spread = _errors(values, [e[split]["interval"] for e in found.values()])
+        axis.errorbar(values, y, xerr=spread, fmt=_MARKERS[number], capsize=2, label=label)
+    axis.axvline(0, color="#444444", linewidth=1, linestyle=":")
+    axis.set_yticks(range(len(found)), list(found))
+    axis.invert_yaxis()
+    axis.set_xlabel("difference of AUROC (paired)")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.4, 1.14), ncols=2)
+    return figure
+
+
+def learning(size: dict[str, list[Entry]], noise: dict[str, list[Entry]]) -> Figure:
+    """OOD AUROC against the number of train clusters, and against the share of wrong train labels."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)
+    for axis, curves, label in (
+        (axes[0], size, "train clusters of base prompts"),
+        (axes[1], noise, "share of train clusters with wrong labels"),
+    ):
+        for number, (name, rows) in enumerate(curves.items()):
+            values = [row["ood"]["auroc"] for row in rows]
+            axis.errorbar(
+                [row["setting"] for row in rows],
+                values,
+                yerr=_errors(values, [row["ood"]["interval"] for row in rows]),
+                fmt=_MARKERS[number] + _DASHES[number % 4],
+                capsize=2,
+                label=name,
+            )
+        axis.axhline(0.5, color="#444444", linestyle=(0, (1, 3)), linewidth=1)
+        axis.set_xlabel(label)
+    ticks = [row["setting"] for row in next(iter(size.values()))]
+    axes[0].set_xscale("log")
+    axes[0].set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes[0].minorticks_off()
+    n = next(iter(size.values()))[0]["ood"]["n"]
+    axes[0].set_ylabel(f"OOD AUROC (n = {n:,})")
+    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    return figure
+
+
+def controls(found: dict[str, dict[str, Entry]]) -> Figure:
+    """OOD AUROC of several probes (inner keys) under several changes of the training set (outer keys)."""
+    figure, axis = plt.subplots(figsize=(7.4, 0.55 * len(found) + 1.5))
+    for number, probe in enumerate(next(iter(found.values()))):
+        entries = [by_probe[probe]["ood"] for by_probe in found.values()]
+        values = [e["auroc"] for e in entries]
+        y = np.arange(len(found)) + 0.17 * (number - 1.5)
+        axis.errorbar(
+            values,
+            y,
+            xerr=_errors(values, [e["interval"] for e in entries]),
+            fmt=_MARKERS[number],
+            capsize=2,
+            label=probe,
+        )
+    axis.axvline(0.5, color="#444444", linewidth=1, linestyle=":")
+    axis.set_yticks(range(len(found)), list(found))
+    axis.invert_yaxis()
+    n = next(iter(next(iter(found.values())).values()))["ood"]["n"]
+    axis.set_xlabel(f"OOD AUROC (n = {n:,}; 0.5 is chance)")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.35, 1.2), ncols=2)
     return figure
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lib import artifacts
+from lib import artifacts, claims
 from lib.study import PLAIN_START, Study, values
 
 Entry = dict[str, Any]
@@ -46,21 +46,25 @@ def _compare(a: Entry, b: Entry, spread: str) -> str:
     return "not separated from that of"
 
 
-def verdict(dense: Entry, sparse: dict[str, Entry]) -> str:
-    """The report's answer in a sentence or two, from how the OOD intervals of dense and k-sparse probes lie."""
-    ood = {name: found["best"]["ood"] for name, found in sparse.items()}
-    below = [name for name, entry in ood.items() if entry["interval"][1] < dense["ood"]["interval"][0]]
-    above = [name for name, entry in ood.items() if entry["interval"][0] > dense["ood"]["interval"][1]]
-    values = sorted(entry["auroc"] for entry in ood.values())
-    if len(below) == len(ood):
+def verdict(differences: Entry, tables: Entry) -> str:
+    """The report's answer in a sentence or two, from the paired OOD differences of dense and k-sparse probes."""
+    gaps = {
+        n.removeprefix("dense - best k, "): e["ood"] for n, e in differences.items() if n.startswith("dense - best k")
+    }
+    behind = [name for name, gap in gaps.items() if gap["interval"][0] > 0]
+    ahead = [name for name, gap in gaps.items() if gap["interval"][1] < 0]
+    sizes = sorted(gap["difference"] for gap in gaps.values())
+    if len(behind) == len(gaps):
         answer = "No, not here: every k-sparse probe on SAE latents is below the dense linear probe"
-    elif above:
-        answer = f"In part: k-sparse probes on the {' and the '.join(above)} SAE are above the dense linear probe"
+    elif ahead:
+        answer = f"In part: k-sparse probes on the {' and the '.join(ahead)} SAE are above the dense linear probe"
     else:
-        answer = f"Not shown: {len(below)} of {len(ood)} k-sparse probes on SAE latents are below the dense linear probe, none above"
+        answer = f"Not shown: {len(behind)} of {len(gaps)} k-sparse probes on SAE latents are below the dense linear probe, none above"
+    dense = tables["dense"]["ood"]
     return (
-        f"**{answer} out of distribution** (AUROC {values[0]:.2f} to {values[-1]:.2f} against {dense['ood']['auroc']:.2f}; k chosen "
-        "on validation). One small chat model, one seed per SAE: this is a first reading, not yet a test of the post's claims."
+        f"**{answer} out of distribution** (AUROC lower by {sizes[0]:.3f} to {sizes[-1]:.3f}, paired, than the dense probe's "
+        f"{dense['auroc']:.3f}; k chosen on validation; {len(dense['seeds'])} draws of split and SAE seed). One small chat model "
+        "stands behind this."
     )
 
 
@@ -78,21 +82,46 @@ def headline_01(evaluations: dict[str, Entry]) -> str:
     )
 
 
-def headline_02(dense: Entry, style: Entry, sparse: dict[str, Entry]) -> str:
-    """Notebook 02: the dense probe against k-sparse probes and style, out of distribution (OOD)."""
-    probes = "; ".join(
-        f"{name} SAE {interval(found['best']['ood'])} with {found['best']['k']} latents"
-        for name, found in sparse.items()
+def probe_table(tables: Entry) -> str:
+    """A Markdown table of probes, best OOD first."""
+    order = sorted(tables, key=lambda name: -tables[name]["ood"]["auroc"])
+    first = tables[order[0]]
+    return table(
+        (
+            (
+                name,
+                *(interval(tables[name][split]) for split in ("train", "val", "ood")),
+                *(f"{tables[name]['ood'][key]:.3f}" for key in ("recall", "accuracy", "alarms")),
+            )
+            for name in order
+        ),
+        (
+            "probe",
+            *(
+                f"{name} (n = {first[split]['n']:,})"
+                for split, name in (("train", "train"), ("val", "validation"), ("ood", "OOD"))
+            ),
+            "OOD recall at 1 % FP",
+            "OOD accuracy",
+            "OOD false alarms",
+        ),
     )
-    singles = ", ".join(f"{found['single']['ood']['auroc']:.3f}" for found in sparse.values())
-    spread = [row["ood"]["auroc"] for found in sparse.values() for row in found["rows"]]
+
+
+def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry]) -> str:
+    """Notebook 02: dense, k-sparse and other probes out of distribution (OOD), and the claims' verdicts."""
+    kinds = ("pretraining", "finetuned", "chat")
+    sparse = "; ".join(f"{kind} SAE {interval(tables[f'k-sparse, {kind}, mean difference']['ood'])}" for kind in kinds)
+    best = max(tables, key=lambda name: tables[name]["ood"]["auroc"])
+    text = tables["sentence embedding"]["ood"]
+    verdicts = ", ".join(f"{record['id']} {record['verdict']}" for record in records)
     return (
-        f"Do SAE latents beat a dense probe? The dense linear probe has an AUROC of {interval(dense['val'])} on validation and "
-        f"{interval(dense['ood'])} out of distribution (OOD). k-sparse probes, k chosen on validation, have OOD: {probes}. "
-        f"They are unstable in k: over all k and SAEs OOD values run from {min(spread):.3f} to {max(spread):.3f}. The single "
-        f"latents with the best AUROC on train have {singles}. Surface features, which know no topic, have "
-        f"{interval(style['val'])} on validation and {interval(style['ood'])} OOD: the in-distribution sets can be told apart by "
-        "style alone, so validation is a weak guide and only OOD figures speak to harm."
+        f"Do SAE latents beat a dense probe? The dense linear probe has an AUROC of {interval(tables['dense']['val'])} on "
+        f"validation and {interval(tables['dense']['ood'])} out of distribution (OOD), where it finds "
+        f"{tables['dense']['ood']['recall']:.0%} of harmful prompts at 1 % false positives. k-sparse probes, k chosen on validation, "
+        f"have OOD: {sparse}. The best probe OOD is “{best}” with {interval(tables[best]['ood'])}; a sentence embedding, which "
+        f"never sees the model, has {interval(text)}, surface features {interval(tables['surface features']['ood'])}. "
+        f"Claims: {verdicts}."
     )
 
 
@@ -161,7 +190,7 @@ def headlines(inputs: dict[str, Any]) -> dict[str, str]:
     """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of`."""
     found = values(inputs)
     return {
-        "verdict": verdict(found["02"][0], found["02"][2]),
+        "verdict": verdict(found["02"][1], found["02"][0]),
         "01_training": headline_01(found["01"]),
         "02_probing": headline_02(*found["02"]),
         "03_debugging": headline_03(*found["03"]),
@@ -175,7 +204,7 @@ def headlines_of(study: Study) -> artifacts.Artifact:
     return headlines(
         {
             "01": study.chat_evaluations["chat"],
-            "02": [study.dense, study.style, study.k_sparse],
+            "02": [study.probe_tables, study.probe_differences, claims.ledger_of(study)],
             "03": [study.cards, study.shortcuts],
             "04": study.autointerp,
             "05": study.frontier_evaluations,

@@ -6,17 +6,20 @@ Only recipes are here, nothing is computed until it is read; so a notebook runs 
 from __future__ import annotations
 
 import ast
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from IPython import get_ipython
 
-from lib import activations, artifacts, autointerp, config, corpora, debugging, probes, prompts, sources
+from lib import activations, artifacts, autointerp, config, corpora, debugging, labelled, prompts, sources
 from lib.artifacts import Artifact
 from lib.config import Profile
-from lib.lm import contexts
+from lib.lm import contexts, refusals
+from lib.probes import methods, tables
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
 
@@ -39,11 +42,17 @@ class Study:
         return prompts.prompt_set(p.prompts, p.sources, p.seed, sources.fingerprint())
 
     @cached_property
+    def labelled(self) -> Artifact:
+        """What probes are fit on and scored with: the prompt set in its final clusters, or the prompts of ``probes.data``."""
+        where = self.profile.probes.data
+        return labelled.prompt_file(where, labelled.digest(where)) if where else labelled.grouped(self.prompts)
+
+    @cached_property
     def probe_activations(self) -> Artifact:
         """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
         site also of every token."""
         p = self.profile
-        tokens = contexts.labelled(self.prompts, p.model, "all")
+        tokens = contexts.labelled(self.labelled if p.probes.data else self.prompts, p.model, "all")
         return activations.harvest_prompts(tokens, p.model, p.probes.layers, p.layer)
 
     @cached_property
@@ -90,31 +99,37 @@ class Study:
         shared = {"latents": t.latents, "theta": t.theta, "bandwidth": t.bandwidth, "initial_l0": t.initial_l0}
         return SAEConfig(variant=variant, **{**shared, **fields})
 
-    def train(self, corpus: Corpus, sae: SAEConfig, start: Artifact | None = None, share: float = 1.0) -> Artifact:
+    def train(
+        self, corpus: Corpus, sae: SAEConfig, start: Artifact | None = None, share: float = 1.0, run: int = 0
+    ) -> Artifact:
         """An SAE trained on a corpus, from scratch or from ``start``, for ``share`` of the profile's steps.
 
-        Finetuning keeps the full sparsity penalty from its first step.
+        Finetuning keeps the full sparsity penalty from its first step. Runs differ in their seed.
         """
         p = self.profile
         changes: dict[str, Any] = {"steps": max(1, round(share * p.training.steps))}
         if start is not None:
             changes["sparsity_warmup"] = 0.0
         section = p.training.model_copy(update=changes)
-        return training.train(sae, self.activations_of(corpus, "train"), p.layer, section, p.seed, start)
+        return training.train(sae, self.activations_of(corpus, "train"), p.layer, section, p.seed + run, start)
 
-    @cached_property
-    def chat_saes(self) -> dict[str, Artifact]:
-        """Notebook 01's three ways to get a chat SAE, all JumpReLU with the L0 penalty at the profile's lambda.
+    def three_saes(self, coefficient: float, run: int = 0) -> dict[str, Artifact]:
+        """Three ways to get a chat SAE, all JumpReLU with the L0 penalty.
 
         Finetuning starts from the end of pretraining and takes half as many steps again.
         """
-        jumprelu = self.config("jumprelu", coefficient=self.profile.training.coefficient)
-        pretraining = self.train("pretraining", jumprelu)
+        jumprelu = self.config("jumprelu", coefficient=coefficient)
+        pretraining = self.train("pretraining", jumprelu, run=run)
         return {
             "pretraining": pretraining,
-            "finetuned": self.train("chat", jumprelu, start=pretraining, share=0.5),
-            "chat": self.train("chat", jumprelu),
+            "finetuned": self.train("chat", jumprelu, start=pretraining, share=0.5, run=run),
+            "chat": self.train("chat", jumprelu, run=run),
         }
+
+    @cached_property
+    def chat_saes(self) -> dict[str, Artifact]:
+        """Notebook 01's SAEs, at the profile's lambda."""
+        return self.three_saes(self.profile.training.coefficient)
 
     @cached_property
     def frontier(self) -> dict[str, list[Artifact]]:
@@ -180,52 +195,257 @@ class Study:
         """Notebook 01: training logs by SAE."""
         return {name: training.log(sae, name=f"01_log_{name}") for name, sae in self.chat_saes.items()}
 
+    # probes
+
     @cached_property
     def prompt_counts(self) -> Artifact:
         """Notebook 02: sizes of splits and slices."""
-        return prompts.counts(self.prompts, name="02_prompt_counts")
+        return prompts.counts(self.labelled, name="02_prompt_counts")
 
     @cached_property
-    def sweep(self) -> Artifact:
-        """Notebook 02: the dense probe on validation, by layer and position."""
-        p, middle = self.profile, sorted(self.profile.probes.penalties)
-        layers = tuple(sorted({p.layer, *p.probes.layers}))
-        return probes.sweep(
-            self.prompts, self.probe_activations, layers, middle[(len(middle) - 1) // 2], name="02_sweep"
+    def refusals(self) -> Artifact:
+        """Notebook 02: whether the model refuses, prompt by prompt."""
+        p = self.profile
+        return refusals.measure(self.labelled, p.model, p.refusals, p.seed, name="02_refusals")
+
+    @cached_property
+    def refusal_rates(self) -> Artifact:
+        """Notebook 02: refusal rates by kind of prompt and transform."""
+        return tables.refusal_rates(
+            self.refusals, self.profile.probes.bootstrap, self.profile.seed, name="02_refusal_rates"
         )
 
     @cached_property
-    def dense(self) -> Artifact:
-        """Notebook 02: the dense linear probe."""
-        p, q = self.profile, self.profile.probes
-        arguments = (self.prompts, self.probe_activations, p.layer, q.position, q.penalties, q.bootstrap, p.seed)
-        return probes.dense(*arguments, name="02_dense")
+    def refusal_check(self) -> Artifact:
+        """Notebook 02: the refusal rule beside a reader's judgement (data/refusal_check.json)."""
+        judged = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))["rows"]
+        return tables.rule_check(self.refusals, judged, name="02_refusal_check")
+
+    @property
+    def _probed(self) -> tuple[Artifact, Artifact, int]:
+        return self.labelled, self.probe_activations, self.profile.layer
 
     @cached_property
-    def style(self) -> Artifact:
-        """Notebook 02: the surface-feature baseline."""
+    def sweep(self) -> Artifact:
+        """Notebook 02: the dense probe on validation, by layer and place."""
+        p, middle = self.profile, sorted(self.profile.probes.penalties)
+        layers = tuple(sorted({p.layer, *p.probes.layers}))
+        c = middle[(len(middle) - 1) // 2]
+        return tables.sweep(self.labelled, self.probe_activations, layers, c, name="02_sweep")
+
+    def logistic(self, *views: dict[str, Any]) -> Artifact:
+        """A logistic regression on a view; one view serves all runs."""
         q = self.profile.probes
-        return probes.style(self.prompts, q.penalties, q.bootstrap, self.profile.seed, name="02_style")
+        return methods.logistic(*self._probed, views * (q.seeds if len(views) == 1 else 1), q.penalties)
+
+    def latents_of(self, saes: Sequence[Artifact], place: int | str | None = None) -> tuple[dict[str, Any], ...]:
+        """Views of SAEs' latents, one a run, at the profile's position unless told."""
+        place = self.profile.probes.position if place is None else place
+        return tuple({"of": "latents", "sae": sae, "place": place} for sae in saes)
+
+    def k_sparse(self, saes: Sequence[Artifact], rule: methods.Rule, place: int | str | None = None) -> Artifact:
+        """k-sparse probes on SAEs' latents, one SAE a run."""
+        q = self.profile.probes
+        return methods.k_sparse(*self._probed, self.latents_of(saes, place), q.ks, q.penalties, rule)
 
     @cached_property
-    def k_sparse(self) -> dict[str, Artifact]:
-        """Notebook 02: k-sparse probes on notebook 01's SAEs."""
-        p, q = self.profile, self.profile.probes
+    def dense(self) -> Artifact:
+        """The dense linear probe at the site."""
+        return self.logistic({"of": "residual", "place": self.profile.probes.position})
+
+    @cached_property
+    def probed_saes(self) -> dict[str, tuple[Artifact, ...]]:
+        """Notebook 02's SAEs, one a run: notebook 01's three kinds, and the QF SAE that compares with the one from scratch."""
+        t, runs = self.profile.training, range(self.profile.probes.seeds)
+        kinds = [self.three_saes(t.coefficient, run) for run in runs]
+        qf = self.config("jumprelu", penalty="quadratic_frequency", omega0=t.omegas[0], coefficient=t.coefficient)
         return {
-            name: probes.k_sparse(
-                self.prompts,
-                self.probe_activations,
-                sae,
-                p.layer,
-                q.position,
-                q.ks,
-                q.penalties,
-                q.bootstrap,
-                p.seed,
-                name=f"02_k_sparse_{name}",
-            )
-            for name, sae in self.chat_saes.items()
+            **{name: tuple(saes[name] for saes in kinds) for name in kinds[0]},
+            f"QF ω₀={t.omegas[0]:g}": tuple(self.train("chat", qf, run=run) for run in runs),
         }
+
+    @cached_property
+    def other_saes(self) -> dict[str, tuple[Artifact, ...]]:
+        """More SAEs to probe, one run each: the three kinds at other lambdas, and the middles of the other families."""
+        t = self.profile.training
+        found: dict[str, tuple[Artifact, ...]] = {
+            f"{name}, λ={c:g}": (sae,)
+            for c in t.sweep
+            if c != t.coefficient
+            for name, sae in self.three_saes(c).items()
+        }
+        return found | {name: (self.frontier[name][len(self.frontier[name]) // 2],) for name in ("TopK", "Gated")}
+
+    @cached_property
+    def _sparse(self) -> dict[str, dict[str, Artifact]]:
+        return {
+            rule: {name: self.k_sparse(saes, rule) for name, saes in self.probed_saes.items()}
+            for rule in ("mean difference", "L1 path")
+        }
+
+    @cached_property
+    def sparse_curves(self) -> dict[str, Artifact]:
+        """Notebook 02: {rule: {SAE: AUROC by k}}."""
+        q = self.profile.probes
+        return {
+            rule: tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name=f"02_k_sparse_{number}")
+            for number, (rule, fitted) in enumerate(self._sparse.items())
+        }
+
+    @cached_property
+    def other_curves(self) -> Artifact:
+        """Notebook 02: AUROC by k at other L0 and of other families."""
+        q = self.profile.probes
+        fitted = {name: self.k_sparse(saes, "mean difference") for name, saes in self.other_saes.items()}
+        return tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_k_sparse_others")
+
+    @cached_property
+    def sparsities(self) -> Artifact:
+        """Notebook 02: L0 of every probed SAE's first run, on the prompts and at the place that probes read."""
+        saes = {name: saes[0] for name, saes in {**self.probed_saes, **self.other_saes}.items()}
+        q = self.profile.probes
+        return tables.sparsities(*self._probed, saes, q.position, name="02_sparsities")
+
+    @cached_property
+    def singles(self) -> Artifact:
+        """Notebook 02: the best single latent of every SAE."""
+        q = self.profile.probes
+        fitted = {name: self._single(saes) for name, saes in {**self.probed_saes, **self.other_saes}.items()}
+        return tables.tables(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_singles")
+
+    def _single(self, saes: Sequence[Artifact]) -> Artifact:
+        return methods.single_latent(*self._probed, self.latents_of(saes))
+
+    @cached_property
+    def _without_saes(self) -> dict[str, Artifact]:
+        """Probes that need no SAE, at their own choices."""
+        q = self.profile.probes
+        residual = {"of": "residual", "place": q.position}
+        return {
+            "dense": self.dense,
+            "dense, mean over user turn": self.logistic({"of": "residual", "place": "mean user"}),
+            "dense, max over user turn": self.logistic({"of": "residual", "place": "max user"}),
+            "dense, mean over everything": self.logistic({"of": "residual", "place": "mean all"}),
+            "dense, max over everything": self.logistic({"of": "residual", "place": "max all"}),
+            "attention": methods.attention_probe(*self._probed, q.decays, q.epochs, q.seeds),
+            "difference of means": methods.difference_of_means(*self._probed, residual, q.seeds),
+            "sentence embedding": self.logistic({"of": "embedding"}),
+            "bag of words": self.logistic({"of": "words"}),
+            "surface features": self.logistic({"of": "surface"}),
+        }
+
+    @cached_property
+    def _fits(self) -> dict[str, Artifact]:
+        """Every probe that is compared on equal footing, at its own choices."""
+        saes, found, place = self.probed_saes, dict(self._without_saes), self.profile.probes.position
+        for name in ("pretraining", "finetuned", "chat"):
+            for kind in ("reconstruction", "error"):
+                views = ({"of": kind, "sae": sae, "place": place} for sae in saes[name])
+                found[f"{kind}, {name}"] = self.logistic(*views)
+        for rule, fitted in self._sparse.items():
+            found |= {f"k-sparse, {name}, {rule}": f for name, f in fitted.items()}
+        pooled = self.k_sparse(saes["finetuned"], "mean difference", "max user")
+        return found | {"k-sparse, finetuned, max over user turn": pooled}
+
+    @cached_property
+    def probe_tables(self) -> Artifact:
+        """Notebook 02: the table of every probe."""
+        q = self.profile.probes
+        return tables.tables(self.labelled, self._fits, q.bootstrap, self.profile.seed, name="02_probes")
+
+    @cached_property
+    def plain_tables(self) -> Artifact:
+        """The table of the probes that need no SAE."""
+        q = self.profile.probes
+        return tables.tables(self.labelled, self._without_saes, q.bootstrap, self.profile.seed, name="02_plain_probes")
+
+    @cached_property
+    def size_controls(self) -> Artifact:
+        """Notebook 02: principal components, random directions and random latents at the k of the k-sparse probes."""
+        q = self.profile.probes
+        place = {"place": q.position}
+        views = {
+            "principal components": {"of": "principal components", **place},
+            "random directions": {"of": "random directions", **place},
+            "random latents, finetuned": {"of": "random latents", "sae": self.chat_saes["finetuned"], **place},
+        }
+        fitted = {
+            name: methods.by_size(*self._probed, view, q.ks, q.penalties, q.seeds) for name, view in views.items()
+        }
+        return tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_size_controls")
+
+    @cached_property
+    def controls(self) -> dict[str, Artifact]:
+        """Notebook 02: {control: {probe: AUROC by amount}}; see :func:`lib.probes.methods.changed`."""
+        q, t = self.profile.probes, self.profile
+        seen = {
+            "dense": (({"of": "residual", "place": q.position},) * q.seeds, ()),
+            "k-sparse, finetuned": (self.latents_of(self.probed_saes["finetuned"]), q.ks),
+            "sentence embedding": (({"of": "embedding"},) * q.seeds, ()),
+            "surface features": (({"of": "surface"},) * q.seeds, ()),
+        }
+        amounts: dict[str, tuple[float, ...]] = {
+            "shuffle": tuple(float(i) for i in range(q.shuffles)),
+            "noise": q.noise,
+            "size": tuple(float(n) for n in q.sizes),
+        }
+        if not q.data:  # these are about the report's own slices
+            amounts |= dict.fromkeys(("wrapped", "plain", "style", "length"), (0.0,))
+        return {
+            control: tables.curves(
+                self.labelled,
+                {
+                    name: methods.controlled(*self._probed, views, control, values, ks, q.penalties)
+                    for name, (views, ks) in seen.items()
+                },
+                q.bootstrap,
+                t.seed,
+                name=f"02_control_{control}",
+            )
+            for control, values in amounts.items()
+        }
+
+    @cached_property
+    def probe_differences(self) -> Artifact:
+        """Notebook 02: the paired differences that its claims rest on."""
+        fits, sparse, q = self._fits, self._sparse["mean difference"], self.profile.probes
+        single = {name: self._single(saes) for name, saes in self.probed_saes.items()}
+        three, k = ("pretraining", "finetuned", "chat"), str(q.k_claim)
+        qf = next(name for name in sparse if name.startswith("QF"))
+        pairs: dict[str, tuple[tables.Pair, tables.Pair]] = {}
+        for name in three:
+            pairs[f"dense - single, {name}"] = ((self.dense, None), (single[name], None))
+            pairs[f"dense - k, {name}"] = ((self.dense, None), (sparse[name], k))
+            pairs[f"dense - best k, {name}"] = ((self.dense, None), (sparse[name], None))
+            pairs[f"rules, {name}"] = ((sparse[name], k), (self._sparse["L1 path"][name], k))
+            for kind in ("reconstruction", "error"):
+                pairs[f"dense - {kind}, {name}"] = ((self.dense, None), (fits[f"{kind}, {name}"], None))
+        pairs["single, finetuned - pretraining"] = ((single["finetuned"], None), (single["pretraining"], None))
+        pairs["k, finetuned - pretraining"] = ((sparse["finetuned"], k), (sparse["pretraining"], k))
+        pairs["max - position, dense"] = ((fits["dense, max over user turn"], None), (self.dense, None))
+        pooled = fits["k-sparse, finetuned, max over user turn"]
+        pairs["max - position, k"] = ((pooled, k), (sparse["finetuned"], k))
+        pairs["QF - JumpReLU, k"] = ((sparse[qf], k), (sparse["chat"], k))
+        pairs["attention - dense"] = ((fits["attention"], None), (self.dense, None))
+        for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
+            pairs[f"dense - {name}"] = ((self.dense, None), (fits[name], None))
+        return tables.differences(self.labelled, pairs, q.bootstrap, self.profile.seed, name="02_differences")
+
+    @cached_property
+    def closed_gap(self) -> Artifact:
+        """Notebook 02: how much of the gap between pretraining SAE and dense probe finetuning closes."""
+        sparse, q = self._sparse["mean difference"], self.profile.probes
+        saes = (sparse["pretraining"], sparse["finetuned"])
+        arguments = (self.labelled, self.dense, *saes, str(q.k_claim), q.bootstrap, self.profile.seed)
+        return tables.closed_gap(*arguments, name="02_closed_gap")
+
+    @cached_property
+    def probe_errors(self) -> Artifact:
+        """Notebook 02: each probe's worst OOD errors."""
+        names = ("dense", "attention", "k-sparse, finetuned, mean difference", "sentence embedding", "surface features")
+        return tables.errors(self.labelled, {n: self._fits[n] for n in names}, 5, name="02_errors")
+
+    # other notebooks
 
     @cached_property
     def cards(self) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -145,6 +146,31 @@ def features(text: str) -> np.ndarray:
     )
 
 
-def matrix(texts: list[str]) -> np.ndarray:
+def matrix(texts: Sequence[str]) -> np.ndarray:
     """[n, 33] features of several prompts."""
     return np.stack([features(text) for text in texts])
+
+
+def one_style(texts: Sequence[str]) -> np.ndarray:
+    """[n] bool: one capitalised imperative sentence of 6 to 25 words, without question mark, final punctuation, politeness,
+    first or second person: what most HarmBench prompts are."""
+    x = matrix(texts)
+    wanted = ("first word is imperative", "capital first letter")
+    unwanted = ("contains a question mark", "ends with punctuation", "polite", "first person", "second person")
+    column = {name: x[:, number] for number, name in enumerate(NAMES)}
+    fits = (column["words"] >= 6) & (column["words"] <= 25) & (column["sentences"] == 1)
+    for name in wanted:
+        fits &= column[name] == 1
+    for name in unwanted:
+        fits &= column[name] == 0
+    return fits
+
+
+def one_length(texts: Sequence[str], y: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[n] bool: of the prompts ``among`` [n] bool, all harmful ones, and of each length (in bins of two words) three times as
+    many harmless ones, or as many as there are."""
+    bins, chosen = matrix(texts)[:, NAMES.index("words")] // 2, among & (y == 1)
+    for length in np.unique(bins[chosen]):
+        here = np.flatnonzero(among & (y == 0) & (bins == length))
+        chosen[rng.permutation(here)[: 3 * int((among & (y == 1) & (bins == length)).sum())]] = True
+    return chosen

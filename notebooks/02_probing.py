@@ -6,23 +6,24 @@
 #
 # **Method.** Harmful prompts (HarmBench) and harmless ones (chat first turns) are split by cluster of base prompt, *before*
 # they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
-# Every probe is a logistic regression on standardised features, fitted on train; its regularisation C is chosen on validation.
-# Out-of-distribution (OOD) data are used for no choice. Intervals are 95 %, from a bootstrap over clusters
-# of base prompts.
+# Every probe is fit on train; all its choices (regularisation C, number of latents k, weight decay) are made on validation;
+# out-of-distribution (OOD) data are used for no choice. Each probe is fit in several runs, each with its own draw of train and
+# validation and, where there is an SAE, its own SAE seed. Figures are means over runs. Intervals are 95 %, from a bootstrap over
+# clusters of base prompts and over runs; differences between probes are paired, on the same prompts and runs.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
 frozen = False  # True: read committed results only, compute nothing
-overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
+overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my_prompts.csv"}
 
 # %%
 from IPython.display import Markdown
 
-from lib import figures, results
+from lib import claims, figures, results
 from lib.study import open_study, values
 
 study = open_study(profile, overrides, frozen)
-p = study.profile
+p, q = study.profile, study.profile.probes
 counts = study.prompt_counts.value
 Markdown(
     results.table(
@@ -32,88 +33,209 @@ Markdown(
 )
 
 # %% [markdown]
-# The slice *benign in a jailbreak* is a diagnostic: it is reported below, and left out of the overall OOD figures, as the post
-# has no such prompts.
+# *Benign in a jailbreak* is a diagnostic: no probe is fit on it (but for one control, below) and no overall figure holds it, as
+# the post has no such prompts.
 #
-# ## The site
+# ## Do the jailbreaks work on this model?
 #
-# The site of the committed profile, layer 12 at +1, was fixed before any OOD score was computed: it was joint best on
-# validation in a first sweep, on an earlier draw of the chat prompts. Here is the sweep on the final draw: a dense probe with
-# one fixed C at each layer and each position after the user's text, scored on validation only. Validation is close to
-# saturated, so it hardly tells sites apart. Position +0 is the
-# first token after the user's text, the last one is the last token of the prompt.
+# Each base prompt is asked plainly and inside every jailbreak; the model answers greedily, and a rule on the first tokens says
+# whether it refuses. Small models refuse little, so the right panel has a graded quantity: the log-odds that the answer opens
+# with one of a few refusals.
+
+# %%
+if not q.data:  # the transforms belong to the report's own prompts
+    rates = study.refusal_rates.value
+    plain = {r["kind"]: r for r in rates if r["transform"] == "plain"}
+    broken = sorted((r for r in rates if r["kind"] == "harmful" and r["transform"] != "plain"), key=lambda r: r["rate"])
+    figures.publish(
+        figures.refusals(rates),
+        "02_refusals",
+        f"Refusals by transform. Asked plainly, the model refuses {plain['harmful']['rate']:.0%} of harmful prompts "
+        f"(n = {plain['harmful']['n']}), {plain['over-refusal']['rate']:.0%} of over-refusal and {plain['chat']['rate']:.0%} of chat prompts; "
+        f"inside jailbreaks {broken[0]['rate']:.0%} ({broken[0]['transform']}) to {broken[-1]['rate']:.0%} ({broken[-1]['transform']}) of "
+        "harmful ones. Left: Wilson intervals; right: bootstrap over base prompts.",
+    )
+
+# %%
+check = study.refusal_check.value if not q.data else {"n": 0, "both": 0, "rule_only": 0, "reader_only": 0}
+wrong = check["rule_only"] + check["reader_only"]
+Markdown(
+    f"The rule was set beside one reader's judgement of {check['n']} of these answers: {wrong} differ "
+    f"({wrong / max(1, check['n']):.1%}); the rule alone called {check['rule_only']} a refusal, the reader alone "
+    f"{check['reader_only']}, both {check['both']}."
+)
+
+# %% [markdown]
+# ## The site: layer, position, pooling
+#
+# The dense probe with one fixed C, scored on validation only, at each layer and each position after the user's text, and on
+# residuals pooled over the user's text or over everything but the first token. The committed site, layer 12 at +1, was fixed
+# from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed.
 
 # %%
 sweep = study.sweep.value
 best = max(sweep, key=lambda row: row["val"])
 saturated = sum(row["val"] > 0.99 for row in sweep)
-site = next(row for row in sweep if (row["layer"], row["position"]) == (p.layer, str(p.probes.position)))
+site = next(row for row in sweep if (row["layer"], row["place"]) == (p.layer, str(q.position)))
+pooled = {
+    name: max(r["val"] for r in sweep if r["place"] == name) for name in {r["place"] for r in sweep} if " " in name
+}
 figures.publish(
-    figures.layer_sweep(sweep, p.layer, str(p.probes.position)),
+    figures.layer_sweep(sweep, p.layer, str(q.position)),
     "02_layer_sweep",
-    f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val'):,} prompts) by layer and position. "
-    f"The site of this report, layer {p.layer} at +{p.probes.position} (framed), has {site['val']:.4f} and "
-    f"ranks {1 + sum(row['val'] > site['val'] for row in sweep)} of {len(sweep)}; the best cell, layer {best['layer']} at "
-    f"{best['position']!r}, has {best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %.",
+    f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val' and r['slice'] != 'benign in a jailbreak'):,} prompts) "
+    f"by layer and place. The site of this report, layer {p.layer} at +{q.position} (framed), has {site['val']:.4f} and ranks "
+    f"{1 + sum(row['val'] > site['val'] for row in sweep)} of {len(sweep)}; the best cell, layer {best['layer']} at “{best['place']}”, has "
+    f"{best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %. Best pooled over the user's text: mean {pooled['mean user']:.4f}, "
+    f"maximum {pooled['max user']:.4f}; over everything: mean {pooled['mean all']:.4f}, maximum {pooled['max all']:.4f}.",
 )
 
 # %% [markdown]
-# ## The dense probe and the style baseline
+# ## Every probe on equal footing
 #
-# The baseline sees 33 features of style: punctuation, length, case, the class of the first word. It knows no topic.
+# The *dense* probe is a logistic regression on the residual stream at the site. *k-sparse* probes see k SAE latents only.
+# Beside them: the same dense probe on SAE reconstructions and on what SAEs leave out (error), on pooled residuals, an attention
+# probe over all tokens from the user's text on, the difference of class means, and three that never see the model: MiniLM
+# sentence embeddings, a bag of words (TF-IDF of words and pairs), and 33 surface features that know no topic.
 
 # %%
-dense, style = study.dense.value, study.style.value
-Markdown(
-    results.table(
-        (
-            (name, *(results.interval(e[split]) for split in ("train", "val", "ood")), f"{e['C']:g}")
-            for name, e in (("dense linear probe", dense), ("surface features", style))
-        ),
-        (
-            "probe",
-            f"train (n = {dense['train']['n']:,})",
-            f"validation (n = {dense['val']['n']:,})",
-            f"OOD (n = {dense['ood']['n']:,})",
-            "C",
-        ),
-    )
-)
-
-# %% [markdown]
-# ## k-sparse probes on SAE latents
-#
-# The k latents whose mean differs most between the classes on training data, then a logistic regression on those alone; k = 1
-# is the latent with the largest mean difference, not the one with the best AUROC (that one is in the table below).
-
-# %%
-sparse = values(study.k_sparse)
-best = {name: found["best"] for name, found in sparse.items()}
+tables = study.probe_tables.value
+order = sorted(tables, key=lambda name: -tables[name]["ood"]["auroc"])
 figures.publish(
-    figures.k_sparse(sparse, dense, style),
+    figures.probes(tables),
+    "02_probes",
+    f"AUROC of {len(tables)} probes, by OOD AUROC (ticks: single runs; dotted: the dense probe). Best OOD: {order[0]} at "
+    f"{tables[order[0]]['ood']['auroc']:.3f}; dense {tables['dense']['ood']['auroc']:.3f}, rank {1 + order.index('dense')}; worst: {order[-1]} at "
+    f"{tables[order[-1]]['ood']['auroc']:.3f}. On validation {sum(t['val']['auroc'] > 0.99 for t in tables.values())} of {len(tables)} are above 0.99, "
+    "so validation cannot tell which will transfer.",
+)
+
+# %% [markdown]
+# A monitor is used at one threshold: recall at 1 % false positives is a point of the OOD curve; accuracy, and the share of
+# harmless prompts flagged, are at the threshold with the best accuracy on validation.
+
+# %%
+Markdown(results.probe_table(tables))
+
+# %% [markdown]
+# ## The best single latent
+#
+# For every SAE the one latent with the best AUROC on train. The first four have one SAE per run; the others one run.
+
+# %%
+singles = study.singles.value
+top = max(singles, key=lambda name: singles[name]["ood"]["auroc"])
+figures.publish(
+    figures.single_latents(singles, tables["dense"]),
+    "02_single_latents",
+    f"AUROC of the best single latent by SAE. On train they reach {min(e['train']['auroc'] for e in singles.values()):.3f} to "
+    f"{max(e['train']['auroc'] for e in singles.values()):.3f} (dense: {tables['dense']['train']['auroc']:.3f}); OOD "
+    f"{min(e['ood']['auroc'] for e in singles.values()):.3f} to {singles[top]['ood']['auroc']:.3f} ({top}; dense: {tables['dense']['ood']['auroc']:.3f}).",
+)
+
+# %% [markdown]
+# ## k-sparse probes
+#
+# Two rules pick the latents on train. *Mean difference*: the k whose mean differs most between the classes, then a
+# logistic regression with C from validation. *L1 path*: the first k to enter an L1-regularised regression, then a refit without
+# regularisation. Controls of the same size: the first principal components, random directions, random latents.
+
+# %%
+curves, size_controls = values(study.sparse_curves), study.size_controls.value
+figures.publish(
+    figures.k_sparse(curves, size_controls, tables["dense"], tables["surface features"]),
     "02_k_sparse",
-    "AUROC of probes on k latents, by SAE, with the dense probe and the surface baseline as lines (bands and bars: 95 % intervals). "
-    "Out of distribution, "
+    "AUROC against k: SAE latents by mean difference (top), by L1 path and controls of equal size (bottom). "
+    f"At k = {q.k_claim}, OOD: "
     + "; ".join(
-        f"{row['k']} latents of the {name} SAE (best k on validation) reach {row['ood']['auroc']:.3f}"
-        for name, row in best.items()
+        f"{name} {next(r for r in rows if r['setting'] == q.k_claim)['ood']['auroc']:.3f}"
+        for name, rows in {**curves["mean difference"], **size_controls}.items()
     )
-    + f"; the dense probe reaches {dense['ood']['auroc']:.3f}.",
+    + f"; the dense probe {tables['dense']['ood']['auroc']:.3f}.",
 )
 
 # %%
-Markdown(
-    results.table(
-        (
-            (
-                name,
-                found["single"]["latent"],
-                *(results.interval(found["single"][split]) for split in ("train", "val", "ood")),
-            )
-            for name, found in sparse.items()
-        ),
-        ("SAE", "single latent with the best AUROC on train", "train", "validation", "OOD"),
+sparsities = study.sparsities.value
+shown = {**curves["mean difference"], **study.other_curves.value}
+at_k = {name: next(r for r in rows if r["setting"] == q.k_claim)["ood"]["auroc"] for name, rows in shown.items()}
+figures.publish(
+    figures.by_sparsity(shown, sparsities, q.k_claim, tables["dense"]),
+    "02_sparsity",
+    f"OOD AUROC of probes on {q.k_claim} latents against the SAE's L0, from {min(sparsities.values()):.0f} to {max(sparsities.values()):.0f}: best "
+    f"{max(at_k, key=lambda name: at_k[name])} ({max(at_k.values()):.3f}), worst {min(at_k, key=lambda name: at_k[name])} ({min(at_k.values()):.3f}); "
+    f"{sum(v >= tables['dense']['ood']['auroc'] for v in at_k.values())} of {len(at_k)} reach the dense probe's {tables['dense']['ood']['auroc']:.3f}. "
+    "SAEs with a λ in their name and other families: one run.",
+)
+
+# %% [markdown]
+# ## Is the signal in the reconstruction or in the error?
+
+# %%
+differences = study.probe_differences.value
+parts = {
+    f"{kind}, {name} SAE": differences[f"dense - {kind}, {name}"]
+    for kind in ("reconstruction", "error")
+    for name in ("pretraining", "finetuned", "chat")
+}
+figures.publish(
+    figures.deltas(parts),
+    "02_reconstructions",
+    "What a dense probe loses (AUROC of the dense probe on residuals minus that of one on the part named; paired). OOD: "
+    + "; ".join(f"{name} {e['ood']['difference']:+.3f}" for name, e in parts.items())
+    + ".",
+)
+
+# %% [markdown]
+# ## Controls
+#
+# *Plain prompts only* trains without jailbroken copies and errands; *one style* and *matched length* are subsets of it: single
+# imperative sentences without question mark, final punctuation or first and second person; harmless prompts of the same lengths
+# as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside the train jailbreaks. *Shuffled labels* should give
+# 0.5 but for what the choice of C and k on true validation labels lets through.
+
+# %%
+found = values(study.controls)
+changes = {
+    "with benign in jailbreaks": "wrapped",
+    "plain prompts only": "plain",
+    "plain, one style": "style",
+    "plain, matched length": "length",
+    "shuffled labels": "shuffle",
+}
+named = {"as it stands": {name: next(r for r in rows if r["setting"] == 0) for name, rows in found["noise"].items()}}
+named |= {text: {name: rows[0] for name, rows in found[key].items()} for text, key in changes.items() if key in found}
+shuffled = {name: sum(r["ood"]["auroc"] for r in rows) / len(rows) for name, rows in found["shuffle"].items()}
+figures.publish(
+    figures.controls(named),
+    "02_controls",
+    "OOD AUROC under changes of the training set (first run's number of train prompts in brackets). Dense probe and surface features: "
+    + "; ".join(
+        f"{text} {by['dense']['ood']['auroc']:.3f} and {by['surface features']['ood']['auroc']:.3f} ({by['dense']['fits'][0]['n']:,})"
+        for text, by in named.items()
     )
+    + f". Mean over {len(found['shuffle']['dense'])} shuffles in each run: "
+    + ", ".join(f"{name} {v:.3f}" for name, v in shuffled.items())
+    + ".",
+)
+
+# %%
+size = found["size"]
+few = {name: rows[0]["ood"]["auroc"] for name, rows in size.items()}
+ahead = [
+    f"{row['setting']:.0f}"
+    for row, d in zip(size["k-sparse, finetuned"], size["dense"], strict=True)
+    if row["ood"]["auroc"] > d["ood"]["auroc"]
+]
+figures.publish(
+    figures.learning(size, found["noise"]),
+    "02_learning",
+    f"Little data and wrong labels. With {size['dense'][0]['setting']:.0f} train clusters, OOD: "
+    + ", ".join(f"{name} {v:.3f}" for name, v in few.items())
+    + ". k-sparse probes have a higher mean than the dense one at "
+    + (f"{', '.join(ahead)} clusters" if ahead else "no size")
+    + f". With {found['noise']['dense'][-1]['setting']:.0%} of clusters mislabelled: "
+    + ", ".join(f"{name} {rows[-1]['ood']['auroc']:.3f}" for name, rows in found["noise"].items())
+    + ". Validation keeps its true labels and full size.",
 )
 
 # %% [markdown]
@@ -121,28 +243,49 @@ Markdown(
 #
 # Each OOD slice against plain prompts of the other class, the benign twins against the harmful questions; n counts both sides. The
 # overall OOD figure also ranks slices against each other, so it can be lower than most rows. *All caps* and *synonyms* are
-# tasks on AdvBench texts ("repeat the following sentence in all capital letters: …"), hence harmless. The k-sparse probe is the finetuned SAE's, with k chosen on
-# validation. An AUROC below 0.5 on a slice means that the probe has learnt something that points the wrong way there.
+# tasks on AdvBench texts ("repeat the following sentence in all capital letters: …"), hence harmless. An AUROC below 0.5 on a slice
+# means that the probe has learnt something that points the wrong way there.
 
 # %%
-chosen = sparse["finetuned"]["best"]
-probes = {"dense probe": dense, f"k-sparse probe, k = {chosen['k']}": chosen, "surface features": style}
-weakest = {name: min(found["slices"].items(), key=lambda item: item[1]["auroc"]) for name, found in probes.items()}
+chosen = ("dense", "attention", "k-sparse, finetuned, mean difference", "sentence embedding", "surface features")
+by_slice = {name: tables[name]["slices"] for name in chosen}
+weakest = {name: min(found_.items(), key=lambda item: item[1]["auroc"]) for name, found_ in by_slice.items()}
 figures.publish(
-    figures.slices({name: found["slices"] for name, found in probes.items()}),
+    figures.slices(by_slice),
     "02_slices",
-    "AUROC on each OOD slice, with 95 % intervals from a bootstrap over clusters of base prompts. Weakest slices: "
+    "AUROC on each OOD slice. Weakest slices: "
     + "; ".join(f"{name}, “{slice_}” at {entry['auroc']:.3f}" for name, (slice_, entry) in weakest.items())
     + ".",
+)
+
+# %%
+Markdown(figures.CONTENT_NOTE)
+
+# %%
+errors = study.probe_errors.value
+Markdown(
+    results.table(
+        (
+            (name, kind, row["slice"], results.literal(row["excerpt"]), f"{row['rank']:.0%}")
+            for name, kinds in errors.items()
+            for kind, rows in kinds.items()
+            for row in rows
+        ),
+        ("probe", "label", "slice", "end of the prompt", "prompts of the other class beyond it"),
+    )
 )
 
 # %% [markdown]
 # ## What we conclude
 
 # %%
-Markdown(results.headline_02(dense, style, sparse))
+records = claims.ledger_of(study).value
+Markdown(results.table(claims.rows(records), ("", "the post's claim (O: open there)", "measured", "verdict")))
+
+# %%
+Markdown(results.headline_02(tables, differences, records))
 
 # %% [markdown]
-# **What would change our mind.** One SAE seed and one split seed stand behind these curves; intervals cover the choice of
-# prompts only. Latents are read at one position, where the post also pools over the prompt. All chat prompts, in and out
-# of distribution, come from one source.
+# **What would change our mind.** A larger model, whose refusals and features are richer; other harmless prompts than one chat
+# source gives; SAEs trained on far more tokens. The tests of the claims are in `lib/claims.py`, with each record's inputs in
+# `data/results/claims.json`.

@@ -144,7 +144,7 @@ def first_token(tiny: ModelSection, word: str) -> int:
 
 def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, store: artifacts.Store) -> None:
     pair = rows(tiny)
-    turns = contexts.user_turns(pair, tiny)
+    turns = contexts.labelled(pair, tiny, "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
     found = debugging.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
     top = found["latents"][0]

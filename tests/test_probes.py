@@ -1,3 +1,7 @@
+"""The probing protocol against scikit-learn, brute force and planted data whose answer is known."""
+
+import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -6,57 +10,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from sklearn.metrics import roc_auc_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score, roc_curve
 
-from lib import artifacts, probes, prompts, surface
+from lib import activations, artifacts, prompts, surface
+from lib.probes import attention, features, methods, protocol, tables
+from lib.probes.protocol import Labels, LeakError
 
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=30), st.integers(0, 99))
-def test_bootstrap_aurocs_against_scikit_learn(rows: list[tuple[int, int]], seed: int) -> None:
-    """Every resample of whole groups, ties and all, recomputed by repeating its rows."""
-    y, score = (np.array(column) for column in zip(*rows, strict=True))
-    group = np.arange(len(y)) // 3
-    got = probes.bootstrap_aurocs(y, score.astype(float), group, 20, seed)
-    names = np.unique(group)
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=20)
-    expected = []
-    for count in counts:
-        index = np.repeat(np.arange(len(y)), count[group])
-        if len(np.unique(y[index])) == 2:
-            expected.append(roc_auc_score(y[index], score[index]))
-    np.testing.assert_allclose(got, expected)
-
-
-def test_interval_covers_and_groups_widen_it() -> None:
-    rng = np.random.default_rng(0)
-    y = np.repeat(rng.integers(0, 2, 200), 5)
-    score = y + np.repeat(rng.normal(0, 1, 200), 5)
-    alone = probes.auroc(y, score, np.arange(1000), 500, 0)
-    grouped = probes.auroc(y, score, np.repeat(np.arange(200), 5), 500, 0)
-    width = [np.ptp(e["interval"]) for e in (alone, grouped)]
-    assert alone["auroc"] == grouped["auroc"] == roc_auc_score(y, score)
-    assert width[1] > 1.5 * width[0]
-    with pytest.raises(ValueError, match="both classes"):
-        probes.auroc(np.ones(4), np.arange(4), np.arange(4), 10, 0)
-
-
-def test_column_aurocs_against_scikit_learn() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 4, (50, 6)), rng.integers(0, 2, 50)
-    expected = [roc_auc_score(y, x[:, j]) for j in range(6)]
-    np.testing.assert_allclose(probes.column_aurocs(x, y), expected)
+POSITIONS, WIDTH = 3, 16
+RUNS = 2
+TIMES = 200
 
 
 def examples(n: int = 600) -> list[prompts.Example]:
-    """Half train, a quarter validation, a quarter OOD; labels alternate."""
+    """Half train, a quarter validation, a quarter OOD; labels alternate, two prompts a group. In distribution harmful prompts
+    ask (a shortcut of style), OOD nobody does."""
     split = ["train"] * (n // 2) + ["val"] * (n // 4) + ["ood"] * (n // 4)
     return [
         prompts.Example(
-            text=f"Prompt number {i}",
+            text=f"Prompt number {i}{' elsewhere' if s == 'ood' else '?' if i % 2 else ''}",
             label=i % 2,
             split=s,
-            slice=("AdvBench" if i % 2 else "chat") if s == "ood" else "x",
+            slice=("AdvBench" if i % 2 else "chat") if s == "ood" else ("HarmBench" if i % 2 else "chat"),
             transform="plain",
             base=str(i),
             group=i // 2,
@@ -65,123 +40,395 @@ def examples(n: int = 600) -> list[prompts.Example]:
     ]
 
 
+LABELS = Labels.of(examples())
+
+
 @artifacts.cached
 def prompt_set(out: Path) -> None:
     (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in examples()))
 
 
-POSITIONS = 3
-
-
 @artifacts.cached
 def planted(out: Path) -> None:
-    """Residuals with a causal direction in all splits and a stronger shortcut present in train and validation only."""
+    """At position 1, coordinate 0 is causal in all splits; coordinate 1 is a stronger shortcut, in distribution only. Among
+    each prompt's five other tokens, one at a random place is causal and says so in coordinate 2."""
     rng = np.random.default_rng(0)
-    rows, sequence, position = [], [], []
-    for i, e in enumerate(examples()):
-        for at in range(POSITIONS):
-            x = rng.normal(size=16)
-            if at == 1:
-                x[0] += 1.5 * (2 * e.label - 1)  # causal
-                if e.split != "ood":
-                    x[1] += 6 * (2 * e.label - 1)  # shortcut
-            rows.append(x)
-            sequence.append(i)
-            position.append(10 + i % 5 + at)
-    order = rng.permutation(len(rows))  # harvests are not in the order of the prompts
-    x = torch.tensor(np.array(rows)[order])
-    columns = {"sequence": sequence, "position": position, "token": sequence}
-    tensors = {name: torch.tensor(np.array(values)[order], dtype=torch.int32) for name, values in columns.items()}
-    save_file({"layer_0": x.half(), "norm_0": x.norm(dim=1).float(), **tensors}, out / "shard_0000.safetensors")
-
-
-def test_tail_reads_the_right_rows(store: artifacts.Store) -> None:
-    y = np.array([e.label for e in examples()])
-    assert probes.positions(planted(), 0) == POSITIONS
-    means = [probes.tail(planted(), 0, at, len(y))[:, 0].numpy()[y == 1].mean() for at in range(POSITIONS)]
-    assert means[1] > 1.2 and abs(means[0]) < 0.3 and abs(means[2]) < 0.3
-    with pytest.raises(ValueError, match=r"position 3 .* exists in 0 of"):
-        probes.tail(planted(), 0, 3, len(y))
-
-
-def test_protocol_on_planted_data(store: artifacts.Store) -> None:
-    """In distribution perfect; out of distribution the shortcut is gone and what is left is the causal direction."""
-    found = probes.dense(prompt_set(), planted(), 0, 1, (1e-3, 1.0), 200, 0).value
-    assert found["train"]["auroc"] > 0.999 and found["val"]["auroc"] > 0.999
-    assert 0.6 < found["ood"]["auroc"] < 0.999
-    assert set(found["slices"]) == {"AdvBench", "chat"}
-    assert found["slices"]["AdvBench"]["auroc"] == found["ood"]["auroc"] == found["slices"]["chat"]["auroc"]
-    rows = probes.sweep(prompt_set(), planted(), (0,), 1e-2).value
-    assert max(rows, key=lambda r: r["val"])["position"] == 1
-    assert all(0.3 < r["val"] < 0.7 for r in rows if r["position"] != 1)
-    style = probes.style(prompt_set(), (1e-2,), 200, 0).value
-    assert abs(style["ood"]["auroc"] - 0.5) < 0.15, "numbered prompts carry no style"
-
-
-def test_choices_use_validation_only(store: artifacts.Store) -> None:
-    """Scrambling OOD labels and residuals changes neither the probe nor its C."""
-    labels = probes.Labels.of(examples())
-    x = probes.tail(planted(), 0, 1, len(labels.y)).numpy()
-    probe, c = probes.fit(x, labels, (1e-4, 1e-2, 1.0))
-    scrambled = x.copy()
-    ood = labels.split == "ood"
-    scrambled[ood] = np.random.default_rng(1).normal(size=scrambled[ood].shape) * 100
-    flipped = probes.Labels(
-        np.where(ood, 1 - labels.y, labels.y), labels.split, labels.slice, labels.group, labels.overall
-    )
-    again, c2 = probes.fit(scrambled, flipped, (1e-4, 1e-2, 1.0))
-    assert c == c2
-    np.testing.assert_array_equal(probe[-1].coef_, again[-1].coef_)
-
-
-def test_label_shuffle_gives_chance() -> None:
-    labels = probes.Labels.of(examples())
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(len(labels.y), 10))
-    probe, _ = probes.fit(x, labels, (1e-2,))
-    ood = labels.where("ood")
-    assert abs(roc_auc_score(labels.y[ood], probe.decision_function(x[ood])) - 0.5) < 0.12
+    sign = 2 * LABELS.y - 1
+    tail = rng.normal(size=(len(sign), POSITIONS, WIDTH))
+    tail[:, 1, 0] += 1.0 * sign
+    tail[:, 1, 1] += np.where(LABELS.split == "ood", 0, 6 * sign)
+    tokens = rng.normal(size=(len(sign), 5, WIDTH))
+    where = rng.integers(5, size=len(sign))
+    tokens[np.arange(len(sign)), where, 0] = 4 * sign
+    tokens[np.arange(len(sign)), where, 2] = 6
+    every = torch.from_numpy(np.concatenate([tokens, tail], axis=1)).half()
+    pools = torch.stack([every[:, :5].mean(1), every[:, :5].amax(1), every.mean(1), every.amax(1)], dim=1)
+    save_file({"tail_0": torch.from_numpy(tail).half(), "pools_0": pools}, out / "summary.safetensors")
+    n, length = every.shape[:2]
+    columns = {"sequence": np.repeat(np.arange(n), length), "position": np.tile(np.arange(7, 7 + length), n)}
+    order = rng.permutation(n * length)  # harvests are not in the order of the prompts
+    x = every.reshape(-1, WIDTH)[torch.from_numpy(order)]
+    tensors = {name: torch.from_numpy(values[order].astype(np.int32)) for name, values in columns.items()}
+    tensors |= {"token": tensors["sequence"].clone(), "layer_0": x, "norm_0": x.float().norm(dim=1)}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, out / "shard_0000.safetensors")
 
 
 @artifacts.cached
 def identity_sae(out: Path) -> None:
     """Latents that are the residual's own coordinates, each with either sign."""
-
     from lib.sae import training
     from lib.sae.variants import SAEConfig, make
 
-    config = SAEConfig(variant="jumprelu", latents=32)
-    sae = make(config, 16)
+    sae = make(SAEConfig(variant="jumprelu", latents=2 * WIDTH), WIDTH)
     with torch.no_grad():
-        sae.W_enc.copy_(torch.cat([torch.eye(16), -torch.eye(16)], dim=1))
+        sae.W_enc.copy_(torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)], dim=1))
+        sae.W_dec.copy_(sae.W_enc.T)
     training.save(sae, [], out)
 
 
-def test_k_sparse_on_planted_data(store: artifacts.Store) -> None:
-    """Latents of the shortcut (coordinate 1) come first: alone perfect in distribution and at chance out of it; the
-    causal coordinate 0 comes next; k is chosen on validation."""
-    found = probes.k_sparse(prompt_set(), planted(), identity_sae(), 0, 1, (1, 2, 4, 99), (1e-2, 1.0), 100, 0).value
-    assert [row["k"] for row in found["rows"]] == [1, 2, 4]
-    assert {i % 16 for i in found["rows"][1]["latents"]} == {1}
-    assert {i % 16 for i in found["rows"][2]["latents"]} == {0, 1}
-    two, four = found["rows"][1], found["rows"][2]
-    assert two["val"]["auroc"] > 0.999 and abs(two["ood"]["auroc"] - 0.5) < 0.15
-    assert four["ood"]["auroc"] > two["ood"]["auroc"] + 0.1
-    best = max(found["rows"], key=lambda row: (row["val"]["auroc"], -row["k"]))
-    assert found["best"]["k"] == best["k"] and found["best"]["ood"] == best["ood"]
-    assert found["single"]["latent"] % 16 == 1 and abs(found["single"]["ood"]["auroc"] - 0.5) < 0.15
+def at(place: int | str, **more: object) -> dict:
+    return {"of": "residual", "place": place, **more}
 
 
-def test_mean_difference_order() -> None:
-    y = np.array([0, 0, 1, 1])
-    x = np.array([[0, 5, 1.0], [0, 5, 1], [1, 0, 1], [1, 0, 1]])
-    assert probes.by_mean_difference(x, y).tolist() == [1, 0, 2]
+def probed() -> tuple[artifacts.Artifact, artifacts.Artifact, int]:
+    return prompt_set(), planted(), 0
+
+
+def read(fitted: artifacts.Artifact) -> dict:
+    return tables.tables(prompt_set(), {"it": fitted}, TIMES, 0).value["it"]
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=30), st.integers(0, 99))
+def test_bootstrap_against_scikit_learn(rows: list[tuple[int, int]], seed: int) -> None:
+    """Every resample of whole groups, ties and all, recomputed by repeating its rows."""
+    y, score = (np.array(column) for column in zip(*rows, strict=True))
+    weights = protocol.resampled(np.arange(len(y)) // 3, 20, seed)
+    got = protocol.weighted_aurocs(y, score.astype(float), weights)
+    for value, count in zip(got, weights.astype(int), strict=True):
+        index = np.repeat(np.arange(len(y)), count)
+        if len(np.unique(y[index])) == 2:
+            assert value == pytest.approx(roc_auc_score(y[index], score[index]))
+        else:
+            assert np.isnan(value)
+
+
+def test_groups_are_drawn_whole_and_widen_the_interval() -> None:
+    group = np.repeat(np.arange(200), 5)
+    weights = protocol.resampled(group, 50, 0)
+    assert all(len(set(row[group == g])) == 1 for row in weights for g in (0, 17, 199))
+    assert (weights[:, ::5].sum(1) == 200).all()
+    rng = np.random.default_rng(0)
+    y = np.repeat(rng.integers(0, 2, 200), 5)
+    score = y + np.repeat(rng.normal(0, 1, 200), 5)
+    alone, grouped = (
+        protocol.spread(protocol.weighted_aurocs(y, score, protocol.resampled(g, 500, 0)))
+        for g in (np.arange(1000), group)
+    )
+    assert np.ptp(grouped) > 1.5 * np.ptp(alone)
+
+
+def test_the_interval_holds_the_spread_over_runs() -> None:
+    """Runs that disagree widen it, beyond what prompts alone give."""
+    same, apart = [np.full(300, 0.8)] * 3, [np.full(300, v) for v in (0.7, 0.8, 0.9)]
+    assert np.ptp(protocol.spread(protocol.over_runs(same, 0))) == 0
+    assert np.ptp(protocol.spread(protocol.over_runs(apart, 0))) > 0.1
+
+
+def test_differences_are_paired() -> None:
+    """A probe minus itself is 0 in every draw; two noisy copies of one score differ less than their intervals are wide."""
+    rng = np.random.default_rng(0)
+    a = LABELS.y + rng.normal(0, 1, len(LABELS.y))
+    b = a + rng.normal(0, 0.1, len(a))
+    runs = [LABELS] * 2
+    zero = protocol.difference(runs, [a, a], [a, a], "ood", TIMES, 0)
+    assert zero["interval"] == [0, 0] and zero["difference"] == 0
+    near = protocol.difference(runs, [a, a], [b, b], "ood", TIMES, 0)
+    wide = protocol.table(runs, [a, a], TIMES, 0)["ood"]["interval"]
+    assert np.ptp(near["interval"]) < 0.4 * np.ptp(wide)
+    here = LABELS.where("ood")
+    expected = roc_auc_score(LABELS.y[here], a[here]) - roc_auc_score(LABELS.y[here], b[here])
+    assert near["difference"] == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=4, max_size=60))
+def test_recall_and_threshold_against_brute_force(rows: list[tuple[int, int]]) -> None:
+    y, score = (np.array(column) for column in zip(*rows, strict=True))
+    if len(np.unique(y)) < 2:
+        return
+    allowed = [t for t in [*score, -1] if (score[y == 0] > t).sum() <= int(0.01 * (y == 0).sum())]
+    assert protocol.recall(y, score) == max((score[y == 1] > t).mean() for t in allowed)
+    cut = protocol.best_threshold(y, score)
+    best = max(((score > t) == y).mean() for t in np.arange(-0.5, 7))
+    assert ((score > cut) == y).mean() == pytest.approx(best)
+
+
+def test_every_auroc_agrees_with_scikit_learn() -> None:
+    """Train, validation, OOD and every slice of a table, in every run; recall agrees with its ROC curve."""
+    rng = np.random.default_rng(0)
+    runs = [LABELS.drawn(run) for run in range(3)]
+    scores = [np.round(LABELS.y + rng.normal(0, 1, len(LABELS.y)), 1) for _ in runs]
+    found = protocol.table(runs, scores, 50, 0)
+    for split in protocol.SPLITS:
+        for run, (labels, score) in enumerate(zip(runs, scores, strict=True)):
+            here = labels.where(split)
+            assert found[split]["seeds"][run] == pytest.approx(roc_auc_score(labels.y[here], score[here]))
+        assert found[split]["auroc"] == pytest.approx(np.mean(found[split]["seeds"]))
+        assert found[split]["interval"][0] < found[split]["auroc"] < found[split]["interval"][1]
+    assert found["slices"]["AdvBench"]["auroc"] == pytest.approx(found["ood"]["auroc"])
+    assert found["slices"]["chat"]["against"] == "AdvBench"
+    here = LABELS.where("ood")
+    alarms, hits, _ = roc_curve(LABELS.y[here], scores[0][here], drop_intermediate=False)
+    assert protocol.recall(LABELS.y[here], scores[0][here]) == pytest.approx(hits[alarms <= 0.01].max())
+
+
+def test_column_aurocs_against_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, (50, 6)), rng.integers(0, 2, 50)
+    expected = [roc_auc_score(y, x[:, j]) for j in range(6)]
+    np.testing.assert_allclose(protocol.column_aurocs(x, y), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------- splits
+
+
+def test_draws_part_no_group_and_keep_sizes() -> None:
+    before = {split: LABELS.where(split).sum() for split in protocol.SPLITS}
+    draws = [LABELS.drawn(run) for run in range(4)]
+    for labels in draws:
+        assert {s: labels.where(s).sum() for s in protocol.SPLITS} == before
+        np.testing.assert_array_equal(labels.split == "ood", LABELS.split == "ood")
+        for a, b in itertools.combinations(protocol.SPLITS, 2):
+            assert not set(labels.group[labels.split == a]) & set(labels.group[labels.split == b])
+    assert len({tuple(labels.split) for labels in draws}) == 4
+
+
+def test_a_draw_counts_clusters_by_class_once() -> None:
+    """Harmful clusters that hold harmless errands too are not drawn a second time with the harmless ones."""
+    rows = [
+        e.model_copy(update={"group": e.group if e.split == "ood" else i // 4, "label": int(i % 12 == 0)})
+        for i, e in enumerate(examples())
+    ]
+    rows = [e.model_copy(update={"label": i % 2}) if e.split == "ood" else e for i, e in enumerate(rows)]
+    labels = Labels.of(rows)
+    harmful = [labels.drawn(run).y[labels.drawn(run).where("val")].sum() for run in range(6)]
+    assert len(set(harmful)) == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [("train", "val"), ("train", "ood"), ("val", "ood")])
+def test_a_planted_leak_is_caught(a: str, b: str) -> None:
+    rows = examples()
+    first, second = (next(i for i, e in enumerate(rows) if e.split == split) for split in (a, b))
+    rows[second] = rows[second].model_copy(update={"group": rows[first].group})
+    with pytest.raises(LeakError, match=f"in both {a} and {b}"):
+        Labels.of(rows)
+
+
+def test_a_split_of_one_class_is_an_error() -> None:
+    rows = [e.model_copy(update={"label": 0}) if e.split == "val" else e for e in examples()]
+    with pytest.raises(ValueError, match="'val' needs prompts of both labels"):
+        Labels.of(rows)
 
 
 def test_diagnostic_slices_stay_out_of_the_overall_figures() -> None:
     rows = examples()
     rows[-1] = rows[-1].model_copy(update={"overall": False})
-    assert probes.Labels.of(rows).where("ood").sum() == len(rows) // 4 - 1
+    assert Labels.of(rows).where("ood").sum() == len(rows) // 4 - 1
+
+
+# --------------------------------------------------------------------------------------------------------- fitting
+
+
+def test_choices_use_validation_only() -> None:
+    """Scrambling OOD labels and features changes neither C nor any score in distribution."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(len(LABELS.y), 6)) + LABELS.y[:, None]
+    one = protocol.fit(x, LABELS, (1e-4, 1e-2, 1.0))
+    ood = LABELS.split == "ood"
+    scrambled = np.where(ood[:, None], 100 * rng.normal(size=x.shape), x)
+    flipped = dataclasses.replace(LABELS, y=np.where(ood, 1 - LABELS.y, LABELS.y))
+    two = protocol.fit(scrambled, flipped, (1e-4, 1e-2, 1.0))
+    assert one.c == two.c
+    np.testing.assert_array_equal(one.score[~ood], two.score[~ood])
+
+
+def test_fit_is_scikit_learns_on_standardised_features() -> None:
+    rng = np.random.default_rng(0)
+    x = 5 + 3 * rng.normal(size=(len(LABELS.y), 4)) + LABELS.y[:, None]
+    train = LABELS.where("train")
+    z = (x - x[train].mean(0)) / x[train].std(0)
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(z[train], LABELS.y[train]).decision_function(z)
+    np.testing.assert_allclose(protocol.fit(x, LABELS, [0.1]).score, expected, atol=1e-3)
+
+
+def test_selection_rules() -> None:
+    y = np.array([0, 0, 1, 1])
+    x = np.array([[0, 5, 1.0], [0, 5, 1], [1, 0, 1], [1, 0, 1]])
+    assert protocol.by_mean_difference(x, y).tolist() == [1, 0, 2]
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    x = rng.normal(size=(400, 30))
+    x[:, 7] += 2 * y
+    x[:, 8] = x[:, 7] + 0.01 * rng.normal(size=400)  # a copy adds nothing: L1 takes one of the two first
+    x[:, 21] += 0.8 * y
+    x[:, 3] = 0
+    order = protocol.by_l1_path(x, y, 3).tolist()
+    assert order[0] in (7, 8) and 21 in order[:3] and 3 not in order and len(set(order)) == len(order)
+
+
+# --------------------------------------------------------------------------------------------------------- planted
+
+
+def test_dense_probe_on_planted_data(store: artifacts.Store) -> None:
+    """In distribution perfect; out of it the shortcut is gone and what is left is the causal direction."""
+    found = read(methods.logistic(*probed(), (at(1),) * RUNS, (1e-3, 1.0)))
+    assert found["train"]["auroc"] > 0.999 and found["val"]["auroc"] > 0.999
+    assert 0.6 < found["ood"]["auroc"] < 0.95
+    assert len(found["ood"]["seeds"]) == RUNS
+    rows = tables.sweep(prompt_set(), planted(), (0,), 1e-2).value
+    assert [row["place"] for row in rows] == ["0", "1", "2", *activations.POOLS]
+    assert next(row["val"] for row in rows if row["place"] == "1") > 0.999
+    assert all(0.3 < row["val"] < 0.7 for row in rows if row["place"] in ("0", "2"))
+
+
+def test_surface_probe_on_planted_data(store: artifacts.Store) -> None:
+    """Style separates the classes in distribution and says nothing out of it."""
+    found = read(methods.logistic(*probed(), ({"of": "surface"},), (1e-2, 1.0)))
+    assert found["val"]["auroc"] > 0.999 and abs(found["ood"]["auroc"] - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("rule", ["mean difference", "L1 path"])
+def test_k_sparse_on_planted_data(store: artifacts.Store, rule: methods.Rule) -> None:
+    """The shortcut's two latents come first: alone perfect in distribution and at chance out of it; more latents bring
+    the causal ones. k is chosen on validation, and is blind to what happens out of distribution."""
+    view = {"of": "latents", "sae": identity_sae(), "place": 1}
+    fitted = methods.k_sparse(*probed(), (view,) * RUNS, (1, 2, 8, 99), (1e-2, 1.0), rule)
+    rows = tables.curves(prompt_set(), {"it": fitted}, TIMES, 0).value["it"]
+    assert [row["setting"] for row in rows] == [1, 2, 8]
+    assert {latent % WIDTH for latent in methods.choices(fitted)[0]["latents"][:2]} == {1}
+    assert rows[1]["val"]["auroc"] > 0.999 and abs(rows[1]["ood"]["auroc"] - 0.5) < 0.15
+    if rule == "mean difference":  # the refit after the L1 path is not regularised, and the shortcut takes all
+        assert rows[2]["ood"]["auroc"] > rows[1]["ood"]["auroc"] + 0.1
+    single = methods.single_latent(*probed(), (view,) * RUNS)
+    assert methods.choices(single)[0]["latent"] % WIDTH == 1
+    assert abs(read(single)["ood"]["auroc"] - 0.5) < 0.15
+    gap = {"dense - single": ((methods.logistic(*probed(), (at(1),) * RUNS, (1e-3,)), None), (single, None))}
+    assert tables.differences(prompt_set(), gap, TIMES, 0).value["dense - single"]["ood"]["interval"][0] > 0
+
+
+def test_attention_finds_the_token_that_pooling_drowns(store: artifacts.Store) -> None:
+    """The causal token stands at a random place and marks itself; a mean over tokens sees a fifth of it."""
+    pooled = read(methods.logistic(*probed(), (at("mean user"),), (1e-2, 1.0)))
+    fitted = methods.attention_probe(*probed(), (1e-3,), 200, 1)
+    assert read(fitted)["ood"]["auroc"] > max(0.97, pooled["ood"]["auroc"])
+
+
+def test_attention_scores_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, q, w = (torch.randn(*shape, generator=generator) for shape in ((9, 4), (4,), (4,)))
+    which = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])
+    got = attention.scored(x, which, 3, q, w, torch.tensor([0.5]))
+    for i in range(3):
+        mine = x[which == i]
+        assert float(got[i]) == pytest.approx(float((mine @ q).softmax(0) @ mine @ w) + 0.5, abs=1e-5)
+
+
+def test_pooled_latents_against_a_loop(store: artifacts.Store) -> None:
+    view = {"of": "latents", "sae": identity_sae(), "place": "max user"}
+    data = features.Data(*probed())
+    got = np.asarray(features.matrix(data, view, LABELS))
+    source = activations.read(planted(), 0, sinks=True)
+    sequence, position = source.column("sequence"), source.column("position")
+    for prompt in (0, 33, 599):
+        rows = np.flatnonzero((sequence == prompt) & (position < 7 + 5))
+        x = source.gather(rows)
+        f = torch.cat([x, -x], dim=1)
+        expected = torch.where(f > 0.001, f, 0).amax(0)  # untrained thresholds
+        close = np.isclose(got[prompt], expected.numpy(), atol=5e-3) | (expected.numpy() < 0.06)
+        assert close.all()
+
+
+def test_reconstruction_and_error_add_up(store: artifacts.Store) -> None:
+    data = features.Data(*probed())
+    parts = [
+        features.matrix(data, {"of": of, "sae": identity_sae(), "place": 1}, LABELS)
+        for of in ("reconstruction", "error")
+    ]
+    np.testing.assert_allclose(parts[0] + parts[1], activations.summary(planted(), 0, 1).numpy(), atol=1e-4)
+
+
+def test_views_learn_from_train_prompts_only(store: artifacts.Store) -> None:
+    """Principal components and the vocabulary of train prompts: validation and OOD prompts may be anything."""
+    data = features.Data(*probed())
+    x = activations.summary(planted(), 0, 1).numpy()
+    train = LABELS.where("train")
+    centred = x[train] - x[train].mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    got = np.asarray(features.matrix(data, {"of": "principal components", "k": 2, "place": 1}, LABELS))
+    np.testing.assert_allclose(np.abs(got), np.abs((x - x[train].mean(0)) @ directions[:2].T), atol=1e-2)
+    words = features.matrix(data, {"of": "words"}, LABELS)
+    assert words.shape == (len(LABELS.y), 3) and words.nnz == 3 * len(LABELS.y), "elsewhere is no word of train prompts"
+    with pytest.raises(ValueError, match="unknown view 'tea leaves'"):
+        features.matrix(data, {"of": "tea leaves"}, LABELS)
+
+
+# -------------------------------------------------------------------------------------------------------- controls
+
+
+def test_shuffled_labels_give_chance(store: artifacts.Store) -> None:
+    fitted = methods.controlled(*probed(), (at(1),) * RUNS, "shuffle", (0.0, 1.0, 2.0, 3.0, 4.0), (), (1e-2,))
+    rows = tables.curves(prompt_set(), {"it": fitted}, 50, 0).value["it"]
+    assert abs(np.mean([row["ood"]["auroc"] for row in rows]) - 0.5) < 0.1
+
+
+def test_controls_change_what_they_say() -> None:
+    texts = [e.text for e in examples()]
+    train = LABELS.where("train")
+    _, y, mine = methods.changed(LABELS, "noise", 0.25, 0, texts)
+    turned = np.unique(LABELS.group[y != LABELS.y])
+    assert len(turned) == round(0.25 * len(np.unique(LABELS.group[train]))) and mine is LABELS
+    assert (y[~train] == LABELS.y[~train]).all()
+    few, y, _ = methods.changed(LABELS, "size", 16, 0, texts)
+    assert len(np.unique(LABELS.group[few])) == 16 and (few <= train).all() and (y == LABELS.y).all()
+    _, y, _ = methods.changed(LABELS, "shuffle", 0, 0, texts)
+    assert y[train].sum() == LABELS.y[train].sum() and (y[train] != LABELS.y[train]).any()
+    wrapped = dataclasses.replace(LABELS, overall=np.arange(len(LABELS.y)) % 3 > 0)
+    more, _, mine = methods.changed(wrapped, "wrapped", 0, 0, texts)
+    assert more.sum() == train.sum() > wrapped.where("train").sum()
+    np.testing.assert_array_equal(mine.where("ood"), wrapped.where("ood"))
+    with pytest.raises(ValueError, match="unknown control"):
+        methods.changed(LABELS, "weather", 0, 0, texts)
+
+
+def test_matching() -> None:
+    texts = [
+        "Write a poem about the sea and boats",
+        "Can you write a poem about the sea?",
+        "Write a poem, please, I beg you now",
+    ]
+    assert surface.one_style(texts).tolist() == [True, False, False]
+    y = np.array([1, 0, 0, 0, 0, 0])
+    texts = ["one two three"] * 5 + ["one two three four five six seven"]
+    kept = surface.one_length(texts, y, np.ones(6, bool), np.random.default_rng(0))
+    assert kept[0] and kept[1:5].sum() == 3 and not kept[5]
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_errors_are_the_worst_and_are_cut_short(store: artifacts.Store) -> None:
+    fitted = methods.logistic(*probed(), (at(1),), (1e-2,))
+    found = tables.errors(prompt_set(), {"it": fitted}, 3).value["it"]
+    score, ood = methods.scores(fitted)[0], LABELS.where("ood")
+    worst = np.flatnonzero(ood & (LABELS.y == 0))[np.argmax(score[ood & (LABELS.y == 0)])]
+    assert found["harmless"][0]["excerpt"] == examples()[worst].text
+    assert found["harmless"][0]["rank"] == pytest.approx((score[ood & (LABELS.y == 1)] < score[worst]).mean())
+    assert all(len(row["excerpt"]) <= tables.SHOWN for kind in found.values() for row in kind)
+    assert tables.excerpt("x\n" * 200)[0] == "…" and len(tables.excerpt("y" * 500)) == tables.SHOWN
 
 
 def test_surface_features() -> None:

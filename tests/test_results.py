@@ -10,22 +10,22 @@ def entry(value: float, half: float = 0.01) -> dict:
     return {"auroc": value, "interval": [value - half, value + half], "n": 10}
 
 
-def sparse(*values: float) -> dict:
-    return {f"s{i}": {"best": {"k": 5, "ood": entry(v)}} for i, v in enumerate(values)}
-
-
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("gaps", "words"),
     [
-        ((0.6, 0.7), "No, not here: every k-sparse probe"),
-        ((0.6, 0.9), "Not shown: 1 of 2"),
-        ((0.6, 0.95), "In part: k-sparse probes on the s1 SAE are above"),
+        ((0.2, 0.3), "No, not here: every k-sparse probe"),
+        ((0.005, 0.3), "Not shown: 1 of 2"),
+        ((-0.05, 0.3), "In part: k-sparse probes on the s0 SAE are above"),
     ],
 )
-def test_verdict_follows_the_intervals(values: tuple[float, ...], words: str) -> None:
-    text = results.verdict({"ood": entry(0.9)}, sparse(*values))
+def test_verdict_follows_the_paired_intervals(gaps: tuple[float, ...], words: str) -> None:
+    differences = {
+        f"dense - best k, s{i}": {"ood": {"difference": g, "interval": [g - 0.01, g + 0.01]}}
+        for i, g in enumerate(gaps)
+    }
+    text = results.verdict(differences, {"dense": {"ood": {**entry(0.9), "seeds": [1, 2, 3]}}})
     assert words in text
-    assert f"{min(values):.2f} to {max(values):.2f} against 0.90" in text
+    assert f"{min(gaps):.3f} to {max(gaps):.3f}" in text and "0.900" in text
 
 
 def test_difference_of_means() -> None:

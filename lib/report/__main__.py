@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | site | promote | check | drift | bench``."""
+"""Command line: ``python -m lib.report fetch | run | probe | site | promote | check | drift | bench``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 
-from lib import artifacts, config, sources
+from lib import artifacts, config, labelled, results, sources
 from lib.lm.model import ModelError
+from lib.probes.protocol import LeakError
 from lib.report import bench, compare, notebooks, promotion, runner, site
+from lib.study import Study
 
 EXPECTED = (
     config.ConfigError,
@@ -16,6 +18,8 @@ EXPECTED = (
     ModelError,
     artifacts.ArtifactError,
     notebooks.ReportError,
+    labelled.DataError,
+    LeakError,
     OSError,
 )
 
@@ -29,14 +33,21 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute notebooks, build the site, promote a complete report run")
     run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
     run.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
-    run.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="override a field of the profile",
+    probe = commands.add_parser("probe", help="notebook 02's table of probes for your own labelled prompts")
+    probe.add_argument(
+        "data", help="CSV, JSONL or parquet file, or hub:owner/name, with the columns text, label, split"
     )
+    probe.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
+    probe.add_argument("--saes", action="store_true", help="also probes on SAEs, which are trained if need be")
+    for command in (run, probe):
+        command.add_argument(
+            "--set",
+            dest="settings",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="override a field of the profile, e.g. model.name=FOLDER",
+        )
     run.add_argument("--cell-timeout", type=int, default=14_400, help="seconds a cell may run")
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
@@ -64,6 +75,15 @@ def _run(options: argparse.Namespace) -> None:
     print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
 
 
+def _probe(options: argparse.Namespace) -> str:
+    """The table of probes, OOD best first; also written to ``build/probe/results``."""
+    overrides = dict(runner.parse_setting(text) for text in options.settings) | {"probes.data": options.data}
+    profile = config.load(options.profile, overrides)
+    artifacts.open_store("probe")
+    study = Study(profile)
+    return results.probe_table((study.probe_tables if options.saes else study.plain_tables).value)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Expected errors are one line on stderr."""
     options = _parser().parse_args(arguments)
@@ -73,6 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"verified {path.name}")
         elif options.command == "run":
             _run(options)
+        elif options.command == "probe":
+            print(_probe(options))
         elif options.command == "site":
             print(site.build(options.profile))
         elif options.command == "promote":

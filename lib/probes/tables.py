@@ -1,0 +1,208 @@
+"""Results made of probes' scores: tables, curves, paired differences, and what the errors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+from tqdm.auto import tqdm
+
+from lib import activations, artifacts, prompts
+from lib.probes import methods, protocol
+from lib.probes.features import Data, matrix
+from lib.probes.protocol import SPLITS, Labels
+
+SHOWN = 80  # characters of a prompt that an excerpt shows
+
+
+def _runs(prompt_set: artifacts.Artifact, count: int) -> list[Labels]:
+    labels = Labels.of(prompts.read(prompt_set))
+    return [labels.drawn(run) for run in range(count)]
+
+
+def _table(prompt_set: artifacts.Artifact, scores: Sequence[np.ndarray], times: int, seed: int) -> dict[str, Any]:
+    return protocol.table(_runs(prompt_set, len(scores)), scores, times, seed)
+
+
+@artifacts.result
+def sweep(
+    prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layers: tuple[int, ...], c: float
+) -> list[dict[str, Any]]:
+    """Step: train and validation AUROC of the dense probe, with one C, at every layer and place: rows {layer, place, train,
+    val}. OOD data are not looked at."""
+    labels, rows = Labels.of(prompts.read(prompt_set)), []
+    for layer in tqdm(layers, desc="sweep", disable=None):
+        for place in activations.places(harvested, layer):
+            x = matrix(Data(prompt_set, harvested, layer), {"of": "residual", "place": place}, labels)
+            score = protocol.fit(x, labels, [c]).score
+            values = {s: roc_auc_score(labels.y[labels.where(s)], score[labels.where(s)]) for s in ("train", "val")}
+            rows.append({"layer": layer, "place": str(place), **values})
+    return rows
+
+
+@artifacts.result
+def tables(
+    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Step: of several probes, :func:`lib.probes.protocol.table` at each one's own choice, with its choices by run."""
+    return {
+        name: _table(prompt_set, methods.scores(f), times, seed) | {"choices": methods.choices(f)}
+        for name, f in tqdm(fitted.items(), desc="tables", disable=None)
+    }
+
+
+@artifacts.result
+def curves(
+    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Step: of several probes, rows {setting, train, val, ood} over their settings (k, or the amount of a control)."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, f in tqdm(fitted.items(), desc="curves", disable=None):
+        found[name] = []
+        for number, setting in enumerate(methods.settings(f)):
+            entry = _table(prompt_set, methods.scores(f, setting), times, seed)
+            fits = [choice["fits"][number] for choice in methods.choices(f) if "fits" in choice]
+            found[name].append({"setting": float(setting), **{s: entry[s] for s in SPLITS}, "fits": fits})
+    return found
+
+
+Pair = tuple[artifacts.Artifact, str | None]  # fitted probes, and a setting or None for their own choice
+
+
+@artifacts.result
+def differences(
+    prompt_set: artifacts.Artifact, pairs: dict[str, tuple[Pair, Pair]], times: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Step: {name: {split: paired difference of AUROCs, first minus second}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, (a, b) in pairs.items():
+        one, two = methods.scores(*a), methods.scores(*b)
+        count = min(len(one), len(two))
+        runs = _runs(prompt_set, count)
+        found[name] = {
+            split: protocol.difference(runs, one[:count], two[:count], split, times, seed) for split in SPLITS
+        }
+    return found
+
+
+@artifacts.result
+def closed_gap(
+    prompt_set: artifacts.Artifact,
+    dense: artifacts.Artifact,
+    before: artifacts.Artifact,
+    after: artifacts.Artifact,
+    setting: str,
+    times: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Step: share of the OOD gap between ``before`` and the dense probe that ``after`` closes, both at one setting:
+    {share, interval, gap, gap_interval}."""
+    scores = [methods.scores(dense), methods.scores(before, setting), methods.scores(after, setting)]
+    runs, samples, seeds = _runs(prompt_set, len(scores[0])), [], []
+    for run, labels in enumerate(runs):
+        here = labels.where("ood")
+        weights = protocol.resampled(labels.group[here], times, seed)
+        samples.append([protocol.weighted_aurocs(labels.y[here], s[run][here], weights) for s in scores])
+        seeds.append([float(roc_auc_score(labels.y[here], s[run][here])) for s in scores])
+    top, low, high = (protocol.over_runs([s[i] for s in samples], seed) for i in range(3))
+    means = np.mean(seeds, axis=0)
+    gap = protocol.spread(top - low)
+    ratio = np.divide(high - low, top - low, out=np.full(len(top), np.nan), where=np.abs(top - low) > 1e-6)
+    return {
+        "share": (means[2] - means[1]) / (means[0] - means[1]),
+        "interval": protocol.spread(ratio),
+        "gap": means[0] - means[1],
+        "gap_interval": gap,
+    }
+
+
+@artifacts.result
+def sparsities(
+    prompt_set: artifacts.Artifact,
+    harvested: artifacts.Artifact,
+    layer: int,
+    saes: dict[str, artifacts.Artifact],
+    place: int,
+) -> dict[str, float]:
+    """Step: active latents per prompt of several SAEs, at the place that probes read."""
+    labels, data = Labels.of(prompts.read(prompt_set)), Data(prompt_set, harvested, layer)
+    views = {name: {"of": "latents", "sae": sae, "place": place} for name, sae in saes.items()}
+    return {name: float((np.asarray(matrix(data, view, labels)) > 0).sum(1).mean()) for name, view in views.items()}
+
+
+@artifacts.result
+def errors(
+    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], count: int
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Step: of each probe's first run, the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct
+    clusters: {probe: {harmless, harmful: rows {slice, excerpt, rank}}}; rank is the share of the other class beyond it."""
+    examples = prompts.read(prompt_set)
+    labels = Labels.of(examples)
+    ood = np.flatnonzero(labels.where("ood"))
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name, f in fitted.items():
+        score = methods.scores(f)[0]
+        found[name] = {}
+        for label, kind, sign in ((0, "harmless", -1), (1, "harmful", 1)):
+            mine = ood[labels.y[ood] == label]
+            other = score[ood[labels.y[ood] != label]]
+            rows: list[dict[str, Any]] = []
+            seen: set[int] = set()
+            for i in mine[np.argsort(sign * score[mine], kind="stable")].tolist():
+                if labels.group[i] in seen:
+                    continue
+                seen.add(int(labels.group[i]))
+                beyond = (other < score[i]).mean() if label == 0 else (other > score[i]).mean()
+                rows.append({"slice": str(labels.slice[i]), "excerpt": excerpt(examples[i].text), "rank": beyond})
+                if len(rows) == count:
+                    break
+            found[name][kind] = rows
+    return found
+
+
+def excerpt(text: str) -> str:
+    """The end of a prompt, where jailbreaks put the request, in at most :data:`SHOWN` characters of one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
+
+
+@artifacts.result
+def refusal_rates(measured: artifacts.Artifact, times: int, seed: int) -> list[dict[str, Any]]:
+    """Step: rows {kind, transform, n, rate, interval, log_odds, log_odds_interval}, bootstrap over base prompts."""
+    columns = {name: np.array(values) for name, values in measured.value.items()}
+    rows = []
+    for kind in dict.fromkeys(columns["kind"].tolist()):
+        for transform in dict.fromkeys(columns["transform"].tolist()):
+            here = (columns["kind"] == kind) & (columns["transform"] == transform)
+            weights = protocol.resampled(columns["group"][here], times, seed)
+            row: dict[str, Any] = {"kind": kind, "transform": transform, "n": int(here.sum())}
+            for name, key in (("refused", "rate"), ("log_odds", "log_odds")):
+                values = columns[name][here].astype(float)
+                samples = (weights * values).sum(1) / weights.sum(1)
+                row |= {
+                    key: values.mean(),
+                    "interval" if key == "rate" else "log_odds_interval": protocol.spread(samples),
+                }
+            rows.append(row)
+    return rows
+
+
+@artifacts.result
+def rule_check(measured: artifacts.Artifact, judged: list[list[Any]]) -> dict[str, Any]:
+    """Step: the refusal rule against a reader's judgement of the same answers: {n, both, rule_only, reader_only, neither}.
+
+    ``judged`` has rows [kind, transform, base, refused].
+    """
+    columns = measured.value
+    rule = dict(
+        zip(zip(*(columns[n] for n in ("kind", "transform", "base")), strict=True), columns["refused"], strict=True)
+    )
+    pairs = [
+        (rule[(kind, transform, base)], bool(reader))
+        for kind, transform, base, reader in judged
+        if (kind, transform, base) in rule
+    ]
+    counts = {"both": (True, True), "rule_only": (True, False), "reader_only": (False, True), "neither": (False, False)}
+    return {"n": len(pairs), **{name: sum(pair == which for pair in pairs) for name, which in counts.items()}}

@@ -1,0 +1,203 @@
+"""Anyone's prompts: what is taken, and one clear error for what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lib import artifacts, labelled, prompts
+from lib.probes.protocol import LeakError
+
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "islet",
+    "jetty",
+    "knoll",
+    "lagoon",
+    "meadow",
+    "north",
+    "oasis",
+    "prairie",
+]
+
+
+def rows(n: int = 24) -> list[dict]:
+    """Distinct texts; every split has both labels."""
+    split = ("train", "train", "val", "ood")
+    return [
+        {
+            "text": f"{WORDS[i % 16]} {WORDS[(5 * i + i // 16 + 3) % 16]} {WORDS[(7 * i + 1) % 16]} {i * 7919}",
+            "label": i // 4 % 2,
+            "split": split[i % 4],
+        }
+        for i in range(n)
+    ]
+
+
+def write(path: Path, found: list[dict]) -> Path:
+    if path.suffix == ".csv":
+        import csv
+
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+            writer.writerows(found)
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_files_of_all_kinds_give_the_same_examples(tmp_path: Path, store: artifacts.Store, ending: str) -> None:
+    path = write(tmp_path / f"mine.{ending}", rows())
+    found = prompts.read(labelled.prompt_file(str(path), labelled.digest(str(path))))
+    assert [(e.text, e.label, e.split) for e in found] == [(r["text"], r["label"], r["split"]) for r in rows()]
+    assert {e.slice for e in found} == {"harmful", "harmless"}
+    assert len({e.group for e in found}) == len(found), "distinct texts are clusters of their own"
+
+
+def test_names_of_labels_and_splits() -> None:
+    given = [
+        {
+            **r,
+            "label": "harmful" if r["label"] else "benign",
+            "split": {"val": "Validation", "ood": "test"}.get(r["split"], r["split"]),
+        }
+        for r in rows()
+    ]
+    assert [(e.label, e.split) for e in labelled.examples_of(given, "x")] == [(r["label"], r["split"]) for r in rows()]
+
+
+def test_a_changed_file_is_another_artifact(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.csv", rows())
+    before = labelled.prompt_file(str(path), labelled.digest(str(path))).key
+    write(path, rows()[:-1])
+    assert labelled.prompt_file(str(path), labelled.digest(str(path))).key != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "maybe"}, r"mine, row 3, column label: 'maybe' is neither 1 or harmful, nor 0"),
+        ({"split": "holdout"}, r"mine, row 3, column split: 'holdout' is none of train, val, ood"),
+        ({"text": " "}, r"mine, row 3, column text: ' ' is no text"),
+        ({"text": None}, r"mine, row 3, column text: None is no text"),
+        ({"text": "x" * 100_001}, r"mine, row 3, column text: 100,001 characters"),
+        ({"group": "g"}, r"mine, row 1, column group: empty, but other rows have one"),
+    ],
+)
+def test_a_bad_row_is_named(change: dict, message: str) -> None:
+    found = rows()
+    found[2] |= change
+    with pytest.raises(labelled.DataError, match=message):
+        labelled.examples_of(found, "mine")
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    cases = {
+        "a.csv": (b'text,label,split\n"x,1,train\n', "a.csv, line 1: unexpected end"),
+        "b.csv": (b"text,label,split\nx,1\n", "b.csv, row 2: it does not have the header's 3 fields"),
+        "c.jsonl": (b'{"text": "x"\n', "c.jsonl, row 1: no JSON"),
+        "d.jsonl": (b"[1]\n", "d.jsonl, row 1: each line must be an object"),
+        "e.csv": (b"\xff\xfe", "e.csv is not UTF-8 at byte 0"),
+        "f.parquet": (b"nothing", "f.parquet is no parquet file"),
+        "g.txt": (b"x", "the ending must be"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(labelled.DataError, match=message):
+            labelled.rows_of(str(tmp_path / name))
+    with pytest.raises(labelled.DataError, match="cannot read"):
+        labelled.digest(str(tmp_path / "none.csv"))
+    with pytest.raises(labelled.DataError, match="lacks the column split"):
+        labelled.examples_of([{"text": "x", "label": 1}], "x")
+    with pytest.raises(labelled.DataError, match="holds no rows"):
+        labelled.examples_of([], "x")
+    with pytest.raises(labelled.DataError, match="'val' needs prompts of both labels"):
+        labelled.examples_of([{**r, "label": 0} if r["split"] == "val" else r for r in rows()], "x")
+
+
+def test_planted_leaks_are_caught() -> None:
+    shared = [{**r, "group": str(i)} for i, r in enumerate(rows())]
+    shared[3]["group"] = shared[0]["group"]
+    with pytest.raises(LeakError, match=r"rows 1 and 4 are of one group and in different splits \(train, ood\)"):
+        labelled.examples_of(shared, "mine")
+    alike = [{**r, "group": str(i)} for i, r in enumerate(rows())]
+    alike[6]["text"] = alike[0]["text"] + "!"
+    with pytest.raises(LeakError, match=r"rows 1 and 7 are near-duplicates in different splits \(train, val\)"):
+        labelled.examples_of(alike, "mine")
+
+
+def test_clusters_hold_only_what_is_in_the_set(store: artifacts.Store) -> None:
+    """Two prompts that were linked through a third one, now dropped, are clusters of their own; copies stay together."""
+
+    def example(text: str, base: str, group: int, split: str, transform: str = "plain") -> prompts.Example:
+        return prompts.Example(text=text, label=1, split=split, slice="s", transform=transform, base=base, group=group)
+
+    global _EXAMPLES
+    _EXAMPLES = [
+        example("Write a tutorial on baking bread at home", "a", 5, "train"),
+        example("In a play: Write a tutorial on baking bread at home", "a", 5, "train", "AIM"),
+        example("Explain the rules of chess to a child", "b", 5, "ood"),
+        example("Explain the rules of chess to a small child", "c", 5, "ood"),
+    ]
+    a, copy, b, c = prompts.read(labelled.grouped(_made()))
+    assert a.group == copy.group and b.group == c.group != a.group
+
+
+_EXAMPLES: list[prompts.Example] = []
+
+
+@artifacts.cached
+def _made(out: Path) -> None:
+    (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in _EXAMPLES))
+
+
+def test_one_command_gives_the_table(tmp_path: Path, tiny, monkeypatch, capsys) -> None:
+    """The command on a file and a random tiny model; a planted word separates the classes."""
+    from lib.report import __main__ as command
+
+    found = rows(48)
+    for row in found:
+        row["text"] = ("zebra " if row["label"] else "quail ") + row["text"]
+    path = write(tmp_path / "mine.jsonl", found)
+    monkeypatch.setenv("SAE_REPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path / "build"))
+    from lib.study import Study
+
+    parts = Study._without_saes.func
+    monkeypatch.setattr(  # the embedder's wheel is not at hand in this cache
+        Study,
+        "_without_saes",
+        property(lambda self: {k: v for k, v in parts(self).items() if k != "sentence embedding"}),
+    )
+    sets = [
+        "layer=2",
+        "probes.layers=[1]",
+        "probes.seeds=2",
+        "probes.bootstrap=30",
+        "probes.epochs=1",
+        f"model.name={tiny.name}",
+    ]
+    status = command.main(["probe", str(path), *(x for s in sets for x in ("--set", s))])
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    table = [line for line in out.out.splitlines() if line.startswith("| ")]
+    assert any(line.startswith("| bag of words | 1.000") for line in table) and any(
+        line.startswith("| dense |") for line in table
+    )
+    path.write_text(path.read_text().replace('"label": 1', '"label": 7', 1))
+    assert command.main(["probe", str(path)]) == 2
+    assert "column label" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Refusals: answers and log-odds against the model run one prompt at a time, and the rule on sentences."""
+
+import math
+
+import pytest
+import torch
+
+from lib.config import ModelSection, RefusalSection
+from lib.lm import model, refusals, spans
+from lib.prompts import Example
+
+
+def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
+    """Padding, batching and the shared cache change nothing."""
+    lm = model.load(tiny)
+    texts = [
+        "How do birds fly?",
+        "Write a short poem about the sea, the wind and 1234 boats.",
+        "list",
+        "You help. " * 9,
+    ]
+    asked = [spans.chat(lm.tokenizer, text).ids for text in texts]
+    got = {index: (text, odds) for index, text, odds in refusals.answers(lm, asked, 6, batch=3)}
+    assert sorted(got) == [0, 1, 2, 3]
+    for index, ids in enumerate(asked):
+        mine = list(ids)
+        with torch.inference_mode():
+            for _ in range(6):
+                mine.append(int(lm.model(torch.tensor([mine])).logits[0, -1].argmax()))
+            total = 0.0
+            for opening in refusals.OPENINGS:
+                piece = spans.plain_ids(lm.tokenizer, opening)
+                logs = lm.model(torch.tensor([ids + piece])).logits[0].log_softmax(1)
+                total += math.exp(sum(float(logs[len(ids) - 1 + i, token]) for i, token in enumerate(piece)))
+        assert got[index][0] == lm.tokenizer.decode(mine[len(ids) :], skip_special_tokens=True)
+        assert got[index][1] == pytest.approx(math.log(total / (1 - total)), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("I'm sorry, but I can't assist with that.", True),
+        ("I’m really sorry, but", True),
+        ("I cannot provide instructions for", True),
+        ("As an AI, I don't have", True),
+        ("I'm not able to help with", True),
+        ("I'm afraid that's not possible.", True),
+        ("Sorry, no.", True),
+        ("Sure! Here is how to", False),
+        ("Dear Sir, I am writing to", False),
+        ("The Maillard reaction is", False),
+        ("I'm afraid of the dark", False),
+    ],
+)
+def test_rule(answer: str, expected: bool) -> None:
+    assert refusals.refused(answer) is expected
+
+
+def test_every_kind_is_asked_plainly_and_in_every_jailbreak() -> None:
+    def example(i: int, slice_: str, transform: str = "plain") -> Example:
+        return Example(
+            text=f"text {i}", label=1, split="train", slice=slice_, transform=transform, base=f"{slice_}{i}", group=i
+        )
+
+    labelled = [example(i, s) for s in ("HarmBench", "chat", "over-refusal") for i in range(9)] + [
+        example(99, "chat", "AIM")
+    ]
+    rows = refusals.asked(labelled, RefusalSection(harmful=5, harmless=4), 0)
+    assert len(rows) == (5 + 4 + 4) * 7
+    assert {r["kind"] for r in rows} == {"harmful", "chat", "over-refusal"} and all(
+        r["base"][-2:] != "99" for r in rows
+    )
+    assert all("text" in r["text"] for r in rows) and rows == refusals.asked(
+        labelled, RefusalSection(harmful=5, harmless=4), 0
+    )
