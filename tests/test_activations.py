@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lib import activations, artifacts
+from lib import activations, artifacts, prompts
 from lib.config import ModelSection
-from lib.lm import model
+from lib.lm import contexts, model, spans
 from lib.lm.contexts import Sequences
 
 
@@ -142,3 +142,62 @@ def test_residual_too_large_for_float16_is_an_error(tmp_path: Path) -> None:
     writer = activations._ShardWriter(tmp_path, (0,))
     with pytest.raises(ValueError, match="exceeds float16"):
         writer.add(0, np.arange(1), {0: torch.full((1, 4), 1e6)}, np.arange(1))
+
+
+@artifacts.cached
+def prompted(out: Path, tiny: ModelSection) -> None:
+    """Labelled prompts of several lengths in the model's template, some of one token."""
+    texts = [
+        "list",
+        "How do birds fly in winter?",
+        "Write a short poem about the sea, the wind and 1234 boats. " * 3,
+        "x",
+    ]
+    lines = [
+        prompts.Example(text=t, label=i % 2, split="train", slice="s", transform="plain", base=str(i), group=i)
+        for i, t in enumerate(texts)
+    ]
+    (out / "examples.jsonl").write_text("\n".join(line.model_dump_json() for line in lines))
+
+
+def test_prompts_are_read_at_every_place(tiny: ModelSection, store: artifacts.Store) -> None:
+    """Positions after the user's text and poolings at every layer, and all tokens at the site, against plain passes."""
+    pair, lm = prompted(tiny), model.load(tiny)
+    tokens = contexts.labelled(pair, tiny, "all")
+    harvested = activations.harvest_prompts(tokens, tiny, (1,), 2)
+    rows = contexts.read(tokens)
+    chats = [spans.chat(lm.tokenizer, e.text) for e in prompts.read(pair)]
+    source = activations.read(harvested, 2, sinks=True)
+    sequence, position = source.column("sequence"), source.column("position")
+    for index, chat in enumerate(chats):
+        with torch.inference_mode():
+            states = lm.model(torch.tensor([chat.ids]), output_hidden_states=True).hidden_states
+        for layer in (1, 2):
+            x = states[layer + 1][0]
+            close = {"rtol": 2e-3, "atol": 2e-3}
+            for place, at in enumerate(chat.tail):
+                torch.testing.assert_close(activations.summary(harvested, layer, place)[index], x[at], **close)
+            user, every = x[chat.user.start : chat.user.stop], x[1:]
+            for name, part in (("user", user), ("all", every)):
+                torch.testing.assert_close(
+                    activations.summary(harvested, layer, f"mean {name}")[index], part.mean(0), **close
+                )
+                torch.testing.assert_close(
+                    activations.summary(harvested, layer, f"max {name}")[index], part.amax(0), **close
+                )
+        here = np.flatnonzero(sequence == index)
+        assert position[here].tolist() == list(range(chat.user.start, len(chat.ids)))
+        torch.testing.assert_close(source.gather(here), states[3][0][position[here]], rtol=2e-3, atol=2e-3)
+    assert activations.places(harvested, 1) == [*range(len(chats[0].tail)), *activations.POOLS]
+    assert len(rows) == len(chats)
+    with pytest.raises(ValueError, match="no place 'median user'"):
+        activations.summary(harvested, 1, "median user")
+    with pytest.raises(ValueError, match="no activations of layer 3"):
+        activations.summary(harvested, 3, 0)
+
+
+def test_pooling_leaves_sinks_out() -> None:
+    x = torch.ones(8, 4)
+    x[3] = 1e4
+    pooled = activations._pool(x, 2, 2)
+    assert torch.equal(pooled, torch.ones(4, 4))

@@ -49,7 +49,7 @@ def test_after_equal_tokens_ours_is_where_saelens_is(
     variant: str, data: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forty steps of SAELens' trainer against forty of ours: with decoder norms left free, as SAELens 6.54 leaves them,
-    the same to 0.3 % (Gated: but for its decoder leak); with unit rows within 5 % at this toy size."""
+    the same to 0.3 % (Gated: its decoder leak mended); with unit rows within 5 % at this toy size."""
     folder, held = data
     monkeypatch.setattr(bench, "HEAD_START", 20)
     monkeypatch.setattr(bench, "BATCH", BATCH)
@@ -70,6 +70,9 @@ def test_after_equal_tokens_ours_is_where_saelens_is(
         measured = bench._run("train", {**job, "peer": peer}, folder)
         assert len(measured["seconds"]) == STEPS and measured["peak_bytes"] > 0
         note(peer, load_file(job["weights"]))
+    if variant == "gated":
+        bench._run("train", {**job, "peer": f"saelens, {bench.MENDED}", "mended": True}, folder)
+        note("saelens", load_file(job["weights"]))
     note("start", load_file(start))
     note("ours", steps_of_ours(variant, start, x))
     note("dense", steps_of_ours(variant, start, x, sparse=False))
@@ -79,7 +82,7 @@ def test_after_equal_tokens_ours_is_where_saelens_is(
     note("free", steps_of_ours(variant, start, x))
     assert losses["ours"] < losses["start"]
     assert losses["ours"] == pytest.approx(losses["dense"], rel=1e-3)
-    assert losses["free"] == pytest.approx(losses["saelens"], rel=0.03 if variant == "gated" else 3e-3)
+    assert losses["free"] == pytest.approx(losses["saelens"], rel=3e-3)
     assert losses["ours"] < 1.05 * losses["saelens"]
     assert losses["dictionary_learning"] < 2 * losses["start"]
 
@@ -106,7 +109,9 @@ def test_the_committed_table_is_whole() -> None:
     assert {(row["latents"], row["variant"]) for row in record["training"]} == {
         (m, v) for m in bench.WIDTHS for v in bench.VARIANTS
     }
-    assert all(tuple(row["trainers"]) == bench.TRAINERS for row in record["training"])
+    for row in record["training"]:
+        controls = bench.CONTROLS[row["variant"]] if row["latents"] == bench.CONTROL_WIDTH else ()
+        assert tuple(row["trainers"]) == (*bench.TRAINERS, *controls)
     assert all(tuple(row["harvesters"]) == bench.HARVESTERS for row in record["harvest"])
     text = bench.table(record)
     assert record["machine"]["processor"] in text

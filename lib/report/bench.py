@@ -39,7 +39,7 @@ TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
 HELD_OUT = 16_384
 BATCH = 4096
 L0 = 40
-WIDTHS = {2304: 12, 4608: 24, 16_384: 5}  # latents, and steps of each contender
+WIDTHS = {2304: 8, 4608: 24, 16_384: 4}  # latents, and steps of each contender
 CONTROL_WIDTH = 4608
 WARM_UP = 2  # steps that are not timed: compilers and allocators settle
 HEAD_START = 40  # steps that we train before all contenders start
@@ -52,7 +52,7 @@ CONTROLS = {  # by variant, at the middle width
     "gated": (f"ours, {TUNED}", f"saelens, {TUNED}", f"saelens, {MENDED}"),
 }
 HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers")
-LIMIT_SECONDS = 25.0  # of work of one harvester on one set of texts
+LIMIT_SECONDS = 15.0  # of work of one harvester on one set of texts
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"coefficient": 1.8e-3, "initial_l0": L0},
     "topk": {"k": L0},
