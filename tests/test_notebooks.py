@@ -154,14 +154,14 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     shutil.copytree(config.ROOT / "data" / "results", folders[0])
     shutil.copytree(folders[0], folders[1])
     assert drift(*folders) == []
-    path = folders[1] / "02_dense.json"
-    path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text()))
+    path = folders[1] / "02_probes.json"
+    path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text(), count=1))
     (folders[1] / "03_cards.json").rename(folders[1] / "03_new.json")
     path = folders[1] / "01_chat_on_chat.json"
     path.write_text(path.read_text().replace('"latents": 4608', '"latents": 4609'))
     found = drift(*folders)
     assert len(found) == 4
-    for words in ("03_cards: committed", "03_new: in the run", "02_dense.ood.auroc", "01_chat_on_chat.latents"):
+    for words in ("03_cards: committed", "03_new: in the run", "02_probes.dense.ood.auroc", "01_chat_on_chat.latents"):
         assert any(words in line for line in found), found
 
 

@@ -142,7 +142,9 @@ def best_threshold(y: np.ndarray, score: np.ndarray) -> float:
     return float(cuts[np.argmax(harmless_below[at] + harmful_above[at])])
 
 
-def table(runs: Sequence[Labels], scores: Sequence[np.ndarray], times: int, seed: int) -> dict[str, Any]:
+def table(
+    runs: Sequence[Labels], scores: Sequence[np.ndarray], times: int, seed: int, slices: bool = True
+) -> dict[str, Any]:
     """{train, val, ood: entry; slices: {name: entry}} of a probe's scores [n] in every run.
 
     An entry is {auroc, interval, seeds, n, harmful, recall, accuracy, alarms}: AUROC with its interval and its value in
@@ -158,22 +160,31 @@ def table(runs: Sequence[Labels], scores: Sequence[np.ndarray], times: int, seed
     out: dict[str, Any] = {}
     for split in SPLITS:
         out[split] = _entry(runs, scores, [labels.where(split) for labels in runs], thresholds, times, seed)
-    first, slices = runs[0], {}
-    ood = first.split == "ood"
-    for name in sorted(set(first.slice[ood])):
-        here = ood & (first.slice == name)
-        classes = np.unique(first.y[here])
+    if slices:
+        out["slices"] = {}
+        for name, (here, against) in _slices(runs[0]).items():
+            entry = _entry(runs, scores, [here] * len(runs), thresholds, times, seed)
+            out["slices"][name] = entry | {"against": against}
+    return out
+
+
+def _slices(labels: Labels) -> dict[str, tuple[np.ndarray, str]]:
+    """{OOD slice: ([n] bool of it and what it is set against, the name of that)}."""
+    found: dict[str, tuple[np.ndarray, str]] = {}
+    ood = labels.split == "ood"
+    for name in sorted(set(labels.slice[ood])):
+        here = ood & (labels.slice == name)
+        classes = np.unique(labels.y[here])
         if len(classes) == 2:
-            both, reference = here, "its other class"
-        else:
-            reference = "chat" if classes[0] else "AdvBench"
-            reference = "question-form harmful" if name == "benign twins" else reference  # holds their harmful halves
-            other = ood & (first.slice == reference) & (first.y != classes[0])
-            if not other.any():
-                reference, other = "all others", first.where("ood") & (first.y != classes[0])
-            both = here | other
-        slices[name] = _entry(runs, scores, [both] * len(runs), thresholds, times, seed) | {"against": reference}
-    return out | {"slices": slices}
+            found[name] = here, "its other class"
+            continue
+        reference = "chat" if classes[0] else "AdvBench"
+        reference = "question-form harmful" if name == "benign twins" else reference  # holds their harmful halves
+        other = ood & (labels.slice == reference) & (labels.y != classes[0])
+        if not other.any():
+            reference, other = "all others", labels.where("ood") & (labels.y != classes[0])
+        found[name] = here | other, reference
+    return found
 
 
 def _entry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,6 @@ SHOWN = 80  # characters of a prompt that an excerpt shows
 def _runs(prompt_set: artifacts.Artifact, count: int) -> list[Labels]:
     labels = Labels.of(prompts.read(prompt_set))
     return [labels.drawn(run) for run in range(count)]
-
-
-def _table(prompt_set: artifacts.Artifact, scores: Sequence[np.ndarray], times: int, seed: int) -> dict[str, Any]:
-    return protocol.table(_runs(prompt_set, len(scores)), scores, times, seed)
 
 
 @artifacts.result
@@ -47,10 +42,12 @@ def tables(
     prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Step: of several probes, :func:`lib.probes.protocol.table` at each one's own choice, with its choices by run."""
-    return {
-        name: _table(prompt_set, methods.scores(f), times, seed) | {"choices": methods.choices(f)}
-        for name, f in tqdm(fitted.items(), desc="tables", disable=None)
-    }
+    found = {}
+    for name, f in tqdm(fitted.items(), desc="tables", disable=None):
+        scores = methods.scores(f)
+        found[name] = protocol.table(_runs(prompt_set, len(scores)), scores, times, seed)
+        found[name]["choices"] = methods.choices(f)
+    return found
 
 
 @artifacts.result
@@ -60,9 +57,9 @@ def curves(
     """Step: of several probes, rows {setting, train, val, ood} over their settings (k, or the amount of a control)."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, f in tqdm(fitted.items(), desc="curves", disable=None):
-        found[name] = []
+        found[name], runs = [], _runs(prompt_set, len(methods.choices(f)))
         for number, setting in enumerate(methods.settings(f)):
-            entry = _table(prompt_set, methods.scores(f, setting), times, seed)
+            entry = protocol.table(runs, methods.scores(f, setting), times, seed, slices=False)
             fits = [choice["fits"][number] for choice in methods.choices(f) if "fits" in choice]
             found[name].append({"setting": float(setting), **{s: entry[s] for s in SPLITS}, "fits": fits})
     return found
