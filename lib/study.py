@@ -206,7 +206,7 @@ class Study:
     def refusals(self) -> Artifact:
         """Notebook 02: whether the model refuses, prompt by prompt."""
         p = self.profile
-        return refusals.measure(self.labelled, p.model, p.refusals, p.seed, name="02_refusals")
+        return refusals.measure(self.prompts, p.model, p.refusals, p.seed, name="02_refusals")
 
     @cached_property
     def refusal_rates(self) -> Artifact:
