@@ -1,7 +1,7 @@
 """The claims ledger: each of the post's claims with its measure, its test, and what this run says of it.
 
 A claim is one function from results to a :class:`Record`, listed in :data:`LEDGER`. Its test was written before the
-numbers it is applied to were seen, and uses intervals only. A verdict is *reproduced*, *not reproduced* or *inconclusive
+numbers it is applied to were seen (those of one seed, under an earlier protocol, were known), and uses intervals only. A verdict is *reproduced*, *not reproduced* or *inconclusive
 at this scale*; for questions that the post leaves open, whose statement is ours, it is *supported* or *not supported*.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lib import artifacts
+from lib.probes.protocol import TRANSFER
 from lib.study import Study, values
 
 Entry = dict[str, Any]
@@ -21,7 +22,7 @@ THREE = ("pretraining", "finetuned", "chat")
 
 NEAR_PERFECT = 0.99  # AUROC
 MARGIN = 0.01  # of AUROC: less is no difference in distribution, where AUROCs are close to 1
-EQUAL = 0.02  # of AUROC: less is no difference out of distribution
+EQUAL = 0.02  # of AUROC: less is no difference out of distribution, more is much in distribution
 
 
 class Record(BaseModel):
@@ -54,6 +55,7 @@ def below(entry: Entry, bound: float) -> bool:
 
 
 def _verdict(holds: bool, fails: bool, ours: bool = False) -> Verdict:
+    assert not (holds and fails), "a claim's test contradicts itself"
     if holds:
         return "supported" if ours else "reproduced"
     if fails:
@@ -66,13 +68,15 @@ def _three_numbers(entry: Entry) -> tuple[float, float, float]:
     return (value, *entry["interval"])
 
 
-def _record(found: Entry, head: Entry, parts: dict[str, Entry], verdict: Verdict, figure: str, **said: str) -> Record:
+def _record(
+    found: Entry, head: Entry, parts: dict[str, Entry], verdict: Verdict, figure: str, split: str = "ood", **said: str
+) -> Record:
     value, low, high = _three_numbers(head)
     return Record(
         value=value,
         interval=(low, high),
         parts={name: _three_numbers(part) for name, part in parts.items()},
-        n=found["tables"]["dense"]["ood"]["n"],
+        n=found["tables"]["dense"][split]["n"],
         seeds=len(found["tables"]["dense"]["ood"]["seeds"]),
         verdict=verdict,
         figure=figure,
@@ -103,12 +107,13 @@ def b2(found: Entry) -> Record:
         found,
         min(train.values(), key=lambda e: e["difference"]),
         train,
-        _verdict(all(above(e, MARGIN) for e in train.values()), any(below(e, MARGIN) for e in train.values())),
+        _verdict(all(above(e, EQUAL) for e in train.values()), any(below(e, EQUAL) for e in train.values())),
         "02_single_latents",
+        split="train",
         id="B2",
         statement="The best single latent is much worse than the dense probe, already on the training set",
         measure="AUROC of the dense probe minus that of the best single latent, on train; the smallest of three SAEs",
-        test=f"reproduced if for all three SAEs the difference's interval is above {MARGIN}; not if one is below it",
+        test=f"reproduced if for all three SAEs the difference's interval is above {EQUAL}; not if one is below it",
     )
 
 
@@ -131,21 +136,21 @@ def b4(found: Entry) -> Record:
     gaps = {name: found["differences"][f"dense - k, {name}"] for name in THREE}
     inside = {f"{name}, {split}": gap[split] for name, gap in gaps.items() for split in ("train", "val")}
     ood = {f"{name}, OOD": gap["ood"] for name, gap in gaps.items()}
-    fits = all(below(e, MARGIN) for e in inside.values())
-    worse = all(above(e, 0) for e in ood.values())
+    more = {f"{name}, OOD less validation": gap[TRANSFER] for name, gap in gaps.items()}
+    fits = all(below(e, EQUAL) for e in inside.values())
+    worse = all(above(e, 0) for e in more.values()) and all(above(e, 0) for e in ood.values())
+    fails = any(above(e, EQUAL) for e in inside.values()) or any(below(e, 0) for e in {**ood, **more}.values())
     return _record(
         found,
         gaps["finetuned"]["ood"],
-        {**inside, **ood},
-        _verdict(
-            fits and worse, any(above(e, MARGIN) for e in inside.values()) or any(below(e, 0) for e in ood.values())
-        ),
+        {**inside, **ood, **more},
+        _verdict(fits and worse, fails),
         "02_k_sparse",
         id="B4",
         statement="About 20 latents fit train and validation but transfer worse OOD: a gap to the dense probe remains",
         measure="OOD AUROC of the dense probe minus that of 20 latents of the finetuned SAE",
-        test=f"reproduced if for all three SAEs the gap is below {MARGIN} on train and validation and above 0 OOD "
-        f"(intervals); not if one is above {MARGIN} on train or validation or below 0 OOD",
+        test=f"reproduced if for all three SAEs the gap is below {EQUAL} on train and validation, above 0 OOD, and larger OOD than "
+        f"on validation (intervals); not if one is above {EQUAL} on train or validation, below 0 OOD, or smaller OOD",
     )
 
 
@@ -192,20 +197,21 @@ def b7(found: Entry) -> Record:
     loss = {name: found["differences"][f"dense - reconstruction, {name}"] for name in ("pretraining", "finetuned")}
     val = {f"{name}, validation": e["val"] for name, e in loss.items()}
     ood = {f"{name}, OOD": e["ood"] for name, e in loss.items()}
+    more = {f"{name}, OOD less validation": e[TRANSFER] for name, e in loss.items()}
     return _record(
         found,
         loss["pretraining"]["ood"],
-        {**val, **ood},
+        {**val, **ood, **more},
         _verdict(
-            all(below(e, MARGIN) for e in val.values()) and all(above(e, 0) for e in ood.values()),
-            any(above(e, MARGIN) for e in val.values()) or any(below(e, MARGIN) for e in ood.values()),
+            all(below(e, MARGIN) for e in val.values()) and all(above(e, 0) for e in more.values()),
+            any(above(e, MARGIN) for e in val.values()) or any(below(e, 0) for e in more.values()),
         ),
         "02_reconstructions",
         id="B7",
         statement="Probes on reconstructions lose little in distribution and more OOD (0.048; finetuned 0.039)",
         measure="OOD AUROC of the dense probe minus that of a probe on the pretraining SAE's reconstruction",
-        test=f"reproduced if for both SAEs the loss is below {MARGIN} on validation and above 0 OOD (intervals); not if one is "
-        f"above {MARGIN} on validation or below it OOD",
+        test=f"reproduced if for both SAEs the loss is below {MARGIN} on validation and larger OOD than on validation "
+        f"(intervals); not if one is above {MARGIN} on validation or smaller OOD",
     )
 
 
@@ -219,7 +225,7 @@ def b8(found: Entry) -> Record:
             all(above(e, -EQUAL) and below(e, EQUAL) for e in ood.values()),
             any(above(e, EQUAL) or below(e, -EQUAL) for e in ood.values()),
         ),
-        "02_layer_sweep",
+        "02_probes",
         id="B8",
         statement="Max pooling and the fixed end-of-turn position are about equal",
         measure="OOD AUROC, maximum over the user turn minus the fixed position: dense probe, and 20 latents",

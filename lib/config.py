@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,12 +101,18 @@ class ProbeSection(_Section):
     seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
     k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
-    decays: tuple[float, ...] = (0.01, 0.1)  # weight decay of the attention probe
+    decays: tuple[float, ...] = (0.1, 3.0, 30.0)  # weight decay of the attention probe, decoupled from its rate of 3e-3
     epochs: int = Field(12, ge=1)  # of its training
     shuffles: int = Field(3, ge=1)  # draws of shuffled labels in each run
     noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)  # shares of train clusters with their labels turned round
     sizes: tuple[int, ...] = (32, 128, 512, 2048)  # train clusters of the learning curve
     bootstrap: int = Field(1000, ge=20)
+
+    @model_validator(mode="after")
+    def _claim_is_among(self) -> ProbeSection:
+        if self.k_claim not in self.ks or 0.0 not in self.noise:
+            raise ValueError(f"k_claim={self.k_claim} must be one of ks, and noise must hold 0")
+        return self
 
 
 class RefusalSection(_Section):

@@ -136,10 +136,9 @@ def refusals(rows: Sequence[Entry]) -> Figure:
     """Refusal rate and log-odds of refusal openings, by transform and kind of prompt."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), sharey=True)
     kinds, transforms = (list(dict.fromkeys(r[key] for r in rows)) for key in ("kind", "transform"))
-    for axis, value, spread, label in zip(
+    for axis, value, label in zip(
         axes,
         ("rate", "log_odds"),
-        ("interval", "log_odds_interval"),
         ("refusal rate (greedy answer)", "log-odds of a refusal opening (nats)"),
         strict=True,
     ):
@@ -147,7 +146,7 @@ def refusals(rows: Sequence[Entry]) -> Figure:
             mine = [r for r in rows if r["kind"] == kind]
             y = np.arange(len(transforms)) + 0.2 * (number - (len(kinds) - 1) / 2)
             values = [r[value] for r in mine]
-            between = [wilson(r["rate"], r["n"]) if value == "rate" else r[spread] for r in mine]
+            between = [wilson(r["rate"], r["n"]) if value == "rate" else r["log_odds_interval"] for r in mine]
             axis.errorbar(
                 values,
                 y,

@@ -2,7 +2,7 @@
 
 A file has a row for each prompt, with the columns *text*, *label* (1 or harmful, 0 or harmless) and *split* (train, val or
 ood), and if you have them *group* (prompts that must not be parted, e.g. a prompt and its jailbroken copies; by default
-clusters of near-duplicates), *slice* (a kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are told
+clusters of near-duplicates, in which a long jailbreak's text ties all its prompts together: then give groups), *slice* (a kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are told
 apart by the ending; ``hub:owner/name`` is a data set of the Hugging Face hub, whose own splits serve if it has no such
 column.
 """
@@ -13,11 +13,10 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lib import artifacts, prompts, sources
 from lib.probes.protocol import Labels, LeakError
@@ -185,6 +184,8 @@ def _row(row: dict[str, Any], where: str) -> dict[str, Any]:
     if split is None:
         raise DataError(f"{where}, column split: {_shown(row.get('split'))} is none of train, val, ood")
     other = {key: str(row[key]).strip() if row.get(key) is not None else "" for key in ("group", "slice", "id")}
+    if not re.fullmatch(r"[\w .,:+()/'-]{0,60}", other["slice"]):
+        raise DataError(f"{where}, column slice: {_shown(other['slice'])} must be up to 60 letters, digits and spaces")
     kind = other["slice"] or ("harmful" if label else "harmless")
     return {"text": sources.clean(text), "label": label, "split": split, **other, "slice": kind}
 
@@ -194,24 +195,23 @@ def _shown(value: Any) -> str:
 
 
 def _refuse_leaks(rows: Sequence[dict[str, Any]], groups: Sequence[int], texts: Sequence[str], name: str) -> None:
+    what = "of one group" if rows[0]["group"] else "near-duplicates"
     first: dict[int, int] = {}
     for number, (row, group) in enumerate(zip(rows, groups, strict=True)):
         before = first.setdefault(group, number)
         if rows[before]["split"] != row["split"]:
             raise LeakError(
-                f"{name}: rows {before + 1} and {number + 1} are of one group and in different splits "
-                f"({rows[before]['split']}, {row['split']}): a group must be in one split"
+                f"{name}: rows {before + 1} and {number + 1} are {what} and in different splits "
+                f"({rows[before]['split']}, {row['split']}): keep them in one split, or say in a column group what belongs together"
             )
-    split = np.array([row["split"] for row in rows])
-    near = prompts.neighbours(texts).tocoo()
-    across = split[near.row] != split[near.col]
-    if across.any():
-        pairs = sorted(zip(near.row[across].tolist(), near.col[across].tolist(), strict=True))
-        a, b = pairs[0]
-        raise LeakError(
-            f"{name}: rows {a + 1} and {b + 1} are near-duplicates in different splits ({split[a]}, {split[b]}), and so are "
-            f"{len(pairs) // 2 - 1} other pairs: keep each pair in one split"
-        )
+    seen: dict[str, int] = {}
+    for number, text in enumerate(texts):  # clusters of our own hold these; given groups may not
+        before = seen.setdefault(" ".join(text.lower().split()), number)
+        if rows[before]["split"] != rows[number]["split"]:
+            raise LeakError(
+                f"{name}: rows {before + 1} and {number + 1} have the same text and are in different splits "
+                f"({rows[before]['split']}, {rows[number]['split']}): keep one of them"
+            )
 
 
 @artifacts.cached

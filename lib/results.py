@@ -55,16 +55,16 @@ def verdict(differences: Entry, tables: Entry) -> str:
     ahead = [name for name, gap in gaps.items() if gap["interval"][1] < 0]
     sizes = sorted(gap["difference"] for gap in gaps.values())
     if len(behind) == len(gaps):
-        answer = "No, not here: every k-sparse probe on SAE latents is below the dense linear probe"
+        answer = f"No, not here: k-sparse probes on all {len(gaps)} SAEs are below the dense linear probe"
     elif ahead:
         answer = f"In part: k-sparse probes on the {' and the '.join(ahead)} SAE are above the dense linear probe"
     else:
-        answer = f"Not shown: {len(behind)} of {len(gaps)} k-sparse probes on SAE latents are below the dense linear probe, none above"
+        answer = f"Not shown: k-sparse probes on {len(behind)} of {len(gaps)} SAEs are below the dense linear probe, none above"
     dense = tables["dense"]["ood"]
     return (
         f"**{answer} out of distribution** (AUROC lower by {sizes[0]:.3f} to {sizes[-1]:.3f}, paired, than the dense probe's "
-        f"{dense['auroc']:.3f}; k chosen on validation; {len(dense['seeds'])} draws of split and SAE seed). One small chat model "
-        "stands behind this."
+        f"{dense['auroc']:.3f}; k chosen on validation; {len(dense['seeds'])} draws of split and SAE seed). One chat model stands "
+        "behind this."
     )
 
 

@@ -218,8 +218,10 @@ class Study:
     @cached_property
     def refusal_check(self) -> Artifact:
         """Notebook 02: the refusal rule beside a reader's judgement (data/refusal_check.json)."""
-        judged = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))["rows"]
-        return tables.rule_check(self.refusals, judged, name="02_refusal_check")
+        p = self.profile
+        judged = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))
+        same = (judged["model"], judged["tokens"]) == (p.model.name, p.refusals.tokens)  # else these are other answers
+        return tables.rule_check(self.refusals, judged["rows"] if same else [], name="02_refusal_check")
 
     @property
     def _probed(self) -> tuple[Artifact, Artifact, int]:
@@ -232,6 +234,10 @@ class Study:
         layers = tuple(sorted({p.layer, *p.probes.layers}))
         c = middle[(len(middle) - 1) // 2]
         return tables.sweep(self.labelled, self.probe_activations, layers, c, name="02_sweep")
+
+    @property
+    def _embedding(self) -> dict[str, Any]:
+        return {"of": "embedding", "wheel": sources.wheel_hash(sources.EMBEDDER_WHEEL[0])}
 
     def logistic(self, *views: dict[str, Any]) -> Artifact:
         """A logistic regression on a view; one view serves all runs."""
@@ -329,7 +335,7 @@ class Study:
             "dense, max over everything": self.logistic({"of": "residual", "place": "max all"}),
             "attention": methods.attention_probe(*self._probed, q.decays, q.epochs, q.seeds),
             "difference of means": methods.difference_of_means(*self._probed, residual, q.seeds),
-            "sentence embedding": self.logistic({"of": "embedding"}),
+            "sentence embedding": self.logistic(self._embedding),
             "bag of words": self.logistic({"of": "words"}),
             "surface features": self.logistic({"of": "surface"}),
         }
@@ -363,15 +369,13 @@ class Study:
     def size_controls(self) -> Artifact:
         """Notebook 02: principal components, random directions and random latents at the k of the k-sparse probes."""
         q = self.profile.probes
-        place = {"place": q.position}
+        runs = self.probed_saes["finetuned"]
         views = {
-            "principal components": {"of": "principal components", **place},
-            "random directions": {"of": "random directions", **place},
-            "random latents, finetuned": {"of": "random latents", "sae": self.chat_saes["finetuned"], **place},
+            "principal components": ({"of": "principal components", "place": q.position},) * q.seeds,
+            "random directions": ({"of": "random directions", "place": q.position},) * q.seeds,
+            "random latents, finetuned": tuple({**v, "of": "random latents"} for v in self.latents_of(runs)),
         }
-        fitted = {
-            name: methods.by_size(*self._probed, view, q.ks, q.penalties, q.seeds) for name, view in views.items()
-        }
+        fitted = {name: methods.by_size(*self._probed, each, q.ks, q.penalties) for name, each in views.items()}
         return tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_size_controls")
 
     @cached_property
@@ -381,7 +385,7 @@ class Study:
         seen = {
             "dense": (({"of": "residual", "place": q.position},) * q.seeds, ()),
             "k-sparse, finetuned": (self.latents_of(self.probed_saes["finetuned"]), q.ks),
-            "sentence embedding": (({"of": "embedding"},) * q.seeds, ()),
+            "sentence embedding": ((self._embedding,) * q.seeds, ()),
             "surface features": (({"of": "surface"},) * q.seeds, ()),
         }
         amounts: dict[str, tuple[float, ...]] = {

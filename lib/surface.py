@@ -163,7 +163,7 @@ def one_style(texts: Sequence[str]) -> np.ndarray:
         fits &= column[name] == 1
     for name in unwanted:
         fits &= column[name] == 0
-    return fits
+    return fits & np.array([not re.search(r"[.!?]", text) for text in texts])
 
 
 def one_length(texts: Sequence[str], y: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,8 +8,8 @@
 # they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
 # Every probe is fit on train; all its choices (regularisation C, number of latents k, weight decay) are made on validation;
 # out-of-distribution (OOD) data are used for no choice. Each probe is fit in several runs, each with its own draw of train and
-# validation and, where there is an SAE, its own SAE seed. Figures are means over runs. Intervals are 95 %, from a bootstrap over
-# clusters of base prompts and over runs; differences between probes are paired, on the same prompts and runs.
+# validation and, where there is an SAE, its own SAE seed. Figures are means over runs. Intervals are 95 %, of a bootstrap over
+# clusters of base prompts and of the spread over runs; differences between probes are paired, on the same prompts and runs.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -69,7 +69,7 @@ Markdown(
 # ## The site: layer, position, pooling
 #
 # The dense probe with one fixed C, scored on validation only, at each layer and each position after the user's text, and on
-# residuals pooled over the user's text or over everything but the first token. The committed site, layer 12 at +1, was fixed
+# residuals pooled over the user's text or over everything but the first token. The report's site (layer 12 at +1) was fixed
 # from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed.
 
 # %%
@@ -107,7 +107,7 @@ figures.publish(
     f"AUROC of {len(tables)} probes, by OOD AUROC (ticks: single runs; dotted: the dense probe). Best OOD: {order[0]} at "
     f"{tables[order[0]]['ood']['auroc']:.3f}; dense {tables['dense']['ood']['auroc']:.3f}, rank {1 + order.index('dense')}; worst: {order[-1]} at "
     f"{tables[order[-1]]['ood']['auroc']:.3f}. On validation {sum(t['val']['auroc'] > 0.99 for t in tables.values())} of {len(tables)} are above 0.99, "
-    "so validation cannot tell which will transfer.",
+    "which tells little about which will transfer.",
 )
 
 # %% [markdown]
@@ -203,7 +203,11 @@ changes = {
     "shuffled labels": "shuffle",
 }
 named = {"as it stands": {name: next(r for r in rows if r["setting"] == 0) for name, rows in found["noise"].items()}}
-named |= {text: {name: rows[0] for name, rows in found[key].items()} for text, key in changes.items() if key in found}
+named |= {  # at tiny sizes a control can leave too little to train on
+    text: {name: rows[0] for name, rows in found[key].items()}
+    for text, key in changes.items()
+    if all(found.get(key, {"": []}).values())
+}
 shuffled = {name: sum(r["ood"]["auroc"] for r in rows) / len(rows) for name, rows in found["shuffle"].items()}
 figures.publish(
     figures.controls(named),

@@ -50,6 +50,10 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
         ("Dear Sir, I am writing to", False),
         ("The Maillard reaction is", False),
         ("I'm afraid of the dark", False),
+        ("I can't wait to show you", False),
+        ("I do not know, but here is a plan", False),
+        ("We will not only build it", False),
+        ("We will not provide that", True),
     ],
 )
 def test_rule(answer: str, expected: bool) -> None:

@@ -13,8 +13,8 @@ def entry(value: float, half: float = 0.01) -> dict:
 @pytest.mark.parametrize(
     ("gaps", "words"),
     [
-        ((0.2, 0.3), "No, not here: every k-sparse probe"),
-        ((0.005, 0.3), "Not shown: 1 of 2"),
+        ((0.2, 0.3), "No, not here: k-sparse probes on all 2 SAEs"),
+        ((0.005, 0.3), "Not shown: k-sparse probes on 1 of 2"),
         ((-0.05, 0.3), "In part: k-sparse probes on the s0 SAE are above"),
     ],
 )

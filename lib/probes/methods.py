@@ -47,7 +47,8 @@ def choices(fitted: artifacts.Artifact) -> list[dict[str, Any]]:
 
 def settings(fitted: artifacts.Artifact) -> list[str]:
     """Names of the settings that every run has scores of."""
-    return list(choices(fitted)[0]["settings"])
+    first, *others = (choice["settings"] for choice in choices(fitted))
+    return [name for name in first if all(name in other for other in others)]
 
 
 def _data(prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int) -> tuple[Data, Labels]:
@@ -149,7 +150,7 @@ def k_sparse_scores(
     train = labels.where("train") if train is None else train
     y = labels.y if y is None else y
     order = _ranked(x[train], y[train], rule, max(ks))
-    by_k = {str(k): order[:k] for k in sorted(ks) if k <= x.shape[1]}
+    by_k = {str(k): order[:k] for k in sorted(ks) if k <= len(order)}
     found, best = {}, ("", -1.0)
     for k, which in by_k.items():
         fitted = protocol.fit(
@@ -190,22 +191,26 @@ def by_size(
     prompt_set: artifacts.Artifact,
     harvested: artifacts.Artifact,
     layer: int,
-    view: View,
+    views: tuple[View, ...],
     ks: tuple[int, ...],
     penalties: tuple[float, ...],
-    runs: int,
 ) -> None:
-    """Step: a control's curve over k: the view with ``k`` and ``draw`` filled in, k chosen on validation."""
+    """Step: a control's curve over k: the views with ``k`` and ``draw`` filled in, k chosen on validation; a k that a view
+    cannot give is left out."""
     data, labels = _data(prompt_set, harvested, layer)
     found, chosen = {}, []
-    for run in range(runs):
-        mine, best = labels.drawn(run), ("", -1.0)
+    for run, view in enumerate(views):
+        mine, best, there = labels.drawn(run), ("", -1.0), []
         for k in sorted(ks):
-            fitted = protocol.fit(features.matrix(data, {**view, "k": k, "draw": run}, mine), mine, penalties)
+            x = features.matrix(data, {**view, "k": k, "draw": run}, mine)
+            if x.shape[1] < k:
+                break
+            there.append(str(k))
+            fitted = protocol.fit(x, mine, penalties)
             found[f"{run}/{k}"] = fitted.score
             if fitted.val > best[1] + protocol.TIE:
                 best = (str(k), fitted.val)
-        chosen.append({"best": best[0], "val": best[1], "settings": [str(k) for k in sorted(ks)]})
+        chosen.append({"best": best[0], "val": best[1], "settings": there})
     _write(out, found, chosen)
 
 
@@ -222,6 +227,9 @@ def changed(
     train clusters, in the proportion of the classes. These change train and validation alike: "wrapped", with the benign
     prompts inside train jailbreaks; "plain", without jailbroken copies and errands; "style" and "length", of those the
     prompts of one style (:func:`lib.surface.one_style`) or of matched length.
+
+    Raises:
+        ValueError: the control leaves too little to train on or to choose with.
     """
     rng = np.random.default_rng([run, round(1000 * amount)])
     train, y = labels.where("train"), labels.y.copy()
@@ -232,6 +240,8 @@ def changed(
         here = train & np.isin(labels.group, rng.permutation(groups)[: round(amount * len(groups))])
         y[here] = 1 - y[here]
     elif control == "size":
+        if amount > len(groups):
+            raise ValueError(f"there are {len(groups)} train clusters, not {amount:g}")
         kept: list[np.ndarray] = []
         of_class = np.array([labels.y[train][labels.group[train] == g].max() for g in groups])
         for label in (0, 1):
@@ -247,7 +257,7 @@ def changed(
             "style": lambda: plain & surface.one_style(texts),
             "length": lambda: surface.one_length(texts, labels.y, plain, rng),
         }[control]()
-        labels = dataclasses.replace(labels, overall=np.where(inside, kept_inside, labels.overall))
+        labels = dataclasses.replace(labels, overall=np.where(inside, kept_inside, labels.overall)).checked()
         train = labels.where("train")
     else:
         raise ValueError(f"unknown control {control!r}")
@@ -272,17 +282,22 @@ def controlled(
     found, chosen = {}, []
     for run, view in enumerate(tqdm(views, desc=f"control: {control}", disable=None)):
         drawn = labels.drawn(run)
-        kept = []
+        x, kept = features.matrix(data, view, drawn), {}
         for amount in amounts:
-            train, y, mine = changed(drawn, control, amount, run, texts)
-            x = features.matrix(data, view, drawn)
+            try:
+                train, y, mine = changed(drawn, control, amount, run, texts)
+            except ValueError:
+                continue  # at tiny sizes; such an amount is left out
             if ks:
                 scored, choice = k_sparse_scores(np.asarray(x), mine, ks, penalties, train=train, y=y)
                 found[f"{run}/{amount:g}"], note = scored[choice["best"]], choice["best"]
             else:
                 fitted = protocol.fit(x, mine, penalties, train, y)
                 found[f"{run}/{amount:g}"], note = fitted.score, f"{fitted.c:g}"
-            kept.append({"amount": amount, "n": int(train.sum()), "harmful": int(y[train].sum()), "choice": note})
-        names = [f"{amount:g}" for amount in amounts]
-        chosen.append({"best": names[-1], "settings": names, "fits": kept})
-    _write(out, found, chosen)
+            kept[f"{amount:g}"] = {"n": int(train.sum()), "harmful": int(y[train].sum()), "choice": note}
+        chosen.append(kept)
+    names = [f"{a:g}" for a in amounts if all(f"{a:g}" in kept for kept in chosen)]
+    notes = [
+        {"best": names[-1] if names else "", "settings": names, "fits": [kept[n] for n in names]} for kept in chosen
+    ]
+    _write(out, found, notes)

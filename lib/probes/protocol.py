@@ -1,19 +1,21 @@
 """The probing protocol: fit on train, choose on validation, read OOD once.
 
 A *run* is one draw of the split into train and validation together with one SAE seed. Figures are means over runs. Every
-interval is a 95 % bootstrap over clusters of base prompts, since a prompt and its jailbroken copies are not independent,
-and over runs. Two probes are compared on the same draws, so that differences are paired.
+95 % interval adds two variances: that of the mean under a bootstrap over clusters of base prompts, since a prompt and its
+jailbroken copies are not independent, and that of a mean over so few runs, with Student's t (Welch-Satterthwaite). Two
+probes are compared on the same prompts and runs, so that differences are paired.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, stats
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -80,24 +82,41 @@ class Labels:
         """Run 0 is the split as it stands; others draw validation anew, by cluster and class, of the same size."""
         if run == 0:
             return self
-        rng, split = np.random.default_rng(run), self.split.copy()
-        inside = np.flatnonzero(split != "ood")
+        rng, inside = np.random.default_rng(run), np.flatnonzero(self.split != "ood")
         names, first = np.unique(self.group[inside], return_index=True)
         harmful = np.isin(names, self.group[inside][self.y[inside] == 1])  # the cluster holds a harmful prompt
-        held = split[inside][first] == "val"
-        chosen = [rng.permutation(names[harmful == kind])[: held[harmful == kind].sum()] for kind in (True, False)]
-        split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
-        return dataclasses.replace(self, split=split).checked()
+        held = self.split[inside][first] == "val"
+        for _ in range(50):  # few clusters can leave a split without a class
+            chosen = [rng.permutation(names[harmful == kind])[: held[harmful == kind].sum()] for kind in (True, False)]
+            split = self.split.copy()
+            split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
+            drawn = dataclasses.replace(self, split=split)
+            if all(len(np.unique(self.y[drawn.where(name)])) == 2 for name in SPLITS):
+                return drawn.checked()
+        raise ValueError("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
 
 
 # ------------------------------------------------------------------------------------------------------- intervals
 
 
-def resampled(group: np.ndarray, times: int, seed: int) -> np.ndarray:
-    """[times, n] how often each prompt is in each sample of whole groups, drawn with replacement."""
-    names, which = np.unique(group, return_inverse=True)
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=times)
-    return counts.astype(np.float32)[:, which]
+def resampled(labels: Labels, times: int, seed: int) -> np.ndarray:
+    """[times, n] how often each prompt is in each sample of whole clusters, drawn with replacement.
+
+    In-distribution and OOD clusters are drawn apart. The weights do not depend on the run.
+    """
+    return _resampled(labels.group.tobytes(), (labels.split == "ood").tobytes(), times, seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _resampled(group: bytes, ood: bytes, times: int, seed: int) -> np.ndarray:
+    groups, outside = np.frombuffer(group, np.int64), np.frombuffer(ood, bool)
+    rng, weights = np.random.default_rng(seed), np.zeros((times, len(groups)), np.float32)
+    for part in (np.flatnonzero(~outside), np.flatnonzero(outside)):
+        names, which = np.unique(groups[part], return_inverse=True)
+        if len(names):
+            weights[:, part] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=times)[:, which]
+    weights.flags.writeable = False
+    return weights
 
 
 def weighted_aurocs(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -112,16 +131,18 @@ def weighted_aurocs(y: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np
     return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
-def spread(samples: np.ndarray) -> list[float]:
-    """95 % percentile interval of samples, NaN left out."""
-    return np.nanpercentile(samples, [2.5, 97.5]).tolist()
+def interval(samples: Sequence[np.ndarray], seeds: Sequence[float], within: tuple[float, float]) -> list[float]:
+    """95 % interval of the mean over runs, kept ``within`` bounds.
 
-
-def over_runs(samples: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """[times] means over runs drawn with replacement, of one sample [times] per run."""
-    every = np.stack(samples)
-    chosen = np.random.default_rng([seed, 1]).integers(len(every), size=(every.shape[1], len(every)))
-    return every[chosen, np.arange(every.shape[1])[:, None]].mean(1)
+    ``samples`` are [times] bootstrap values of each run, on the same draws of clusters; ``seeds`` each run's own value.
+    """
+    with np.errstate(all="ignore"):
+        prompts_ = float(np.nanvar(np.mean(samples, axis=0)))
+    runs = float(np.var(seeds, ddof=1)) / len(seeds) if len(seeds) > 1 else 0.0
+    total, middle = prompts_ + runs, float(np.mean(seeds))
+    freedom = total**2 / (runs**2 / (len(seeds) - 1)) if runs > 0 else np.inf
+    half = float(stats.t.ppf(0.975, freedom)) * np.sqrt(total)
+    return [float(np.clip(middle - half, *within)), float(np.clip(middle + half, *within))]
 
 
 def recall(y: np.ndarray, score: np.ndarray) -> float:
@@ -196,19 +217,16 @@ def _entry(
     seed: int,
 ) -> dict[str, Any]:
     samples, seeds, recalls, right, alarms = [], [], [], [], []
-    weights: np.ndarray | None = None
-    for number, (labels, score, here, threshold) in enumerate(zip(runs, scores, where, thresholds, strict=True)):
+    for labels, score, here, threshold in zip(runs, scores, where, thresholds, strict=True):
         y, s = labels.y[here], score[here]
-        if weights is None or not np.array_equal(here, where[number - 1]):
-            weights = resampled(labels.group[here], times, seed)
-        samples.append(weighted_aurocs(y, s, weights))
+        samples.append(weighted_aurocs(y, s, resampled(labels, times, seed)[:, here]))
         seeds.append(float(roc_auc_score(y, s)))
         recalls.append(recall(y, s))
         right.append(((s > threshold) == y).mean())
         alarms.append((s[y == 0] > threshold).mean())
     return {
         "auroc": np.mean(seeds),
-        "interval": spread(over_runs(samples, seed)),
+        "interval": interval(samples, seeds, (0.0, 1.0)),
         "seeds": seeds,
         "n": int(where[0].sum()),
         "harmful": int(runs[0].y[where[0]].sum()),
@@ -218,17 +236,28 @@ def _entry(
     }
 
 
-def difference(
-    runs: Sequence[Labels], a: Sequence[np.ndarray], b: Sequence[np.ndarray], split: str, times: int, seed: int
-) -> dict[str, Any]:
-    """{difference, interval, seeds} of the AUROCs of probes a and b on ``split``: the same prompts and runs in every draw."""
-    samples, seeds = [], []
+TRANSFER = "ood - val"  # how much more one probe is ahead of the other out of distribution than on validation
+
+
+def differences(
+    runs: Sequence[Labels], a: Sequence[np.ndarray], b: Sequence[np.ndarray], times: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """{split or :data:`TRANSFER`: {difference, interval, seeds}} of the AUROCs of probes a and b, on the same prompts and
+    runs."""
+    samples: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    seeds: dict[str, list[float]] = {split: [] for split in SPLITS}
     for labels, one, two in zip(runs, a, b, strict=True):
-        here = labels.where(split)
-        y, weights = labels.y[here], resampled(labels.group[here], times, seed)
-        samples.append(weighted_aurocs(y, one[here], weights) - weighted_aurocs(y, two[here], weights))
-        seeds.append(float(roc_auc_score(y, one[here]) - roc_auc_score(y, two[here])))
-    return {"difference": np.mean(seeds), "interval": spread(over_runs(samples, seed)), "seeds": seeds}
+        for split in SPLITS:
+            here = labels.where(split)
+            y, weights = labels.y[here], resampled(labels, times, seed)[:, here]
+            samples[split].append(weighted_aurocs(y, one[here], weights) - weighted_aurocs(y, two[here], weights))
+            seeds[split].append(float(roc_auc_score(y, one[here]) - roc_auc_score(y, two[here])))
+    samples[TRANSFER] = [x - y for x, y in zip(samples["ood"], samples["val"], strict=True)]
+    seeds[TRANSFER] = [x - y for x, y in zip(seeds["ood"], seeds["val"], strict=True)]
+    return {
+        name: {"difference": np.mean(values), "interval": interval(samples[name], values, (-2.0, 2.0)), "seeds": values}
+        for name, values in seeds.items()
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- fitting
@@ -266,7 +295,9 @@ def fit(
     for c in sorted(penalties):
         probe.set_params(C=c).fit(z[rows], y[rows])
         score = probe.decision_function(z)
-        value = float(roc_auc_score(labels.y[val], score[val]))
+        value = float(roc_auc_score(labels.y[val], score[val])) if len(np.unique(labels.y[val])) == 2 else np.nan
+        if not np.isfinite(value):
+            raise ValueError("a probe cannot be chosen: validation holds one class only, or scores are not finite")
         if kept is None or value > kept.val + TIE:
             kept = Fitted(score, c, value)
     assert kept is not None, "no penalties to choose from"
@@ -286,8 +317,9 @@ def by_mean_difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def by_l1_path(x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
-    """At least ``count`` columns of ``x`` (if so many help) in the order in which they enter an L1-regularised logistic
-    regression on columns scaled to unit variance as C grows; of those that enter together, the largest weight first."""
+    """Columns of ``x`` in the order in which they enter an L1-regularised logistic regression on columns scaled to unit
+    variance as C grows; of those that enter together, the largest weight first. If the path ends before ``count``, the others
+    follow by mean difference."""
     deviation = x.std(0)
     used = np.flatnonzero(deviation > 0)
     z = sparse.csr_matrix(x[:, used] / deviation[used])
@@ -299,4 +331,6 @@ def by_l1_path(x: np.ndarray, y: np.ndarray, count: int) -> np.ndarray:
         order += fresh
         if len(order) >= count:
             break
-    return used[order]
+    first = used[order]
+    others = by_mean_difference(x / np.where(deviation > 0, deviation, 1), y)
+    return np.concatenate([first, others[~np.isin(others, first)]])

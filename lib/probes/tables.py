@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,15 +73,12 @@ Pair = tuple[artifacts.Artifact, str | None]  # fitted probes, and a setting or 
 def differences(
     prompt_set: artifacts.Artifact, pairs: dict[str, tuple[Pair, Pair]], times: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Step: {name: {split: paired difference of AUROCs, first minus second}}."""
+    """Step: {name: :func:`lib.probes.protocol.differences`, first minus second}."""
     found: dict[str, dict[str, Any]] = {}
     for name, (a, b) in pairs.items():
         one, two = methods.scores(*a), methods.scores(*b)
         count = min(len(one), len(two))
-        runs = _runs(prompt_set, count)
-        found[name] = {
-            split: protocol.difference(runs, one[:count], two[:count], split, times, seed) for split in SPLITS
-        }
+        found[name] = protocol.differences(_runs(prompt_set, count), one[:count], two[:count], times, seed)
     return found
 
 
@@ -97,22 +95,29 @@ def closed_gap(
     """Step: share of the OOD gap between ``before`` and the dense probe that ``after`` closes, both at one setting:
     {share, interval, gap, gap_interval}."""
     scores = [methods.scores(dense), methods.scores(before, setting), methods.scores(after, setting)]
-    runs, samples, seeds = _runs(prompt_set, len(scores[0])), [], []
+    runs = _runs(prompt_set, len(scores[0]))
+    samples, seeds = [], []
     for run, labels in enumerate(runs):
         here = labels.where("ood")
-        weights = protocol.resampled(labels.group[here], times, seed)
+        weights = protocol.resampled(labels, times, seed)[:, here]
         samples.append([protocol.weighted_aurocs(labels.y[here], s[run][here], weights) for s in scores])
         seeds.append([float(roc_auc_score(labels.y[here], s[run][here])) for s in scores])
-    top, low, high = (protocol.over_runs([s[i] for s in samples], seed) for i in range(3))
-    means = np.mean(seeds, axis=0)
-    gap = protocol.spread(top - low)
-    ratio = np.divide(high - low, top - low, out=np.full(len(top), np.nan), where=np.abs(top - low) > 1e-6)
-    return {
-        "share": (means[2] - means[1]) / (means[0] - means[1]),
-        "interval": protocol.spread(ratio),
-        "gap": means[0] - means[1],
-        "gap_interval": gap,
-    }
+    top, low, high = np.mean(seeds, axis=0)
+    gap = protocol.interval([a - b for a, b, _ in samples], [a - b for a, b, _ in seeds], (-2.0, 2.0))
+    found = {"gap": top - low, "gap_interval": gap, "share": 0.0, "interval": [-1e3, 1e3]}
+    if abs(top - low) > 1e-6:  # else there is no gap to close a share of
+        share = (high - low) / (top - low)
+        # Fieller's way: the share is whatever makes (high - low) - share * (top - low) compatible with 0.
+        inside = [r for r in np.linspace(-5, 6, 1101) if _compatible(samples, seeds, r)]
+        found |= {"share": share, "interval": [min(inside, default=share), max(inside, default=share)]}
+    return found
+
+
+def _compatible(samples: Sequence[Sequence[np.ndarray]], seeds: Sequence[Sequence[float]], share: float) -> bool:
+    rest = [(high - low) - share * (top - low) for top, low, high in samples]
+    values = [(high - low) - share * (top - low) for top, low, high in seeds]
+    low, high = protocol.interval(rest, values, (-100.0, 100.0))
+    return low <= 0 <= high
 
 
 @artifacts.result
@@ -167,22 +172,17 @@ def excerpt(text: str) -> str:
 
 @artifacts.result
 def refusal_rates(measured: artifacts.Artifact, times: int, seed: int) -> list[dict[str, Any]]:
-    """Step: rows {kind, transform, n, rate, interval, log_odds, log_odds_interval}, bootstrap over base prompts."""
+    """Step: rows {kind, transform, n, rate, log_odds, log_odds_interval}, bootstrap over base prompts."""
     columns = {name: np.array(values) for name, values in measured.value.items()}
     rows = []
     for kind in dict.fromkeys(columns["kind"].tolist()):
         for transform in dict.fromkeys(columns["transform"].tolist()):
             here = (columns["kind"] == kind) & (columns["transform"] == transform)
-            weights = protocol.resampled(columns["group"][here], times, seed)
-            row: dict[str, Any] = {"kind": kind, "transform": transform, "n": int(here.sum())}
-            for name, key in (("refused", "rate"), ("log_odds", "log_odds")):
-                values = columns[name][here].astype(float)
-                samples = (weights * values).sum(1) / weights.sum(1)
-                row |= {
-                    key: values.mean(),
-                    "interval" if key == "rate" else "log_odds_interval": protocol.spread(samples),
-                }
-            rows.append(row)
+            # Base prompts of a kind are in clusters of their own, but for a few; a prompt is asked once in each transform.
+            odds, rate = columns["log_odds"][here], columns["refused"][here].mean()
+            drawn = np.random.default_rng(seed).choice(odds, (times, len(odds))).mean(1)
+            row = {"kind": kind, "transform": transform, "n": int(here.sum()), "rate": rate}
+            rows.append(row | {"log_odds": odds.mean(), "log_odds_interval": np.percentile(drawn, [2.5, 97.5])})
     return rows
 
 

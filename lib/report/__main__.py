@@ -81,7 +81,10 @@ def _probe(options: argparse.Namespace) -> str:
     profile = config.load(options.profile, overrides)
     artifacts.open_store("probe")
     study = Study(profile)
-    return results.probe_table((study.probe_tables if options.saes else study.plain_tables).value)
+    try:
+        return results.probe_table((study.probe_tables if options.saes else study.plain_tables).value)
+    except ValueError as error:
+        raise error if isinstance(error, EXPECTED) else labelled.DataError(str(error)) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
