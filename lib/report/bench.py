@@ -308,6 +308,13 @@ def _machine() -> dict[str, str]:
     }
 
 
+CONDITIONS = {
+    "training": f"Contenders run in the environment of their users; at {CONTROL_WIDTH:,} latents also with the allocator settings "
+    "of our notebooks, and SAELens' gated SAE also with that loss kept from the decoder.",
+    "limit": "these blocks' matrix products alone, linear layers and attention",
+}
+
+
 def _label(name: str, measured: dict[str, Any]) -> str:
     return f"{name} {measured['version']}" if measured["version"] else name
 
@@ -323,8 +330,7 @@ def table(record: dict[str, Any]) -> str:
         f"weights, aimed at L0 = {L0}, and see the same batches. Loss is that of our objective on {HELD_OUT:,} held-out tokens "
         "after the same steps; dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
         "The loss of a gated SAE holds the gate's own reconstruction, which in SAELens trains the decoder as well and here, as "
-        "in the paper, does not: compare FVU, or the row where SAELens keeps it from the decoder. Contenders run in the "
-        f"environment of their users; at {CONTROL_WIDTH:,} latents also with the allocator settings of our notebooks.",
+        f"in the paper, does not: compare FVU. {record['conditions']['training']}",
         "",
         "| latents | variant | trainer | ms per step | tokens/s | × encoder product | ours is faster by | held-out loss | L0 | FVU | peak GiB |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -340,8 +346,8 @@ def table(record: dict[str, Any]) -> str:
             )
     lines += [
         "",
-        f"**Harvest** of the residual stream after block {LAYER}, SmolLM2-135M-Instruct, float32. The limit is the time of these "
-        "blocks' matrix products alone, linear layers and attention. transformers runs the whole model with all hidden states.",
+        f"**Harvest** of the residual stream after block {LAYER}, SmolLM2-135M-Instruct, float32. The limit is the time of "
+        f"{record['conditions']['limit']}. transformers runs the whole model with all hidden states.",
         "",
         "| texts | harvester | tokens/s | ours is faster by | share of the limit | peak GiB |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -378,7 +384,12 @@ def run() -> str:
         print(f"[{(time.monotonic() - begun) / 60:4.1f} min] {text}", flush=True)
 
     try:
-        record = {"machine": _machine(), "harvest": _harvesting(folder, say), "training": _training(folder, say)}
+        record = {
+            "machine": _machine(),
+            "conditions": CONDITIONS,
+            "harvest": _harvesting(folder, say),
+            "training": _training(folder, say),
+        }
     finally:
         for left in folder.glob("*.safetensors"):
             left.unlink()
