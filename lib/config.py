@@ -103,9 +103,9 @@ class ProbeSection(_Section):
     k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
     decays: tuple[float, ...] = (0.1, 3.0, 30.0)  # weight decay of the attention probe, decoupled from its rate of 3e-3
     epochs: int = Field(12, ge=1)  # of its training
-    shuffles: int = Field(3, ge=1)  # draws of shuffled labels in each run
-    noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)  # shares of train clusters with their labels turned round
-    sizes: tuple[int, ...] = (32, 128, 512, 2048)  # train clusters of the learning curve
+    shuffles: int = Field(2, ge=1)  # draws of shuffled labels in each run
+    noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # shares of train clusters with their labels turned round
+    sizes: tuple[int, ...] = (32, 256, 2048)  # train clusters of the learning curve
     bootstrap: int = Field(1000, ge=20)
 
     @model_validator(mode="after")

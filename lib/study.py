@@ -285,8 +285,8 @@ class Study:
     @cached_property
     def _sparse(self) -> dict[str, dict[str, Artifact]]:
         return {
-            rule: {name: self.k_sparse(saes, rule) for name, saes in self.probed_saes.items()}
-            for rule in ("mean difference", "L1 path")
+            "mean difference": {n: self.k_sparse(saes, "mean difference") for n, saes in self.probed_saes.items()},
+            "L1 path": {n: self.k_sparse(self.probed_saes[n], "L1 path") for n in ("pretraining", "finetuned", "chat")},
         }
 
     @cached_property

