@@ -238,7 +238,8 @@ def k_sparse(
             axis.set(xscale="log", ylabel="AUROC")
             if line == 0:
                 axis.set_title(f"{title}, n = {dense[split]['n']:,}")
-            axis.set_xticks(ks, [f"{k:g}" for k in ks])
+            ticks = sorted({row["setting"] for rows in shown.values() for row in rows})
+            axis.set_xticks(ticks, [f"{k:g}" for k in ticks])
             axis.minorticks_off()
         axes[line][1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axis in axes[1]:
