@@ -272,3 +272,17 @@ def test_broken_pages_fail_the_site(workshop: Path, tmp_path: Path) -> None:
     notebooks.write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
     with pytest.raises(ReportError, match="site has warnings"):
         site.build("smoke")
+
+
+def test_results_of_results_are_carried_along(tmp_path: Path) -> None:
+    """A run that finds a result done does not read what it was made of; that is promoted all the same."""
+    records = {
+        "ledger": ("k1", {"inputs": {"gap": {"artifact": "k2"}}}),
+        "gap": ("k2", {"fits": [{"artifact": "k3"}]}),
+        "deep": ("k3", {}),
+        "left": ("k4", {"of": {"artifact": "k1"}}),
+    }
+    for name, (key, config_) in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"key": key, "config": config_, "payload": 0}))
+    assert promotion.with_inputs(tmp_path, {"ledger.json"}) == {"ledger.json", "gap.json", "deep.json"}
+    assert promotion.with_inputs(tmp_path, {"gone.json"}) == {"gone.json"}

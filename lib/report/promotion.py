@@ -50,6 +50,18 @@ def as_list(headlines: dict[str, str]) -> str:
     return "\n".join([*([headlines["verdict"], ""] if "verdict" in headlines else []), *lines])
 
 
+def with_inputs(results: Path, used: set[str]) -> set[str]:
+    """File names ``used`` and those of the results that they were made of, which a run that finds them done does not read."""
+    records = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    found, todo = set(used), [name for name in used if name in records]
+    while todo:
+        inputs = json.dumps(records[todo.pop()].get("config"))
+        fresh = [name for name, record in records.items() if name not in found and f'"{record.get("key")}"' in inputs]
+        found.update(fresh)
+        todo += fresh
+    return found
+
+
 def promote(profile: str) -> None:
     """Stage a complete run and put it in place. Broken off, :func:`finish` completes it at the next call.
 
@@ -69,6 +81,7 @@ def promote(profile: str) -> None:
     shutil.rmtree(stage, ignore_errors=True)
     events = [json.loads(line) for line in (built / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     used = {f"{event['name']}.json" for event in events if event["event"] == "used"}
+    used = with_inputs(built / "results", used)
     for folder, (pattern, _) in _targets().items():
         (stage / folder).mkdir(parents=True)
         for path in sorted((built / folder).glob(pattern)):
