@@ -85,6 +85,7 @@ def _record(
 
 
 def b1(found: Entry) -> Record:
+    """Dense probes are near perfect."""
     dense = {split: found["tables"]["dense"][split] for split in ("train", "val", "ood")}
     return _record(
         found,
@@ -102,6 +103,7 @@ def b1(found: Entry) -> Record:
 
 
 def b2(found: Entry) -> Record:
+    """Single latents are much worse."""
     train = {name: found["differences"][f"dense - single, {name}"]["train"] for name in THREE}
     return _record(
         found,
@@ -118,6 +120,7 @@ def b2(found: Entry) -> Record:
 
 
 def b3(found: Entry) -> Record:
+    """Finetuning helps single latents."""
     gain = found["differences"]["single, finetuned - pretraining"]
     return _record(
         found,
@@ -133,6 +136,7 @@ def b3(found: Entry) -> Record:
 
 
 def b4(found: Entry) -> Record:
+    """k latents fit and transfer worse."""
     gaps = {name: found["differences"][f"dense - k, {name}"] for name in THREE}
     inside = {f"{name}, {split}": gap[split] for name, gap in gaps.items() for split in ("train", "val")}
     ood = {f"{name}, OOD": gap["ood"] for name, gap in gaps.items()}
@@ -155,6 +159,7 @@ def b4(found: Entry) -> Record:
 
 
 def b5(found: Entry) -> Record:
+    """Finetuning closes half of the gap."""
     closed = found["closed_gap"]
     head = {"share": closed["share"], "interval": closed["interval"]}
     gap = {"difference": closed["gap"], "interval": closed["gap_interval"]}
@@ -176,6 +181,7 @@ def b5(found: Entry) -> Record:
 
 
 def b6(found: Entry) -> Record:
+    """The selection rules agree."""
     ood = {name: found["differences"][f"rules, {name}"]["ood"] for name in THREE}
     return _record(
         found,
@@ -194,6 +200,7 @@ def b6(found: Entry) -> Record:
 
 
 def b7(found: Entry) -> Record:
+    """Reconstructions lose more out of distribution."""
     loss = {name: found["differences"][f"dense - reconstruction, {name}"] for name in ("pretraining", "finetuned")}
     val = {f"{name}, validation": e["val"] for name, e in loss.items()}
     ood = {f"{name}, OOD": e["ood"] for name, e in loss.items()}
@@ -216,6 +223,7 @@ def b7(found: Entry) -> Record:
 
 
 def b8(found: Entry) -> Record:
+    """Max pooling equals the fixed position."""
     ood = {name: found["differences"][f"max - position, {name}"]["ood"] for name in ("dense", "k")}
     return _record(
         found,
@@ -234,6 +242,7 @@ def b8(found: Entry) -> Record:
 
 
 def o2(found: Entry) -> Record:
+    """QF SAEs probe no worse."""
     gain = found["differences"]["QF - JumpReLU, k"]
     return _record(
         found,
@@ -249,6 +258,7 @@ def o2(found: Entry) -> Record:
 
 
 def o6(found: Entry) -> Record:
+    """Attention probes transfer better."""
     gain = found["differences"]["attention - dense"]
     return _record(
         found,

@@ -191,7 +191,7 @@ figures.publish(
 # *Plain prompts only* trains without jailbroken copies and errands; *one style* and *matched length* are subsets of it: single
 # imperative sentences without question mark, final punctuation or first and second person; harmless prompts of the same lengths
 # as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside the train jailbreaks. *Shuffled labels* should give
-# 0.5 but for what the choice of C and k on true validation labels lets through.
+# chance, but for what the choice of C and k on true validation labels lets through.
 
 # %%
 found = values(study.controls)

@@ -46,7 +46,7 @@ def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
     model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
     texts = [example.text for example in prompts.read(prompt_set)]
-    found = torch.zeros(len(texts), model.config.hidden_size)
+    found = torch.zeros(len(texts), model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     with torch.inference_mode():
         for at in range(0, len(order), 64):
