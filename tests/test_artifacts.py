@@ -58,7 +58,9 @@ def test_key_depends_on_code_but_not_on_comments(tmp_path: Path) -> None:
 
 
 def test_code_hash_follows_imports() -> None:
-    files = {name: artifacts._imports(artifacts._module_file(name)) for name in ("lib.probes.features", "lib.sae.training")}
+    files = {
+        name: artifacts._imports(artifacts._module_file(name)) for name in ("lib.probes.features", "lib.sae.training")
+    }
     assert "lib.surface" in files["lib.probes.features"]
     assert "lib.sae.variants" in files["lib.sae.training"]
     assert artifacts.code_hash("lib.probes.features") != artifacts.code_hash("lib.surface")
