@@ -224,23 +224,24 @@ figures.publish(
 
 # %%
 size = found["size"]
-few = {name: rows[0]["ood"]["auroc"] for name, rows in size.items()}
-ahead = [
-    f"{row['setting']:.0f}"
-    for row, d in zip(size["k-sparse, finetuned"], size["dense"], strict=True)
-    if row["ood"]["auroc"] > d["ood"]["auroc"]
-]
-figures.publish(
-    figures.learning(size, found["noise"]),
-    "02_learning",
-    f"Little data and wrong labels. With {size['dense'][0]['setting']:.0f} train clusters, OOD: "
-    + ", ".join(f"{name} {v:.3f}" for name, v in few.items())
-    + ". k-sparse probes have a higher mean than the dense one at "
-    + (f"{', '.join(ahead)} clusters" if ahead else "no size")
-    + f". With {found['noise']['dense'][-1]['setting']:.0%} of clusters mislabelled: "
-    + ", ".join(f"{name} {rows[-1]['ood']['auroc']:.3f}" for name, rows in found["noise"].items())
-    + ". Validation keeps its true labels and full size.",
-)
+if all(size.values()):  # a file with few clusters has none of the sizes
+    few = {name: rows[0]["ood"]["auroc"] for name, rows in size.items()}
+    ahead = [
+        f"{row['setting']:.0f}"
+        for row, d in zip(size["k-sparse, finetuned"], size["dense"], strict=True)
+        if row["ood"]["auroc"] > d["ood"]["auroc"]
+    ]
+    figures.publish(
+        figures.learning(size, found["noise"]),
+        "02_learning",
+        f"Little data and wrong labels. With {size['dense'][0]['setting']:.0f} train clusters, OOD: "
+        + ", ".join(f"{name} {v:.3f}" for name, v in few.items())
+        + ". k-sparse probes have a higher mean than the dense one at "
+        + (f"{', '.join(ahead)} clusters" if ahead else "no size")
+        + f". With {found['noise']['dense'][-1]['setting']:.0%} of clusters mislabelled: "
+        + ", ".join(f"{name} {rows[-1]['ood']['auroc']:.3f}" for name, rows in found["noise"].items())
+        + ". Validation keeps its true labels and full size.",
+    )
 
 # %% [markdown]
 # ## Where they fail
