@@ -266,7 +266,7 @@ def harvest_prompts(
     for layer in every:
         loaded.check_layer(layer)
     rows, lengths = contexts.read(sequences), json.loads((sequences.path / "spans.json").read_text(encoding="utf-8"))
-    system, tail = lengths["system"], lengths["tail"]
+    tail, start = lengths["tail"], max(lengths["system"] - 1, 0)  # of the user's text, in what is kept
     shape = (len(rows), loaded.width)
     found = {f"tail_{layer}": torch.zeros(shape[0], tail, shape[1], dtype=torch.float16) for layer in every}
     found |= {f"pools_{layer}": torch.zeros(shape[0], len(POOLS), shape[1], dtype=torch.float16) for layer in every}
@@ -276,8 +276,8 @@ def harvest_prompts(
             for index, positions, kept in run_group(loaded, group, rows, every):
                 for layer, x in kept.items():
                     found[f"tail_{layer}"][index] = _half(x[-tail:], layer)
-                    found[f"pools_{layer}"][index] = _half(_pool(x, system - 1, tail), layer)
-                writer.add(index, positions[system - 1 :], {site: kept[site][system - 1 :]}, rows[index][system:])
+                    found[f"pools_{layer}"][index] = _half(_pool(x, start, tail), layer)
+                writer.add(index, positions[start:], {site: kept[site][start:]}, rows[index][positions[start:]])
                 bar.update()
     writer.flush()
     save_file(found, out / "summary.safetensors")
@@ -398,10 +398,16 @@ def summary(harvested: artifacts.Artifact, layer: int, place: int | str) -> torc
         return tensor[:, place].float()
 
 
+def summary_shape(harvested: artifacts.Artifact, layer: int) -> tuple[int, int]:
+    """(prompts, positions after the user's text) of a :func:`harvest_prompts`."""
+    with safe_open(harvested.path / "summary.safetensors", "pt") as file:
+        count, tail, _ = file.get_slice(f"tail_{layer}").get_shape()
+    return count, tail
+
+
 def places(harvested: artifacts.Artifact, layer: int) -> list[int | str]:
     """What :func:`summary` can be asked for."""
-    with safe_open(harvested.path / "summary.safetensors", "pt") as file:
-        return [*range(file.get_slice(f"tail_{layer}").get_shape()[1]), *POOLS]
+    return [*range(summary_shape(harvested, layer)[1]), *POOLS]
 
 
 def mixture(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
 import inspect
 import io
 import json
@@ -31,9 +32,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from pydantic import BaseModel
+from tqdm.auto import tqdm
 
 from lib import config
+
+PROCESSES = 4  # side by side at most: each holds matrices of half a gigabyte
 
 Tier = Literal["cache", "results"]
 Mode = Literal["auto", "fresh", "frozen"]
@@ -144,6 +150,11 @@ class Artifact:
     arguments: dict[str, Any] = field(repr=False, compare=False)
     key: str
     name: str  # file name under results/; the step's name in the cache
+    apart: bool = False  # computed in a process of its own, on one thread
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as its recipe."""
+        return _again, (self.step, self.arguments, self.name)
 
     @property
     def path(self) -> Path:
@@ -156,7 +167,12 @@ class Artifact:
         return active().value(self)
 
 
-def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
+    module, function = step.rsplit(".", 1)
+    return getattr(importlib.import_module(module), function)(**arguments, name=name)
+
+
+def _make_step(tier: Tier, apart: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step = f"{function.__module__}.{function.__name__}"
         signature = inspect.signature(function)
@@ -172,7 +188,7 @@ def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artif
                 arguments.pop(next(iter(signature.parameters)))
             recipe_json = json.dumps([step, code, canonical(arguments)], sort_keys=True)
             key = hashlib.sha256(recipe_json.encode()).hexdigest()[:24]
-            return Artifact(step, tier, function, arguments, key, name or function.__name__)
+            return Artifact(step, tier, function, arguments, key, name or function.__name__, apart)
 
         return recipe
 
@@ -182,6 +198,13 @@ def _make_step(tier: Tier) -> Callable[[Callable[..., Any]], Callable[..., Artif
 def cached(function: Callable[..., None]) -> Callable[..., Artifact]:
     """Make ``function(out, ...)`` a cache step: it writes files into the folder ``out``, which appears whole or not."""
     return _make_step("cache")(function)
+
+
+def apart(function: Callable[..., None]) -> Callable[..., Artifact]:
+    """Make a cache step, as :func:`cached` does, that gains nothing from threads: the missing ones among the inputs of one
+    artifact are computed side by side, each in a process of its own and on one thread, so to the same bits on any number
+    of cores."""
+    return _make_step("cache", apart=True)(function)
 
 
 def result(function: Callable[..., Any]) -> Callable[..., Artifact]:
@@ -378,6 +401,10 @@ class Store:
             finally:
                 _computing = before
 
+    def _compute_announced(self, artifact: Artifact) -> None:
+        with _announced(artifact):
+            self._compute_cached(artifact)
+
     # both
 
     def fetch(self, artifact: Artifact) -> Path:
@@ -401,21 +428,38 @@ class Store:
             if folder.exists():
                 print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
             self._fetch_inputs(artifact)
-            with _announced(artifact):
-                self._compute_cached(artifact)
+            if artifact.apart:
+                self._compute_apart([artifact])
+            else:
+                self._compute_announced(artifact)
         return folder
 
     def _fetch_inputs(self, artifact: Artifact) -> None:
         """Compute the input artifacts first, so that the time of a step is its own."""
-        todo = list(artifact.arguments.values())
-        while todo:
-            value = todo.pop()
-            if isinstance(value, Artifact):
+        found = {value.key: value for value in _inputs(artifact)}
+        missing = [value for value in found.values() if value.apart and not self.has(value)]
+        for value in found.values():
+            if not value.apart:
                 self.fetch(value)
-            elif isinstance(value, dict):
-                todo.extend(value.values())
-            elif isinstance(value, list | tuple):
-                todo.extend(value)
+        if missing:
+            for value in missing:
+                self._fetch_inputs(value)
+            self._compute_apart(missing)
+
+    def _compute_apart(self, missing: list[Artifact]) -> None:
+        """Compute cache artifacts in processes of their own, as many at a time as there are cores, at most
+        :data:`PROCESSES`."""
+        for artifact in [a for a in missing if not _travels(a)]:
+            missing.remove(artifact)
+            self._compute_announced(artifact)
+        if not missing:
+            return
+        settings = (self.profile, self.cache, self.results, self.committed, self.mode)
+        with parallel_config("loky", n_jobs=min(os.cpu_count() or 1, PROCESSES, len(missing)), inner_max_num_threads=1):
+            done = Parallel(return_as="generator_unordered")(delayed(_compute_here)(settings, a) for a in missing)
+            for _ in tqdm(done, missing[0].step.removeprefix("lib."), len(missing), disable=None):
+                pass
+        get_reusable_executor().shutdown(wait=True)  # gives their memory back
 
     def _refuse_if_frozen(self, artifact: Artifact) -> None:
         if self.mode != "frozen":
@@ -425,6 +469,35 @@ class Store:
             f"frozen: {artifact.name!r} ({artifact.step}, key {artifact.key}) is missing or stale in {where}. "
             f"Rebuild the committed results with: make report PROFILE={self.profile}"
         )
+
+
+def _inputs(artifact: Artifact) -> Iterator[Artifact]:
+    """The artifacts among a recipe's arguments, in whatever dicts and sequences they stand."""
+    todo = list(reversed(artifact.arguments.values()))
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Artifact):
+            yield value
+        elif isinstance(value, dict):
+            todo.extend(reversed(value.values()))
+        elif isinstance(value, list | tuple):
+            todo.extend(reversed(value))
+
+
+def _travels(artifact: Artifact) -> bool:
+    """Another process can import every step that the recipe names; those of a notebook's own cells it cannot."""
+    return not artifact.step.startswith("__main__.") and all(map(_travels, _inputs(artifact)))
+
+
+@functools.cache
+def _store_here(*settings: Any) -> Store:
+    """One for all that a process computes: what it has verified stays verified."""
+    return Store(*settings)
+
+
+def _compute_here(settings: tuple[Any, ...], artifact: Artifact) -> None:
+    """In a process of its own: compute a cache artifact whose inputs are there."""
+    use(_store_here(*settings))._compute_announced(artifact)
 
 
 def _note(artifact: Artifact, **event: Any) -> None:

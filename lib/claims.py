@@ -84,6 +84,13 @@ def _record(
     )
 
 
+def _gain(found: Entry, name: str, bound: float, figure: str, ours: bool = False, **said: str) -> Record:
+    """A claim that one probe's OOD AUROC exceeds another's by more than ``bound``."""
+    gain = found["differences"][name]
+    verdict = _verdict(above(gain["ood"], bound), below(gain["ood"], bound), ours)
+    return _record(found, gain["ood"], gain, verdict, figure, **said)
+
+
 def b1(found: Entry) -> Record:
     """Dense probes are near perfect."""
     dense = {split: found["tables"]["dense"][split] for split in ("train", "val", "ood")}
@@ -121,12 +128,10 @@ def b2(found: Entry) -> Record:
 
 def b3(found: Entry) -> Record:
     """Finetuning helps single latents."""
-    gain = found["differences"]["single, finetuned - pretraining"]
-    return _record(
+    return _gain(
         found,
-        gain["ood"],
-        gain,
-        _verdict(above(gain["ood"], 0), below(gain["ood"], 0)),
+        "single, finetuned - pretraining",
+        0,
         "02_single_latents",
         id="B3",
         statement="Finetuned SAEs have better single-latent probes than the pretraining SAE",
@@ -243,13 +248,12 @@ def b8(found: Entry) -> Record:
 
 def o2(found: Entry) -> Record:
     """QF SAEs probe no worse."""
-    gain = found["differences"]["QF - JumpReLU, k"]
-    return _record(
+    return _gain(
         found,
-        gain["ood"],
-        gain,
-        _verdict(above(gain["ood"], -EQUAL), below(gain["ood"], -EQUAL), ours=True),
+        "QF - JumpReLU, k",
+        -EQUAL,
         "02_k_sparse",
+        ours=True,
         id="O2",
         statement="SAEs trained with the quadratic-frequency penalty probe no worse than those with the L0 penalty",
         measure="OOD AUROC of 20 latents, QF minus JumpReLU at the same lambda, both from scratch on chat",
@@ -259,13 +263,12 @@ def o2(found: Entry) -> Record:
 
 def o6(found: Entry) -> Record:
     """Attention probes transfer better."""
-    gain = found["differences"]["attention - dense"]
-    return _record(
+    return _gain(
         found,
-        gain["ood"],
-        gain,
-        _verdict(above(gain["ood"], 0), below(gain["ood"], 0), ours=True),
+        "attention - dense",
+        0,
         "02_probes",
+        ours=True,
         id="O6",
         statement="Attention probes over the prompt's tokens transfer better than a dense probe at one position",
         measure="OOD AUROC, attention probe minus dense probe",

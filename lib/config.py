@@ -97,15 +97,16 @@ class ProbeSection(_Section):
     )
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
+    places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # positions at which SAEs are set beside the dense probe, as a control
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
     seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
     k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
     decays: tuple[float, ...] = (0.1, 3.0, 30.0)  # weight decay of the attention probe, decoupled from its rate of 3e-3
     epochs: int = Field(12, ge=1)  # of its training
-    shuffles: int = Field(2, ge=1)  # draws of shuffled labels in each run
-    noise: tuple[float, ...] = (0.0, 0.2, 0.4)  # shares of train clusters with their labels turned round
-    sizes: tuple[int, ...] = (32, 256, 2048)  # train clusters of the learning curve
+    shuffles: int = Field(5, ge=1)  # draws of shuffled labels in each run
+    noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)  # shares of train clusters with their labels turned round
+    sizes: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048)  # train clusters of the learning curve
     bootstrap: int = Field(1000, ge=20)
 
     @model_validator(mode="after")
@@ -175,6 +176,7 @@ PROFILES: dict[str, Profile] = {
         training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,), gated_sweep=(0.17,)),
         probes=ProbeSection(
             layers=(8, 12),
+            places=(1, 4),
             ks=(1, 5, 20),
             penalties=(1e-2, 1.0),
             seeds=2,
@@ -207,7 +209,7 @@ PROFILES: dict[str, Profile] = {
             rollout_length=512,
             context=1024,
         ),
-        probes=ProbeSection(layers=(9, 20, 31)),
+        probes=ProbeSection(layers=(9, 20, 31), places=(0, 1, 2, 3, 4)),
     ),
 }
 

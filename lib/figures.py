@@ -287,6 +287,46 @@ def deltas(found: dict[str, dict[str, Entry]]) -> Figure:
     return figure
 
 
+def places(found: dict[str, Entry], fidelity: dict[str, Entry], k: int) -> Figure:
+    """OOD AUROC by place of the dense probe, of probes on reconstructions (left) and on k latents (right), with the L0 of
+    the finetuned SAE and the variance that it loses at each place; keys of ``found`` are "what, SAE, place"."""
+    entries: dict[tuple[str, str], dict[str, Entry]] = {}
+    for key, table in found.items():
+        what, sae, place = key.split(", ")
+        entries.setdefault((what, sae), {})[place] = table["ood"]
+    order = list(entries["dense", ""])
+    shown = {place: fidelity["finetuned"]["user" if " " in place else place] for place in order}
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), sharey=True)
+    for axis, what, title in zip(
+        axes, ("reconstruction", "k-sparse"), ("probes on reconstructions", f"probes on {k} latents"), strict=True
+    ):
+        series = {"dense probe on residuals": entries["dense", ""]}
+        series |= {f"{sae} SAE": by_place for (kind, sae), by_place in entries.items() if kind == what}
+        for number, (name, by_place) in enumerate(series.items()):
+            x = np.array([order.index(place) for place in by_place]) + 0.14 * (number - (len(series) - 1) / 2)
+            values = [entry["auroc"] for entry in by_place.values()]
+            spread = _errors(values, [entry["interval"] for entry in by_place.values()])
+            colour = "#000000" if number == 0 else f"C{number - 1}"
+            axis.errorbar(x, values, yerr=spread, fmt=_MARKERS[number], capsize=2, label=name, color=colour)
+        axis.set_title(title)
+        axis.set_xticks(
+            range(len(order)),
+            [
+                f"{place if ' ' in place else f'+{place}'}\nL0 {at['l0']:.0f}\nlost {at['lost']:.0%}".replace(
+                    " user", ""
+                )
+                for place, at in shown.items()
+            ],
+            fontsize=8,
+        )
+        axis.set_xlabel("tokens after the user's text, or pooled over it\n(finetuned SAE there: L0, variance lost)")
+    n = next(iter(entries["dense", ""].values()))["n"]
+    axes[0].set_ylabel(f"OOD AUROC (n = {n:,})")
+    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    return figure
+
+
 def learning(size: dict[str, list[Entry]], noise: dict[str, list[Entry]]) -> Figure:
     """OOD AUROC against the number of train clusters, and against the share of wrong train labels."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True)

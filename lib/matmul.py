@@ -1,4 +1,4 @@
-"""Float32 matrix products on CPUs, through oneDNN.
+"""Float32 matrix products on CPUs, through oneDNN, and the memory that they write to.
 
 PyTorch sends float32 products to MKL, which on CPUs that are not Intel's reaches about half the speed of the oneDNN
 kernels in the same build (measured: 80 to 100 against 180 to 190 GFLOP/s on two AMD cores). Elsewhere, and for other
@@ -7,11 +7,33 @@ types, these functions are plain PyTorch.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+BLOCK = 32  # queries of one pass of attention
+LONG = 96  # tokens from which blocks are faster than torch's kernel (measured)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Have the C library serve large tensors from its heap and keep what they leave, up to 2 GB (glibc; else nothing).
+
+    By default each goes back to the system and comes again through page faults: a fifth of a harvest's time, measured.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, size in ((_MMAP_THRESHOLD, 2**31 - 1), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28)):
+            mallopt(option, size)
 
 
 @functools.cache
@@ -50,11 +72,72 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) 
 
 
 def speed_up(model: nn.Module) -> nn.Module:
-    """Make a frozen float32 CPU model's linear layers use oneDNN; returns the model."""
+    """Make a frozen float32 CPU model's linear layers use oneDNN, its SwiGLUs fused products, its attention blocks.
+
+    Returns the model; what does not fit stays as it is.
+    """
+    keep_memory()
     for module in model.modules():
         if type(module) is nn.Linear and _fits(module.weight):
             module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
+    for module in model.modules():
+        if _is_swiglu(module):
+            module.forward = functools.partial(_swiglu, module)
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("sdpa_in_blocks")
     return model
+
+
+def _is_swiglu(module: nn.Module) -> bool:
+    """Has the parts that transformers' gated MLPs have, in the types that a fused product can take."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    activation = type(getattr(module, "act_fn", None)).__name__
+    return activation in ("SiLU", "SiLUActivation") and all(type(p) is nn.Linear and _fits(p.weight) for p in parts)
+
+
+def _swiglu(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """down(silu(gate x) * up x): both steps in between happen in the products' last pass, without a tensor of their own."""
+    gate, up = module.gate_proj, module.up_proj
+    gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "swish", [], "")
+    return module.down_proj(torch.ops.mkldnn._linear_pointwise.binary(x, gated, up.weight, up.bias, "mul"))
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """[n, heads, L, d]: softmax of scale * q k^T over each token and those before it, times v.
+
+    ``q`` is [n, heads, L, d], ``k`` and ``v`` [n, groups, L, d]: heads of a group share keys. Queries go in blocks of
+    :data:`BLOCK`, each against the keys up to its end, so that nearly half of both products is never computed.
+    """
+    n, heads, length, d = q.shape
+    groups = k.shape[1]
+    q = (q * scale).view(n, groups, -1, length, d)
+    k, v = k.reshape(n * groups, length, d), v.reshape(n * groups, length, d)
+    later = torch.full((BLOCK, BLOCK), -torch.inf).triu(1)
+    out = torch.empty(n, length, groups, heads // groups, d)  # as transformers wants it in memory
+    by_group = out.permute(0, 2, 3, 1, 4)
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        wide = stop - start
+        score = torch.bmm(q[:, :, :, start:stop].reshape(n * groups, -1, d), k[:, :stop].mT)
+        score.view(n * groups, -1, wide, stop)[..., start:] += later[:wide, :wide]
+        by_group[:, :, :, start:stop] = torch.bmm(score.softmax(-1), v[:, :stop]).view(n, groups, -1, wide, d)
+    return out.view(n, length, heads, d).transpose(1, 2)
+
+
+def _attention(
+    module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **how: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' sdpa, but for long plainly causal texts :func:`causal_attention`, a quarter faster on CPUs."""
+    plain = mask is None and how.get("is_causal") in (None, True) and getattr(module, "is_causal", False)
+    plain = plain and not how.get("dropout") and how.get("position_bias") is None and how.get("softcap") is None
+    if plain and q.shape[2] == k.shape[2] >= LONG and _fits(q, k, v):
+        scale = how.get("scaling") or q.shape[3] ** -0.5
+        return causal_attention(q, k, v, scale).transpose(1, 2), None
+    return sdpa_attention_forward(module, q, k, v, mask, **how)
+
+
+ALL_ATTENTION_FUNCTIONS.register("sdpa_in_blocks", _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa_in_blocks", sdpa_mask)
 
 
 def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

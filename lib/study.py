@@ -19,7 +19,7 @@ from lib import activations, artifacts, autointerp, config, corpora, debugging, 
 from lib.artifacts import Artifact
 from lib.config import Profile
 from lib.lm import contexts, refusals
-from lib.probes import methods, tables
+from lib.probes import features, methods, tables
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
 
@@ -237,22 +237,38 @@ class Study:
 
     @property
     def _embedding(self) -> dict[str, Any]:
-        return {"of": "embedding", "wheel": sources.wheel_hash(sources.EMBEDDER_WHEEL[0])}
+        wheel = sources.wheel_hash(sources.EMBEDDER_WHEEL[0])
+        return {"of": "embedding", "embeddings": features.embeddings(self.labelled, wheel)}
 
     def logistic(self, *views: dict[str, Any]) -> Artifact:
         """A logistic regression on a view; one view serves all runs."""
         q = self.profile.probes
         return methods.logistic(*self._probed, views * (q.seeds if len(views) == 1 else 1), q.penalties)
 
-    def latents_of(self, saes: Sequence[Artifact], place: int | str | None = None) -> tuple[dict[str, Any], ...]:
-        """Views of SAEs' latents, one a run, at the profile's position unless told."""
+    def views_of(
+        self, saes: Sequence[Artifact], of: str = "latents", place: int | str | None = None
+    ) -> tuple[dict[str, Any], ...]:
+        """Views of SAEs, one a run, at the profile's position unless told."""
         place = self.profile.probes.position if place is None else place
-        return tuple({"of": "latents", "sae": sae, "place": place} for sae in saes)
+        views: list[dict[str, Any]] = [{"of": of, "sae": sae, "place": place} for sae in saes]
+        if isinstance(place, str):
+            views = [view | {"pooled": self.pooled(view["sae"])} for view in views]
+        return tuple(views)
 
-    def k_sparse(self, saes: Sequence[Artifact], rule: methods.Rule, place: int | str | None = None) -> Artifact:
+    def pooled(self, sae: Artifact) -> Artifact:
+        """An SAE over the labelled prompts' user texts."""
+        return features.pooled(self.probe_activations, sae, self.profile.layer)
+
+    def k_sparse(
+        self,
+        saes: Sequence[Artifact],
+        rule: methods.Rule,
+        place: int | str | None = None,
+        ks: tuple[int, ...] | None = None,
+    ) -> Artifact:
         """k-sparse probes on SAEs' latents, one SAE a run."""
         q = self.profile.probes
-        return methods.k_sparse(*self._probed, self.latents_of(saes, place), q.ks, q.penalties, rule)
+        return methods.k_sparse(*self._probed, self.views_of(saes, place=place), ks or q.ks, q.penalties, rule)
 
     @cached_property
     def dense(self) -> Artifact:
@@ -306,11 +322,11 @@ class Study:
         return tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_k_sparse_others")
 
     @cached_property
-    def sparsities(self) -> Artifact:
-        """Notebook 02: L0 of every probed SAE's first run, on the prompts and at the place that probes read."""
+    def fidelity(self) -> Artifact:
+        """Notebook 02: L0 and FVU of every probed SAE's first run on the prompts, by position."""
         saes = {name: saes[0] for name, saes in {**self.probed_saes, **self.other_saes}.items()}
-        q = self.profile.probes
-        return tables.sparsities(*self._probed, saes, q.position, name="02_sparsities")
+        pooled = {"finetuned": self.pooled(saes["finetuned"])}
+        return tables.fidelity(self.probe_activations, self.profile.layer, saes, pooled, name="02_fidelity")
 
     @cached_property
     def singles(self) -> Artifact:
@@ -320,7 +336,7 @@ class Study:
         return tables.tables(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_singles")
 
     def _single(self, saes: Sequence[Artifact]) -> Artifact:
-        return methods.single_latent(*self._probed, self.latents_of(saes))
+        return methods.single_latent(*self._probed, self.views_of(saes))
 
     @cached_property
     def _without_saes(self) -> dict[str, Artifact]:
@@ -334,7 +350,7 @@ class Study:
             "dense, mean over everything": self.logistic({"of": "residual", "place": "mean all"}),
             "dense, max over everything": self.logistic({"of": "residual", "place": "max all"}),
             "attention": methods.attention_probe(*self._probed, q.decays, q.epochs, q.seeds),
-            "difference of means": methods.difference_of_means(*self._probed, residual, q.seeds),
+            "difference of means": methods.difference_of_means(*self._probed, (residual,) * q.seeds),
             "sentence embedding": self.logistic(self._embedding),
             "bag of words": self.logistic({"of": "words"}),
             "surface features": self.logistic({"of": "surface"}),
@@ -343,11 +359,10 @@ class Study:
     @cached_property
     def _fits(self) -> dict[str, Artifact]:
         """Every probe that is compared on equal footing, at its own choices."""
-        saes, found, place = self.probed_saes, dict(self._without_saes), self.profile.probes.position
+        saes, found = self.probed_saes, dict(self._without_saes)
         for name in ("pretraining", "finetuned", "chat"):
             for kind in ("reconstruction", "error"):
-                views = ({"of": kind, "sae": sae, "place": place} for sae in saes[name])
-                found[f"{kind}, {name}"] = self.logistic(*views)
+                found[f"{kind}, {name}"] = self.logistic(*self.views_of(saes[name], kind))
         for rule, fitted in self._sparse.items():
             found |= {f"k-sparse, {name}, {rule}": f for name, f in fitted.items()}
         pooled = self.k_sparse(saes["finetuned"], "mean difference", "max user")
@@ -373,7 +388,7 @@ class Study:
         views = {
             "principal components": ({"of": "principal components", "place": q.position},) * q.seeds,
             "random directions": ({"of": "random directions", "place": q.position},) * q.seeds,
-            "random latents, finetuned": tuple({**v, "of": "random latents"} for v in self.latents_of(runs)),
+            "random latents, finetuned": self.views_of(runs, "random latents"),
         }
         fitted = {name: methods.by_size(*self._probed, each, q.ks, q.penalties) for name, each in views.items()}
         return tables.curves(self.labelled, fitted, q.bootstrap, self.profile.seed, name="02_size_controls")
@@ -384,7 +399,7 @@ class Study:
         q, t = self.profile.probes, self.profile
         seen = {
             "dense": (({"of": "residual", "place": q.position},) * q.seeds, ()),
-            "k-sparse, finetuned": (self.latents_of(self.probed_saes["finetuned"]), q.ks),
+            "k-sparse, finetuned": (self.views_of(self.probed_saes["finetuned"]), q.ks),
             "sentence embedding": ((self._embedding,) * q.seeds, ()),
             "surface features": (({"of": "surface"},) * q.seeds, ()),
         }
@@ -434,6 +449,38 @@ class Study:
         for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
             pairs[f"dense - {name}"] = ((self.dense, None), (fits[name], None))
         return tables.differences(self.labelled, pairs, q.bootstrap, self.profile.seed, name="02_differences")
+
+    @cached_property
+    def _at_places(self) -> dict[tuple[str, str, str], Artifact]:
+        """{(what a probe sees, SAE, place): fits}: residuals, reconstructions and ``k_claim`` latents of the same places."""
+        q, saes = self.profile.probes, self.probed_saes
+        found: dict[tuple[str, str, str], Artifact] = {}
+        places: tuple[int | str, ...] = (*q.places, "mean user", "max user")
+        for place in places:
+            found["dense", "", str(place)] = self.logistic({"of": "residual", "place": place})
+            # Over the user's text an SAE has to read every token, so there it is one SAE only.
+            for name in ("pretraining", "finetuned", "chat") if isinstance(place, int) else ("finetuned",):
+                views = self.views_of(saes[name], "reconstruction", place)
+                found["reconstruction", name, str(place)] = self.logistic(*views)
+                found["k-sparse", name, str(place)] = self.k_sparse(saes[name], "mean difference", place, (q.k_claim,))
+        return found
+
+    @cached_property
+    def places(self) -> Artifact:
+        """Notebook 02: {"what, SAE, place": table} of probes at other places than the site's."""
+        q, fits = self.profile.probes, {", ".join(key): fitted for key, fitted in self._at_places.items()}
+        return tables.tables(self.labelled, fits, q.bootstrap, self.profile.seed, False, name="02_places")
+
+    @cached_property
+    def place_differences(self) -> Artifact:
+        """Notebook 02: {"what, SAE, place": the dense probe at the same place minus it}, paired."""
+        q, fits = self.profile.probes, self._at_places
+        pairs: dict[str, tuple[tables.Pair, tables.Pair]] = {
+            ", ".join(key): ((fits["dense", "", key[2]], None), (fitted, None))
+            for key, fitted in fits.items()
+            if key[0] != "dense"
+        }
+        return tables.differences(self.labelled, pairs, q.bootstrap, self.profile.seed, name="02_place_differences")
 
     @cached_property
     def closed_gap(self) -> Artifact:

@@ -155,7 +155,8 @@ figures.publish(
 )
 
 # %%
-sparsities = study.sparsities.value
+fidelity = study.fidelity.value
+sparsities = {name: at[str(q.position)]["l0"] for name, at in fidelity.items()}
 shown = {**curves["mean difference"], **study.other_curves.value}
 at_k = {name: next(r for r in rows if r["setting"] == q.k_claim)["ood"]["auroc"] for name, rows in shown.items()}
 figures.publish(
@@ -183,6 +184,22 @@ figures.publish(
     "What a dense probe loses (AUROC of the dense probe on residuals minus that of one on the part named; paired). OOD: "
     + "; ".join(f"{name} {e['ood']['difference']:+.3f}" for name, e in parts.items())
     + ".",
+)
+
+# %% [markdown]
+# ## The SAEs, or the place they are read at?
+#
+# The site is one position after the user's text, where the tokens are the template's and few latents are active. If SAEs lose
+# there because of the place, they should lose nothing elsewhere. So the same three kinds of probe are set side by side at each
+# position after the user's text, and pooled over that text: on residuals, on reconstructions, and on a fixed number of latents
+# (over the text: each token reconstructed, or each token's latents, then pooled). The margin, 0.02 of AUROC, is that of the claims.
+
+# %%
+places, place_differences = study.places.value, study.place_differences.value
+figures.publish(
+    figures.places(places, fidelity, q.k_claim),
+    "02_places",
+    results.by_place(places, place_differences, fidelity, q.k_claim),
 )
 
 # %% [markdown]

@@ -6,6 +6,7 @@ A *view* names one as plain values and artifacts, so that it can stand in a reci
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -67,28 +69,68 @@ def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
     save_file({"x": found}, out / "embeddings.safetensors")
 
 
+class Fidelity:
+    """L0 of an SAE and what its reconstructions lose, streamed over tokens, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self.tokens = self.active = 0
+        self.sums = torch.zeros(2, width, dtype=torch.float64)  # of residuals, of errors
+        self.squares = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor, reconstruction: torch.Tensor, f: torch.Tensor) -> None:
+        """Tokens with residuals and reconstructions [n, d] and latents [n, M]."""
+        self.tokens += len(x)
+        self.active += int((f > 0).sum())
+        both = torch.stack([x, x - reconstruction]).double()
+        self.sums += both.sum(1)
+        self.squares += both.square().sum((1, 2))
+
+    def value(self) -> dict[str, float]:
+        """{l0, fvu, lost}: ``lost`` is the variance of the error over that of the residuals. A probe does not see a constant
+        error, and ``lost`` leaves out what FVU counts of it."""
+        residual, error = (self.squares - self.sums.square().sum(1) / self.tokens).tolist()
+        return {
+            "l0": self.active / self.tokens,
+            "fvu": float(self.squares[1]) / residual,
+            "lost": error / residual,
+        }
+
+
 @artifacts.cached
-def pooled_latents(
-    out: Path, harvested: artifacts.Artifact, trained: artifacts.Artifact, layer: int, count: int
-) -> None:
-    """Step: the maximum of every SAE latent [count, M] float16 over each prompt's tokens from the user's text on.
+def pooled(out: Path, harvested: artifacts.Artifact, trained: artifacts.Artifact, layer: int) -> None:
+    """Step: an SAE over the tokens of each prompt's user text, pooled: ``latents max`` and ``latents mean`` [n, M] float16,
+    ``reconstruction max`` and ``reconstruction mean`` [n, d] float32; ``fidelity.json`` has its L0 and FVU there.
 
     Attention sinks are left out; so is the template's tail, where the fixed positions are.
     """
     sae, source = training.load(trained), activations.read(harvested, layer)
-    tail = sum(isinstance(place, int) for place in activations.places(harvested, layer))
+    count, tail = activations.summary_shape(harvested, layer)
     sequence, position = source.column("sequence"), source.column("position")
     last = np.zeros(count, np.int64)
     np.maximum.at(last, sequence, position)
     rows = np.flatnonzero(position <= last[sequence] - tail)
     rows = rows[np.argsort(sequence[rows], kind="stable")]
-    found = torch.zeros(count, sae.config.latents)
+    widths = {"latents": sae.config.latents, "reconstruction": source.width}
+    tops = {what: torch.full((count, width), -torch.inf) for what, width in widths.items()}
+    sums = {what: torch.zeros(count, width) for what, width in widths.items()}
+    fidelity = Fidelity(source.width)
     with torch.inference_mode():
         for at in range(0, len(rows), 8192):
             part = rows[at : at + 8192]
-            f, which = sae.encode(source.gather(part)), torch.from_numpy(sequence[part].astype(np.int64))
-            found.scatter_reduce_(0, which[:, None].expand_as(f), f, "amax")
-    save_file({"x": found.half()}, out / "pooled.safetensors")
+            x, which = source.gather(part), torch.from_numpy(sequence[part].astype(np.int64))
+            f = sae.encode(x)
+            again = sae.decode(f) * sae.scale
+            for what, values in (("latents", f), ("reconstruction", again)):
+                tops[what].scatter_reduce_(0, which[:, None].expand_as(values), values, "amax")
+                sums[what].index_add_(0, which, values)
+            fidelity.add(x, again, f)
+    tokens = torch.from_numpy(np.bincount(sequence[rows], minlength=count)).clamp_min(1)[:, None]
+    found = {f"{what} max": torch.where(x.isfinite(), x, 0.0) for what, x in tops.items()}
+    found |= {f"{what} mean": x / tokens for what, x in sums.items()}
+    save_file(
+        {name: x.half() if name.startswith("latents") else x for name, x in found.items()}, out / "pooled.safetensors"
+    )
+    (out / "fidelity.json").write_text(json.dumps(fidelity.value()), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -107,11 +149,19 @@ class Data:
         return activations.summary(self.harvested, view.get("layer", self.layer), view["place"])
 
 
-def _latents(data: Data, view: View, labels: Labels) -> Matrix:
-    if view["place"] == "max user":
-        pooled = pooled_latents(data.harvested, view["sae"], data.layer, len(labels.y))
-        return load_file(pooled.path / "pooled.safetensors")["x"].float().numpy()
-    return _through(training.load(view["sae"]), data.residual(view), lambda sae, x: sae.encode(x))
+def _of_sae(what: str, through: Callable[[SAE, torch.Tensor], torch.Tensor]) -> Callable[[Data, View, Labels], Matrix]:
+    """A view of an SAE at a position; where it has the SAE's ``pooled``, over the user's text as its place says."""
+
+    def view_of(data: Data, view: View, labels: Labels) -> Matrix:
+        if "pooled" not in view:
+            return _through(training.load(view["sae"]), data.residual(view), through)
+        with safe_open(view["pooled"].path / "pooled.safetensors", "pt") as file:
+            return file.get_tensor(f"{what} {view['place'].removesuffix(' user')}").float().numpy()
+
+    return view_of
+
+
+_latents = _of_sae("latents", lambda sae, x: sae.encode(x))
 
 
 def _through(sae: SAE, x: torch.Tensor, what: Callable[[SAE, torch.Tensor], torch.Tensor]) -> np.ndarray:
@@ -143,16 +193,13 @@ def _words(data: Data, view: View, labels: Labels) -> Matrix:
 
 
 def _embedding(data: Data, view: View, labels: Labels) -> Matrix:
-    found = embeddings(data.prompt_set, view["wheel"])
-    return load_file(found.path / "embeddings.safetensors")["x"].numpy()
+    return load_file(view["embeddings"].path / "embeddings.safetensors")["x"].numpy()
 
 
 VIEWS: dict[str, Callable[[Data, View, Labels], Matrix]] = {
     "residual": lambda data, view, labels: data.residual(view).numpy(),
     "latents": _latents,
-    "reconstruction": lambda data, view, labels: _through(
-        training.load(view["sae"]), data.residual(view), lambda sae, x: sae.reconstruct(x)
-    ),
+    "reconstruction": _of_sae("reconstruction", lambda sae, x: sae.reconstruct(x)),
     "error": lambda data, view, labels: _through(
         training.load(view["sae"]), data.residual(view), lambda sae, x: x - sae.reconstruct(x)
     ),

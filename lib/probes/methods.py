@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from tqdm.auto import tqdm
 
-from lib import artifacts, prompts, surface
+from lib import activations, artifacts, prompts, surface
 from lib.probes import attention, features, protocol
 from lib.probes.features import Data, View
 from lib.probes.protocol import Labels
@@ -51,11 +50,29 @@ def settings(fitted: artifacts.Artifact) -> list[str]:
     return [name for name in first if all(name in other for other in others)]
 
 
-def _data(prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int) -> tuple[Data, Labels]:
-    return Data(prompt_set, harvested, layer), Labels.of(prompts.read(prompt_set))
+Found = tuple[dict[str, np.ndarray], dict[str, Any]]  # a run's scores by setting, and what it chose
 
 
-@artifacts.cached
+def _every_run(
+    out: Path,
+    prompt_set: artifacts.Artifact,
+    harvested: artifacts.Artifact,
+    layer: int,
+    views: Sequence[View],
+    fit: Callable[[Data, View, Labels, int], Found],
+) -> None:
+    """Run r fits the r-th of ``views`` on the r-th draw of the split; write all scores and choices."""
+    data, labels = Data(prompt_set, harvested, layer), Labels.of(prompts.read(prompt_set))
+    found: dict[str, np.ndarray] = {}
+    chosen = []
+    for run, view in enumerate(views):
+        scored, choice = fit(data, view, labels.drawn(run), run)
+        found |= {f"{run}/{setting}": score for setting, score in scored.items()}
+        chosen.append({"best": "", "settings": list(scored), **choice})
+    _write(out, found, chosen)
+
+
+@artifacts.apart
 def logistic(
     out: Path,
     prompt_set: artifacts.Artifact,
@@ -64,32 +81,29 @@ def logistic(
     views: tuple[View, ...],
     penalties: tuple[float, ...],
 ) -> None:
-    """Step: a logistic regression on a view; run r uses the r-th of ``views`` and the r-th draw of the split."""
-    data, labels = _data(prompt_set, harvested, layer)
-    found, chosen = {}, []
-    for run, view in enumerate(views):
-        mine = labels.drawn(run)
-        fitted = protocol.fit(features.matrix(data, view, mine), mine, penalties)
-        found[f"{run}/"] = fitted.score
-        chosen.append({"best": "", "settings": [""], "val": fitted.val, "C": fitted.c})
-    _write(out, found, chosen)
+    """Step: a logistic regression on a view in every run."""
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        fitted = protocol.fit(features.matrix(data, view, labels), labels, penalties)
+        return {"": fitted.score}, {"val": fitted.val, "C": fitted.c}
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.cached
+@artifacts.apart
 def difference_of_means(
-    out: Path, prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, view: View, runs: int
+    out: Path, prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, views: tuple[View, ...]
 ) -> None:
     """Step: projection on the difference between the class means of train prompts."""
-    data, labels = _data(prompt_set, harvested, layer)
-    found: dict[str, np.ndarray] = {}
-    x = np.asarray(features.matrix(data, view, labels))
-    for run in range(runs):
-        train = (mine := labels.drawn(run)).where("train")
-        found[f"{run}/"] = x @ (x[train & (mine.y == 1)].mean(0) - x[train & (mine.y == 0)].mean(0))
-    _write(out, found, [{"best": "", "settings": [""]}] * runs)
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        x, train = np.asarray(features.matrix(data, view, labels)), labels.where("train")
+        return {"": x @ (x[train & (labels.y == 1)].mean(0) - x[train & (labels.y == 0)].mean(0))}, {}
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.cached
+@artifacts.apart
 def attention_probe(
     out: Path,
     prompt_set: artifacts.Artifact,
@@ -100,33 +114,29 @@ def attention_probe(
     runs: int,
 ) -> None:
     """Step: one learned query attends over the tokens from the user's text on; its weight decay is chosen on validation."""
-    labels = Labels.of(prompts.read(prompt_set))
-    found: dict[str, np.ndarray] = {}
-    chosen = []
-    tokens = attention.Tokens.of(harvested, layer, len(labels.y))
-    for run in range(runs):
-        fitted = attention.fit(tokens, labels.drawn(run), decays, epochs, seed=run)
-        found[f"{run}/"] = fitted.score
-        chosen.append({"best": "", "settings": [""], "val": fitted.val, "decay": fitted.c})
-    _write(out, found, chosen)
+    tokens = attention.Tokens.of(harvested, layer, activations.summary_shape(harvested, layer)[0])
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        fitted = attention.fit(tokens, labels, decays, epochs, seed=run)
+        return {"": fitted.score}, {"val": fitted.val, "decay": fitted.c}
+
+    _every_run(out, prompt_set, harvested, layer, [{}] * runs, fit)
 
 
-@artifacts.cached
+@artifacts.apart
 def single_latent(
     out: Path, prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, views: tuple[View, ...]
 ) -> None:
     """Step: the one latent with the best AUROC on train, its sign included."""
-    data, labels = _data(prompt_set, harvested, layer)
-    found, chosen = {}, []
-    for run, view in enumerate(views):
-        mine = labels.drawn(run)
-        x, train = np.asarray(features.matrix(data, view, mine)), mine.where("train")
-        values = protocol.column_aurocs(x[train], mine.y[train])
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        x, train = np.asarray(features.matrix(data, view, labels)), labels.where("train")
+        values = protocol.column_aurocs(x[train], labels.y[train])
         latent = int(np.argmax(np.abs(values - 0.5)))
         sign = 1 if values[latent] >= 0.5 else -1
-        found[f"{run}/"] = sign * x[:, latent]
-        chosen.append({"best": "", "settings": [""], "latent": latent, "sign": sign})
-    _write(out, found, chosen)
+        return {"": sign * x[:, latent]}, {"latent": latent, "sign": sign}
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
 def _ranked(x: np.ndarray, y: np.ndarray, rule: Rule, count: int) -> np.ndarray:
@@ -159,10 +169,10 @@ def k_sparse_scores(
         found[k] = fitted.score
         if fitted.val > best[1] + protocol.TIE:
             best = (k, fitted.val)
-    return found, {"best": best[0], "val": best[1], "settings": list(by_k), "latents": order[:20].tolist()}
+    return found, {"best": best[0], "val": best[1], "latents": order[:20].tolist()}
 
 
-@artifacts.cached
+@artifacts.apart
 def k_sparse(
     out: Path,
     prompt_set: artifacts.Artifact,
@@ -174,18 +184,14 @@ def k_sparse(
     rule: Rule = "mean difference",
 ) -> None:
     """Step: :func:`k_sparse_scores` of a view in every run."""
-    data, labels = _data(prompt_set, harvested, layer)
-    found: dict[str, np.ndarray] = {}
-    chosen = []
-    for run, view in enumerate(tqdm(views, desc=f"k-sparse, {rule}", disable=None)):
-        mine = labels.drawn(run)
-        scored, choice = k_sparse_scores(np.asarray(features.matrix(data, view, mine)), mine, ks, penalties, rule)
-        found |= {f"{run}/{k}": score for k, score in scored.items()}
-        chosen.append(choice)
-    _write(out, found, chosen)
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        return k_sparse_scores(np.asarray(features.matrix(data, view, labels)), labels, ks, penalties, rule)
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.cached
+@artifacts.apart
 def by_size(
     out: Path,
     prompt_set: artifacts.Artifact,
@@ -197,21 +203,20 @@ def by_size(
 ) -> None:
     """Step: a control's curve over k: the views with ``k`` and ``draw`` filled in, k chosen on validation; a k that a view
     cannot give is left out."""
-    data, labels = _data(prompt_set, harvested, layer)
-    found, chosen = {}, []
-    for run, view in enumerate(views):
-        mine, best, there = labels.drawn(run), ("", -1.0), []
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        found, best = {}, ("", -1.0)
         for k in sorted(ks):
-            x = features.matrix(data, {**view, "k": k, "draw": run}, mine)
+            x = features.matrix(data, {**view, "k": k, "draw": run}, labels)
             if x.shape[1] < k:
                 break
-            there.append(str(k))
-            fitted = protocol.fit(x, mine, penalties)
-            found[f"{run}/{k}"] = fitted.score
+            fitted = protocol.fit(x, labels, penalties)
+            found[str(k)] = fitted.score
             if fitted.val > best[1] + protocol.TIE:
                 best = (str(k), fitted.val)
-        chosen.append({"best": best[0], "val": best[1], "settings": there})
-    _write(out, found, chosen)
+        return found, {"best": best[0], "val": best[1]}
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
 # -------------------------------------------------------------------------------------------------------- controls
@@ -264,7 +269,7 @@ def changed(
     return train, y, labels
 
 
-@artifacts.cached
+@artifacts.apart
 def controlled(
     out: Path,
     prompt_set: artifacts.Artifact,
@@ -276,28 +281,26 @@ def controlled(
     ks: tuple[int, ...],
     penalties: tuple[float, ...],
 ) -> None:
-    """Step: a probe under a control (:func:`changed`), one setting per amount; with ``ks``, k-sparse by mean difference."""
-    data, labels = _data(prompt_set, harvested, layer)
-    texts = [example.text for example in data.examples()]
-    found, chosen = {}, []
-    for run, view in enumerate(tqdm(views, desc=f"control: {control}", disable=None)):
-        drawn = labels.drawn(run)
-        x, kept = features.matrix(data, view, drawn), {}
+    """Step: a probe under a control (:func:`changed`), one setting per amount; with ``ks``, k-sparse by mean difference.
+
+    At tiny sizes an amount can leave too little to train on; it is left out.
+    """
+    texts = [example.text for example in prompts.read(prompt_set)]
+
+    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
+        x, found, fits = features.matrix(data, view, labels), {}, []
         for amount in amounts:
             try:
-                train, y, mine = changed(drawn, control, amount, run, texts)
+                train, y, mine = changed(labels, control, amount, run, texts)
             except ValueError:
-                continue  # at tiny sizes; such an amount is left out
+                continue
             if ks:
                 scored, choice = k_sparse_scores(np.asarray(x), mine, ks, penalties, train=train, y=y)
-                found[f"{run}/{amount:g}"], note = scored[choice["best"]], choice["best"]
+                found[f"{amount:g}"], note = scored[choice["best"]], choice["best"]
             else:
                 fitted = protocol.fit(x, mine, penalties, train, y)
-                found[f"{run}/{amount:g}"], note = fitted.score, f"{fitted.c:g}"
-            kept[f"{amount:g}"] = {"n": int(train.sum()), "harmful": int(y[train].sum()), "choice": note}
-        chosen.append(kept)
-    names = [f"{a:g}" for a in amounts if all(f"{a:g}" in kept for kept in chosen)]
-    notes = [
-        {"best": names[-1] if names else "", "settings": names, "fits": [kept[n] for n in names]} for kept in chosen
-    ]
-    _write(out, found, notes)
+                found[f"{amount:g}"], note = fitted.score, f"{fitted.c:g}"
+            fits.append({"n": int(train.sum()), "harmful": int(y[train].sum()), "choice": note})
+        return found, {"best": next(reversed(found), ""), "fits": dict(zip(found, fits, strict=True))}
+
+    _every_run(out, prompt_set, harvested, layer, views, fit)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from lib import activations, artifacts, prompts
 from lib.probes import methods, protocol
-from lib.probes.features import Data, matrix
+from lib.probes.features import Data, Fidelity, matrix
 from lib.probes.protocol import SPLITS, Labels
+from lib.sae import training
 
 SHOWN = 80  # characters of a prompt that an excerpt shows
 
@@ -40,13 +43,13 @@ def sweep(
 
 @artifacts.result
 def tables(
-    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int
+    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int, slices: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Step: of several probes, :func:`lib.probes.protocol.table` at each one's own choice, with its choices by run."""
     found = {}
     for name, f in tqdm(fitted.items(), desc="tables", disable=None):
         scores = methods.scores(f)
-        found[name] = protocol.table(_runs(prompt_set, len(scores)), scores, times, seed)
+        found[name] = protocol.table(_runs(prompt_set, len(scores)), scores, times, seed, slices)
         found[name]["choices"] = methods.choices(f)
     return found
 
@@ -59,9 +62,9 @@ def curves(
     found: dict[str, list[dict[str, Any]]] = {}
     for name, f in tqdm(fitted.items(), desc="curves", disable=None):
         found[name], runs = [], _runs(prompt_set, len(methods.choices(f)))
-        for number, setting in enumerate(methods.settings(f)):
+        for setting in methods.settings(f):
             entry = protocol.table(runs, methods.scores(f, setting), times, seed, slices=False)
-            fits = [choice["fits"][number] for choice in methods.choices(f) if "fits" in choice]
+            fits = [choice["fits"][setting] for choice in methods.choices(f) if "fits" in choice]
             found[name].append({"setting": float(setting), **{s: entry[s] for s in SPLITS}, "fits": fits})
     return found
 
@@ -121,17 +124,31 @@ def _compatible(samples: Sequence[Sequence[np.ndarray]], seeds: Sequence[Sequenc
 
 
 @artifacts.result
-def sparsities(
-    prompt_set: artifacts.Artifact,
+def fidelity(
     harvested: artifacts.Artifact,
     layer: int,
     saes: dict[str, artifacts.Artifact],
-    place: int,
-) -> dict[str, float]:
-    """Step: active latents per prompt of several SAEs, at the place that probes read."""
-    labels, data = Labels.of(prompts.read(prompt_set)), Data(prompt_set, harvested, layer)
-    views = {name: {"of": "latents", "sae": sae, "place": place} for name, sae in saes.items()}
-    return {name: float((np.asarray(matrix(data, view, labels)) > 0).sum(1).mean()) for name, view in views.items()}
+    pooled: dict[str, artifacts.Artifact],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Step: {SAE: {position after the user's text, or "user" for the tokens of that text:
+    :meth:`lib.probes.features.Fidelity.value`}} on the prompts, so relative to the variance between prompts at that position.
+
+    ``pooled`` holds :func:`lib.probes.features.pooled` of the SAEs whose user tokens are wanted.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, trained in saes.items():
+        sae, found[name] = training.load(trained), {}
+        for place in range(activations.summary_shape(harvested, layer)[1]):
+            x = activations.summary(harvested, layer, place)
+            here = Fidelity(x.shape[1])
+            with torch.inference_mode():
+                for part in x.split(4096):
+                    f = sae.encode(part)
+                    here.add(part, sae.decode(f) * sae.scale, f)
+            found[name][str(place)] = here.value()
+        if name in pooled:
+            found[name]["user"] = json.loads((pooled[name].path / "fidelity.json").read_text(encoding="utf-8"))
+    return found
 
 
 @artifacts.result

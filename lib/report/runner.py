@@ -23,15 +23,8 @@ from lib import config
 from lib.report import notebooks, promotion
 from lib.report.notebooks import ReportError
 
-# Kernels inherit these. Large tensors come from the heap and go back to it, rather than to the system and through page
-# faults again (a fifth faster here); bars and warnings would make outputs differ from run to run.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+# Kernels inherit these: bars and warnings would make outputs differ from run to run.
 KERNEL_ENVIRONMENT = {
-    **ALLOCATOR,
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
     "PYTHONHASHSEED": "0",

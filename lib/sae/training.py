@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from lib import activations, artifacts
 from lib.activations import Activations, Mixture
 from lib.config import TrainingSection
+from lib.matmul import keep_memory
 from lib.sae.adam import Adam
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -73,6 +74,7 @@ class Trainee:
     """An SAE in training, with its optimiser, its log and the number of steps it has done."""
 
     def __init__(self, sae: SAE, section: TrainingSection) -> None:
+        keep_memory()
         self.sae, self.section = sae.to(section.device), section
         self.adam, self.step = Adam(self.sae), 0
         self.log: list[dict[str, float]] = []
