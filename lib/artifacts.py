@@ -33,13 +33,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pydantic import BaseModel
 from tqdm.auto import tqdm
 
 from lib import config
 
 PROCESSES = 4  # side by side at most: each holds matrices of half a gigabyte
+IDLE_SECONDS = 20
 
 Tier = Literal["cache", "results"]
 Mode = Literal["auto", "fresh", "frozen"]
@@ -154,7 +155,7 @@ class Artifact:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as its recipe."""
-        return _again, (self.step, self.arguments, self.name)
+        return _again, (self.step, self.arguments, self.name, self.key)
 
     @property
     def path(self) -> Path:
@@ -167,9 +168,12 @@ class Artifact:
         return active().value(self)
 
 
-def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
+def _again(step: str, arguments: dict[str, Any], name: str, key: str) -> Artifact:
     module, function = step.rsplit(".", 1)
-    return getattr(importlib.import_module(module), function)(**arguments, name=name)
+    found: Artifact = getattr(importlib.import_module(module), function)(**arguments, name=name)
+    if found.key != key:
+        raise ArtifactError(f"the code of {step} changed while this process ran: restart it, and run again")
+    return found
 
 
 def _make_step(tier: Tier, apart: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
@@ -455,11 +459,18 @@ class Store:
         if not missing:
             return
         settings = (self.profile, self.cache, self.results, self.committed, self.mode)
-        with parallel_config("loky", n_jobs=min(os.cpu_count() or 1, PROCESSES, len(missing)), inner_max_num_threads=1):
+        count, name = min(os.cpu_count() or 1, PROCESSES), missing[0].step.removeprefix("lib.")
+        # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
+        with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
             done = Parallel(return_as="generator_unordered")(delayed(_compute_here)(settings, a) for a in missing)
-            for _ in tqdm(done, missing[0].step.removeprefix("lib."), len(missing), disable=None):
-                pass
-        get_reusable_executor().shutdown(wait=True)  # gives their memory back
+            try:
+                for _ in tqdm(done, name, len(missing), disable=None):
+                    pass
+            except TerminatedWorkerError:
+                raise ArtifactError(
+                    f"a process that computed {name} was killed, probably out of memory: close other programs, or take a "
+                    "smaller profile, and run again; what is finished is kept"
+                ) from None
 
     def _refuse_if_frozen(self, artifact: Artifact) -> None:
         if self.mode != "frozen":

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -124,6 +126,84 @@ def test_failed_step_leaves_nothing(store: artifacts.Store) -> None:
 def test_results_refuse_what_json_cannot_hold(value: float) -> None:
     with pytest.raises(ValueError, match="NaN"):
         artifacts.plain({"x": [value]})
+
+
+@artifacts.apart
+def fitted(out: Path, value: int, source: artifacts.Artifact | None = None) -> None:
+    import torch
+
+    if value < 0:
+        raise ValueError(f"cannot fit {value}")
+    if value == 99:
+        os.kill(os.getpid(), signal.SIGKILL)
+    more = int((source.path / "n.txt").read_text()) if source else 0
+    (out / "where.json").write_text(
+        json.dumps({"pid": os.getpid(), "threads": torch.get_num_threads(), "n": value + more})
+    )
+
+
+@artifacts.result
+def gathered(parts: dict) -> list:
+    return [json.loads((part.path / "where.json").read_text()) for part in parts.values()]
+
+
+def test_steps_apart_run_in_other_processes_on_one_thread(store: artifacts.Store) -> None:
+    """Together or alone, computed first or last: always elsewhere, always one thread, so always the same bits."""
+    shared = number(7)
+    parts = {str(n): fitted(n, shared) for n in range(4)}
+    found = gathered(parts, name="first").value
+    assert [row["n"] for row in found] == [7, 8, 9, 10]
+    assert {row["threads"] for row in found} == {1}
+    assert os.getpid() not in {row["pid"] for row in found}
+    alone = gathered({"x": fitted(50)}, name="second").value
+    assert alone[0]["threads"] == 1 and alone[0]["pid"] != os.getpid()
+    assert json.loads((fitted(60).path / "where.json").read_text())["pid"] != os.getpid()
+    assert calls.count("number") == 1, "what several share is computed once, and here"
+    again = gathered({**parts, "4": fitted(4, shared)}, name="third").value
+    assert again[:4] == found, "what was there is not computed again"
+
+
+def test_a_recipe_travels(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = pickle.loads(pickle.dumps(fitted(1, number(2))))
+    assert there == fitted(1, number(2)) and there.apart
+    assert there.arguments["source"].key == number(2).key
+    packed = pickle.dumps(fitted(1))
+    monkeypatch.setattr(sys.modules[__name__], "fitted", lambda **given: dataclasses.replace(number(1), key="other"))
+    with pytest.raises(artifacts.ArtifactError, match=r"code of .*fitted changed while this process ran"):
+        pickle.loads(packed)
+
+
+def test_a_failure_apart_is_told_and_leaves_nothing(store: artifacts.Store) -> None:
+    with pytest.raises(ValueError, match="cannot fit -1"):
+        gathered({"good": fitted(70), "bad": fitted(-1)}, name="bad").value
+    assert not store.has(fitted(-1)) and not (store.results / "bad.json").exists()
+    with pytest.raises(artifacts.ArtifactError, match="out of memory"):
+        gathered({"killed": fitted(99)}, name="killed").value
+    assert gathered({"good": fitted(70)}, name="good").value[0]["n"] == 70, "the next one gets new processes"
+
+
+def test_a_notebooks_own_step_may_stand_in_a_recipe(tmp_path: Path) -> None:
+    """No other process can import it, so what needs it is computed here."""
+    script = tmp_path / "cells.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import json, os, sys
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from pathlib import Path
+            import test_artifacts as t
+            from lib import artifacts
+            artifacts.use(artifacts.Store("report", Path({str(tmp_path)!r}) / "c", Path({str(tmp_path)!r}) / "r", None))
+            @artifacts.cached
+            def mine(out):
+                (out / "n.txt").write_text("5")
+            row, = t.gathered({{"x": t.fitted(1, mine())}}, name="x").value
+            print(row["n"], row["pid"] == os.getpid())
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["6", "True"], done.stderr
 
 
 def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:

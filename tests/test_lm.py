@@ -1,12 +1,17 @@
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
-from lib import artifacts
+from lib import artifacts, matmul
 from lib.config import ModelSection
 from lib.lm import contexts, model, rollouts, spans
 from lib.matmul import product, speed_up
@@ -151,3 +156,62 @@ def test_speed_up_changes_nothing_but_speed() -> None:
     x = torch.randn(3, 5, 16)
     before = net(x)
     torch.testing.assert_close(speed_up(net)(x), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_causal_attention_against_float64(length: int, groups: int) -> None:
+    """Row by row: the softmax over a token and those before it, heads of a group on the same keys."""
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(2, heads, length, 8, generator=generator) for heads in (6, groups, groups))
+    got = matmul.causal_attention(q, k, v, 0.3)
+    k, v = (t.double().repeat_interleave(6 // groups, dim=1) for t in (k, v))
+    score = 0.3 * q.double() @ k.mT
+    score = score.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(got.double(), score.softmax(-1) @ v, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [20, 150])
+def test_a_sped_up_model_says_the_same(tiny: ModelSection, length: int) -> None:
+    """Hidden states and logits of two kinds of model, short and long, with and without a cache and padding."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny.name, dtype=torch.float32).eval()
+    fast = model.load(tiny).model
+    ids = torch.randint(3, 400, (3, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, length // 2 :] = 0
+    for given in ({}, {"attention_mask": mask}):
+        with torch.inference_mode():
+            expected, got = (m(ids, output_hidden_states=True, **given) for m in (plain, fast))
+        for a, b in zip(expected.hidden_states, got.hidden_states, strict=True):
+            torch.testing.assert_close(b[mask.bool()], a[mask.bool()], rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        cache = fast(ids[:, : length - 5], use_cache=True).past_key_values
+        later = fast(ids[:, length - 5 :], past_key_values=cache).logits
+        torch.testing.assert_close(later, plain(ids).logits[:, length - 5 :], rtol=1e-4, atol=1e-4)
+
+
+def test_what_speeds_up_is_in_use(tiny: ModelSection) -> None:
+    """Llama's MLPs are SwiGLUs and its attention plain; Gemma 2 has a GELU and caps its scores, and stays as it is."""
+    loaded = model.load(tiny).model
+    llama = loaded.config.model_type == "llama"
+    assert (loaded.config._attn_implementation == "sdpa_in_blocks") == llama
+    assert ("forward" in vars(loaded.get_decoder().layers[0].mlp)) == (llama and matmul._has_onednn())
+
+
+def test_large_tensors_keep_their_memory() -> None:
+    """Page faults of writing a tensor of 72 MiB again and again: in the end none, where the C library is glibc's."""
+    script = textwrap.dedent(
+        """
+        import resource, torch
+        from lib.matmul import keep_memory
+        keep_memory()
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(4096, 4608).fill_(1.0)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(min([faults() for _ in range(40)][-10:]))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    if sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
+        assert int(done.stdout) < 1000  # 72 MiB are 18,432 pages
