@@ -176,6 +176,26 @@ def _made(out: Path) -> None:
     (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in _EXAMPLES))
 
 
+def test_hub_sets_use_their_own_splits(tmp_path: Path, store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set in the hub's layout, read by the hub's library from a folder of that name: no network is needed."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "home"))
+    for name in ("datasets.config.HF_HUB_OFFLINE", "huggingface_hub.constants.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(name, True)  # else the name that is missing is asked for again and again
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "me" / "prompts"
+    folder.mkdir(parents=True)
+    found = rows()
+    names = {"train": "train", "val": "validation", "ood": "test"}
+    for split, name in names.items():
+        mine = [{k: v for k, v in row.items() if k != "split"} for row in found if row["split"] == split]
+        write(folder / f"{name}.csv", mine)
+    read = prompts.read(labelled.prompt_file("hub:me/prompts", labelled.digest("hub:me/prompts")))
+    assert {(e.text, e.label, e.split) for e in read} == {(r["text"], r["label"], r["split"]) for r in found}
+    with pytest.raises(labelled.DataError, match="cannot load hub data set 'me/nothing'"):
+        labelled.rows_of("hub:me/nothing")
+
+
 def test_one_command_gives_the_table(tmp_path: Path, tiny, monkeypatch, capsys) -> None:
     """The command on a file and a random tiny model; a planted word separates the classes."""
     from lib.report import __main__ as command

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from lib import activations, artifacts, prompts, surface
 from lib.probes import attention, features, methods, protocol, tables
 from lib.probes.protocol import Labels, LeakError
+from lib.sae import training
+from lib.sae.variants import SAEConfig, make
 
 POSITIONS, WIDTH = 3, 16
 RUNS = 2
@@ -76,13 +79,19 @@ def planted(out: Path) -> None:
 @artifacts.cached
 def identity_sae(out: Path) -> None:
     """Latents that are the residual's own coordinates, each with either sign."""
-    from lib.sae import training
-    from lib.sae.variants import SAEConfig, make
-
     sae = make(SAEConfig(variant="jumprelu", latents=2 * WIDTH), WIDTH)
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)], dim=1))
         sae.W_dec.copy_(sae.W_enc.T)
+    training.save(sae, [], out)
+
+
+@artifacts.cached
+def mute_sae(out: Path) -> None:
+    """Latents that never fire."""
+    sae = training.load(identity_sae())
+    with torch.no_grad():
+        sae.theta.fill_(1e6)
     training.save(sae, [], out)
 
 
@@ -362,19 +371,69 @@ def test_attention_scores_against_a_loop() -> None:
         assert float(got[i]) == pytest.approx(float((mine @ q).softmax(0) @ mine @ w) + 0.5, abs=1e-5)
 
 
-def test_pooled_latents_against_a_loop(store: artifacts.Store) -> None:
-    view = {"of": "latents", "sae": identity_sae(), "place": "max user"}
-    data = features.Data(*probed())
-    got = np.asarray(features.matrix(data, view, LABELS))
+def over_user(of: str, how: str) -> np.ndarray:
+    view = {"of": of, "sae": identity_sae(), "place": f"{how} user"}
+    view["pooled"] = features.pooled(planted(), identity_sae(), 0)
+    return np.asarray(features.matrix(features.Data(*probed()), view, LABELS))
+
+
+def test_pooled_saes_against_a_loop(store: artifacts.Store) -> None:
+    """Latents and reconstructions of each user token, the tail left out, pooled token by token."""
+    sae = training.load(identity_sae())
     source = activations.read(planted(), 0, sinks=True)
     sequence, position = source.column("sequence"), source.column("position")
     for prompt in (0, 33, 599):
         rows = np.flatnonzero((sequence == prompt) & (position < 7 + 5))
-        x = source.gather(rows)
-        f = torch.cat([x, -x], dim=1)
-        expected = torch.where(f > 0.001, f, 0).amax(0)  # untrained thresholds
-        close = np.isclose(got[prompt], expected.numpy(), atol=5e-3) | (expected.numpy() < 0.06)
-        assert close.all()
+        assert len(rows) == 5
+        f, again = sae.encode(source.gather(rows)), sae.reconstruct(source.gather(rows))
+        for what, values in (("latents", f), ("reconstruction", again)):
+            for how, expected in (("max", values.amax(0)), ("mean", values.mean(0))):
+                np.testing.assert_allclose(over_user(what, how)[prompt], expected.numpy(), rtol=2e-3, atol=1e-5)
+    every = np.flatnonzero(position < 7 + 5)
+    x = source.gather(every)
+    found = json.loads((features.pooled(planted(), identity_sae(), 0).path / "fidelity.json").read_text())
+    assert found["l0"] == pytest.approx(float((sae.encode(x) > 0).sum(1).float().mean()))
+    error = x - sae.reconstruct(x)
+    assert found["fvu"] == pytest.approx(float(error.square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4)
+
+
+def test_a_place_and_what_is_pooled_must_agree(store: artifacts.Store) -> None:
+    for view in ({"place": "max user"}, {"place": 1, "pooled": features.pooled(planted(), identity_sae(), 0)}):
+        with pytest.raises(ValueError, match="needs the SAE's pooled artifact"):
+            features.matrix(features.Data(*probed()), {"of": "latents", "sae": identity_sae(), **view}, LABELS)
+
+
+def test_a_constant_error_is_not_lost_to_a_probe() -> None:
+    x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    made = features.Fidelity(6)
+    for part in x.split(77):
+        made.add(part, part + 3.0, torch.eye(6)[:3].repeat(30, 1)[: len(part)])
+    value = made.value()
+    assert value["lost"] == pytest.approx(0, abs=1e-9) and value["fvu"] > 5 and value["l0"] == 1
+    half = features.Fidelity(6)
+    half.add(x, 0.5 * x, x)
+    assert half.value()["lost"] == pytest.approx(0.25)
+
+
+def test_where_an_sae_loses_is_found(store: artifacts.Store) -> None:
+    """The identity SAE loses nothing at any place; one whose latents never fire loses everything, and says so."""
+    places = (0, 1, "mean user", "max user")
+    shown = {}
+    for name, sae in (("whole", identity_sae()), ("mute", mute_sae())):
+        for place in places:
+            view = {"of": "reconstruction", "sae": sae, "place": place}
+            view |= {"pooled": features.pooled(planted(), sae, 0)} if isinstance(place, str) else {}
+            dense, there = (methods.logistic(*probed(), (v,) * RUNS, (1e-2,)) for v in (at(place), view))
+            shown[f"{name}, {place}"] = ((dense, None), (there, None))
+    found = tables.differences(prompt_set(), shown, TIMES, 0).value
+    assert all(abs(found[f"whole, {place}"]["val"]["difference"]) < 0.02 for place in places)
+    assert found["mute, 1"]["val"]["difference"] == pytest.approx(0.5, abs=0.02)
+    fidelity = tables.fidelity(
+        planted(), 0, {"whole": identity_sae(), "mute": mute_sae()}, {"mute": features.pooled(planted(), mute_sae(), 0)}
+    ).value
+    assert fidelity["whole"].keys() == {"0", "1", "2"} and fidelity["mute"].keys() == {"0", "1", "2", "user"}
+    assert all(e["lost"] < 0.01 for e in fidelity["whole"].values())
+    assert all(e["lost"] == pytest.approx(1) and e["l0"] == 0 for e in fidelity["mute"].values())
 
 
 def test_reconstruction_and_error_add_up(store: artifacts.Store) -> None:

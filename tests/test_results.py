@@ -51,3 +51,28 @@ def test_wilson_intervals_cover() -> None:
         seen = rng.binomial(80, share, 4000) / 80
         covered = [low <= share <= high for low, high in (figures.wilson(s, 80) for s in seen)]
         assert np.mean(covered) > 0.92
+
+
+def test_by_place_names_where_saes_lose_and_where_not() -> None:
+    """Counts take whole intervals; the place is chosen on validation, not OOD."""
+    losses = {
+        "reconstruction, finetuned, 1": 0.10,
+        "reconstruction, finetuned, mean user": -0.05,
+        "k-sparse, finetuned, 1": 0.10,
+        "k-sparse, finetuned, mean user": 0.025,
+    }
+    differences = {key: {"ood": {"difference": d, "interval": [d - 0.01, d + 0.01]}} for key, d in losses.items()}
+    tables = {
+        "dense, , 1": {"ood": entry(0.91)},
+        "dense, , mean user": {"ood": entry(0.82)},
+        "k-sparse, finetuned, 1": {"val": entry(0.97), "ood": entry(0.81)},
+        "k-sparse, finetuned, mean user": {"val": entry(0.96), "ood": entry(0.99)},
+    }
+    fidelity = {"finetuned": {"1": {"lost": 0.9}, "user": {"lost": 0.25}}, "chat": {"1": {"lost": 0.5}}}
+    text = results.by_place(tables, differences, fidelity, 20)
+    assert "Probes on reconstructions: of 2 SAEs and places" in text
+    assert "is below 0.02 at 1 (finetuned, as the mean over the user's text) and above it at 1 (whole intervals)" in text
+    assert "Probes on 20 latents" in text and "below 0.02 at 0 and above it at 1 (whole" in text
+    assert "lose 90% at +1, 25% over the tokens of the user's text." in text
+    assert "Validation would read the finetuned SAE's 20 latents at +1, where they have 0.810" in text
+    assert "the dense probe 0.910" in text

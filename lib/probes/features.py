@@ -153,6 +153,8 @@ def _of_sae(what: str, through: Callable[[SAE, torch.Tensor], torch.Tensor]) -> 
     """A view of an SAE at a position; where it has the SAE's ``pooled``, over the user's text as its place says."""
 
     def view_of(data: Data, view: View, labels: Labels) -> Matrix:
+        if isinstance(view["place"], str) != ("pooled" in view):
+            raise ValueError(f"the place {view['place']!r} needs the SAE's pooled artifact, and positions take none")
         if "pooled" not in view:
             return _through(training.load(view["sae"]), data.residual(view), through)
         with safe_open(view["pooled"].path / "pooled.safetensors", "pt") as file:
