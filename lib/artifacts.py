@@ -155,7 +155,7 @@ class Artifact:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as its recipe."""
-        return _again, (self.step, self.arguments, self.name, self.key)
+        return _again, (self.step, self.arguments, self.name)
 
     @property
     def path(self) -> Path:
@@ -168,12 +168,9 @@ class Artifact:
         return active().value(self)
 
 
-def _again(step: str, arguments: dict[str, Any], name: str, key: str) -> Artifact:
+def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
     module, function = step.rsplit(".", 1)
-    found: Artifact = getattr(importlib.import_module(module), function)(**arguments, name=name)
-    if found.key != key:
-        raise ArtifactError(f"the code of {step} changed while this process ran: restart it, and run again")
-    return found
+    return getattr(importlib.import_module(module), function)(**arguments, name=name)
 
 
 def _make_step(tier: Tier, apart: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
@@ -462,7 +459,9 @@ class Store:
         count, name = min(os.cpu_count() or 1, PROCESSES), missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
         with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
-            done = Parallel(return_as="generator_unordered")(delayed(_compute_here)(settings, a) for a in missing)
+            done = Parallel(return_as="generator_unordered")(
+                delayed(_compute_here)(settings, a, a.key) for a in missing
+            )
             try:
                 for _ in tqdm(done, name, len(missing), disable=None):
                     pass
@@ -506,8 +505,10 @@ def _store_here(*settings: Any) -> Store:
     return Store(*settings)
 
 
-def _compute_here(settings: tuple[Any, ...], artifact: Artifact) -> None:
+def _compute_here(settings: tuple[Any, ...], artifact: Artifact, key: str) -> None:
     """In a process of its own: compute a cache artifact whose inputs are there."""
+    if artifact.key != key:
+        raise ArtifactError(f"the code of {artifact.step} changed while this process ran: restart it, and run again")
     use(_store_here(*settings))._compute_announced(artifact)
 
 

@@ -97,7 +97,14 @@ class ProbeSection(_Section):
     )
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
-    places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # positions at which SAEs are set beside the dense probe, as a control
+    places: tuple[int, ...] = (
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    )  # where SAEs are set beside the dense probe, as a control; those the template has
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
     seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
@@ -209,7 +216,7 @@ PROFILES: dict[str, Profile] = {
             rollout_length=512,
             context=1024,
         ),
-        probes=ProbeSection(layers=(9, 20, 31), places=(0, 1, 2, 3, 4)),
+        probes=ProbeSection(layers=(9, 20, 31)),
     ),
 }
 

@@ -295,7 +295,7 @@ def places(found: dict[str, Entry], fidelity: dict[str, Entry], k: int) -> Figur
         what, sae, place = key.split(", ")
         entries.setdefault((what, sae), {})[place] = table["ood"]
     order = list(entries["dense", ""])
-    shown = {place: fidelity["finetuned"]["user" if " " in place else place] for place in order}
+    shown = {place: fidelity["finetuned"][place] for place in order}
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), sharey=True)
     for axis, what, title in zip(
         axes, ("reconstruction", "k-sparse"), ("probes on reconstructions", f"probes on {k} latents"), strict=True
@@ -319,7 +319,9 @@ def places(found: dict[str, Entry], fidelity: dict[str, Entry], k: int) -> Figur
             ],
             fontsize=8,
         )
-        axis.set_xlabel("tokens after the user's text, or pooled over it\n(finetuned SAE there: L0, variance lost)")
+        axis.set_xlabel(
+            "tokens after the user's text, or pooled over it\n(first run's finetuned SAE there: L0, variance lost)"
+        )
     n = next(iter(entries["dense", ""].values()))["n"]
     axes[0].set_ylabel(f"OOD AUROC (n = {n:,})")
     figure.tight_layout()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 BLOCK = 32  # queries of one pass of attention
 LONG = 96  # tokens from which blocks are faster than torch's kernel (measured)
@@ -32,8 +33,10 @@ def keep_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for option, size in ((_MMAP_THRESHOLD, 2**31 - 1), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**28)):
-            mallopt(option, size)
+        if not mallopt(_MMAP_THRESHOLD, 2**31 - 1):
+            mallopt(_MMAP_THRESHOLD, 2**25)  # the most that older ones take
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TOP_PAD, 2**28)
 
 
 @functools.cache
@@ -89,10 +92,13 @@ def speed_up(model: nn.Module) -> nn.Module:
 
 
 def _is_swiglu(module: nn.Module) -> bool:
-    """Has the parts that transformers' gated MLPs have, in the types that a fused product can take."""
+    """Computes what Llama's MLP computes, in the types that a fused product can take; many models' MLPs are copies of it."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    activation = type(getattr(module, "act_fn", None)).__name__
-    return activation in ("SiLU", "SiLUActivation") and all(type(p) is nn.Linear and _fits(p.weight) for p in parts)
+    if not all(type(p) is nn.Linear and _fits(p.weight) for p in parts):
+        return False
+    here, llama = (kind.forward.__code__ for kind in (type(module), LlamaMLP))
+    same = (here.co_code, here.co_names, here.co_consts[1:]) == (llama.co_code, llama.co_names, llama.co_consts[1:])
+    return same and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
 def _swiglu(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +136,7 @@ def _attention(
     """transformers' sdpa, but for long plainly causal texts :func:`causal_attention`, a quarter faster on CPUs."""
     plain = mask is None and how.get("is_causal") in (None, True) and getattr(module, "is_causal", False)
     plain = plain and not how.get("dropout") and how.get("position_bias") is None and how.get("softcap") is None
-    if plain and q.shape[2] == k.shape[2] >= LONG and _fits(q, k, v):
+    if plain and q.shape[2] == k.shape[2] >= LONG and q.shape[3] == v.shape[3] and _fits(q, k, v):
         scale = how.get("scaling") or q.shape[3] ** -0.5
         return causal_attention(q, k, v, scale).transpose(1, 2), None
     return sdpa_attention_forward(module, q, k, v, mask, **how)

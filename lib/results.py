@@ -126,22 +126,29 @@ def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry]) -> 
 
 
 def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
-    """What the control of places found: where SAEs lose nothing, where they lose, and the place validation would choose."""
+    """What the control of places found: where SAEs lose nothing, where they lose, and the place validation would choose.
+
+    A loss is that against the dense probe at the same place, whose own AUROC is named with it: where that is low there is
+    little to lose.
+    """
     said = []
     for what, name in (("reconstruction", "reconstructions"), ("k-sparse", f"{k} latents")):
         loss = {key.split(", ", 1)[1]: e["ood"] for key, e in differences.items() if key.startswith(f"{what}, ")}
-        none = [key for key, e in loss.items() if e["interval"][1] < claims.EQUAL]
+        placed = {
+            key: f"{_placed(key)}, dense {tables['dense, , ' + key.split(', ')[1]]['ood']['auroc']:.3f}" for key in loss
+        }
+        none = [placed[key] for key, e in loss.items() if e["interval"][1] < claims.EQUAL]
         some = [key for key, e in loss.items() if e["interval"][0] > claims.EQUAL]
-        sizes = sorted(loss.items(), key=lambda item: item[1]["difference"])
+        named = f" ({'; '.join(none)})" if none else ""
+        (least, first), *_, (most, last) = sorted(loss.items(), key=lambda item: item[1]["difference"])
         said.append(
             f"Probes on {name}: of {len(loss)} SAEs and places the OOD loss against the dense probe at the same place is below "
-            f"{claims.EQUAL} at {len(none)}{_listed(none)} and above it at {len(some)} (whole intervals); it runs from "
-            f"{sizes[0][1]['difference']:+.3f} ({_placed(sizes[0][0])}) to {sizes[-1][1]['difference']:+.3f} ({_placed(sizes[-1][0])})."
+            f"{claims.EQUAL} at {len(none)}{named} and above it at {len(some)} (whole intervals); "
+            f"it runs from {first['difference']:+.3f} ({placed[least]}) to {last['difference']:+.3f} ({placed[most]})."
         )
-    lost = {_at(place): at["lost"] for place, at in fidelity["finetuned"].items()}
     said.append(
-        "Of the variance between prompts the finetuned SAE's reconstructions lose "
-        + ", ".join(f"{share:.0%} {place}" for place, share in lost.items())
+        "Of the variance between prompts the reconstructions of the first run's finetuned SAE lose "
+        + ", ".join(f"{at['lost']:.0%} {_at(place)} (L0 {at['l0']:.0f})" for place, at in fidelity["finetuned"].items())
         + "."
     )
     sparse = [key for key in tables if key.startswith("k-sparse, finetuned, ")]
@@ -156,22 +163,14 @@ def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
 
 
 def _at(place: str) -> str:
-    """ "at +1", "as the mean over the user's text", or "over the tokens of the user's text"."""
-    if place.isdigit():
-        return f"at +{place}"
-    return (
-        "over the tokens of the user's text" if place == "user" else f"as the {place.split()[0]} over the user's text"
-    )
+    """ "at +1", or "as the mean over the user's text"."""
+    return f"at +{place}" if place.isdigit() else f"as the {place.split()[0]} over the user's text"
 
 
 def _placed(key: str) -> str:
     """ "finetuned, at +1" of "finetuned, 1"."""
     sae, place = key.split(", ")
     return f"{sae}, {_at(place)}"
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return f" ({'; '.join(map(_placed, keys))})" if keys else ""
 
 
 def headline_03(cards: Entry, shortcuts: Sequence[Entry]) -> str:

@@ -18,7 +18,8 @@ from IPython import get_ipython
 from lib import activations, artifacts, autointerp, config, corpora, debugging, labelled, prompts, sources
 from lib.artifacts import Artifact
 from lib.config import Profile
-from lib.lm import contexts, refusals
+from lib.lm import contexts, refusals, spans
+from lib.lm.model import tokenizer
 from lib.probes import features, methods, tables
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
@@ -323,10 +324,15 @@ class Study:
 
     @cached_property
     def fidelity(self) -> Artifact:
-        """Notebook 02: L0 and FVU of every probed SAE's first run on the prompts, by position."""
-        saes = {name: saes[0] for name, saes in {**self.probed_saes, **self.other_saes}.items()}
-        pooled = {"finetuned": self.pooled(saes["finetuned"])}
-        return tables.fidelity(self.probe_activations, self.profile.layer, saes, pooled, name="02_fidelity")
+        """Notebook 02: what the first run's SAEs keep of the prompts: all at the site, three at the control's places."""
+        q, views = self.profile.probes, {}
+        for name, saes in {**self.probed_saes, **self.other_saes}.items():
+            places = {q.position, *(place for place, names in self._places.items() if name in names)}
+            views[name] = {
+                str(p): {k: v for k, v in self.views_of(saes[:1], place=p)[0].items() if k != "of"}
+                for p in sorted(places, key=str)
+            }
+        return tables.fidelity(*self._probed, views, name="02_fidelity")
 
     @cached_property
     def singles(self) -> Artifact:
@@ -451,15 +457,25 @@ class Study:
         return tables.differences(self.labelled, pairs, q.bootstrap, self.profile.seed, name="02_differences")
 
     @cached_property
+    def _places(self) -> dict[int | str, tuple[str, ...]]:
+        """Where SAEs are set beside the dense probe, and which: positions that the model's template has, and pooled.
+
+        Over the user's text an SAE has to read every token, so there it is one only.
+        """
+        q, lm, three = self.profile.probes, self.profile.model, ("pretraining", "finetuned", "chat")
+        tail = max(q.places) + 1 if lm.name == "packaged" else len(spans.chat(tokenizer(lm), "x").tail)
+        return {place: three for place in q.places if place < tail} | dict.fromkeys(
+            ("mean user", "max user"), ("finetuned",)
+        )
+
+    @cached_property
     def _at_places(self) -> dict[tuple[str, str, str], Artifact]:
         """{(what a probe sees, SAE, place): fits}: residuals, reconstructions and ``k_claim`` latents of the same places."""
         q, saes = self.profile.probes, self.probed_saes
         found: dict[tuple[str, str, str], Artifact] = {}
-        places: tuple[int | str, ...] = (*q.places, "mean user", "max user")
-        for place in places:
+        for place, names in self._places.items():
             found["dense", "", str(place)] = self.logistic({"of": "residual", "place": place})
-            # Over the user's text an SAE has to read every token, so there it is one SAE only.
-            for name in ("pretraining", "finetuned", "chat") if isinstance(place, int) else ("finetuned",):
+            for name in names:
                 views = self.views_of(saes[name], "reconstruction", place)
                 found["reconstruction", name, str(place)] = self.logistic(*views)
                 found["k-sparse", name, str(place)] = self.k_sparse(saes[name], "mean difference", place, (q.k_claim,))

@@ -189,10 +189,11 @@ figures.publish(
 # %% [markdown]
 # ## The SAEs, or the place they are read at?
 #
-# The site is one position after the user's text, where the tokens are the template's and few latents are active. If SAEs lose
-# there because of the place, they should lose nothing elsewhere. So the same three kinds of probe are set side by side at each
-# position after the user's text, and pooled over that text: on residuals, on reconstructions, and on a fixed number of latents
-# (over the text: each token reconstructed, or each token's latents, then pooled). The margin, 0.02 of AUROC, is that of the claims.
+# The site is one position after the user's text, where the tokens are the template's. If SAEs lose there because of the place,
+# there should be another at which the dense probe is as good and they lose nothing. So the same three kinds of probe are set
+# side by side at each position after the user's text, and pooled over that text: on residuals, on reconstructions, and on a
+# fixed number of latents (over the text: each token reconstructed, or each token's latents, then pooled). The margin below which
+# a loss counts as none is that of the claims.
 
 # %%
 places, place_differences = study.places.value, study.place_differences.value

@@ -428,10 +428,15 @@ def test_where_an_sae_loses_is_found(store: artifacts.Store) -> None:
     found = tables.differences(prompt_set(), shown, TIMES, 0).value
     assert all(abs(found[f"whole, {place}"]["val"]["difference"]) < 0.02 for place in places)
     assert found["mute, 1"]["val"]["difference"] == pytest.approx(0.5, abs=0.02)
-    fidelity = tables.fidelity(
-        planted(), 0, {"whole": identity_sae(), "mute": mute_sae()}, {"mute": features.pooled(planted(), mute_sae(), 0)}
-    ).value
-    assert fidelity["whole"].keys() == {"0", "1", "2"} and fidelity["mute"].keys() == {"0", "1", "2", "user"}
+    views = {
+        name: {
+            **{str(place): {"sae": sae, "place": place} for place in (0, 1)},
+            "max user": {"sae": sae, "place": "max user", "pooled": features.pooled(planted(), sae, 0)},
+        }
+        for name, sae in (("whole", identity_sae()), ("mute", mute_sae()))
+    }
+    fidelity = tables.fidelity(*probed(), views).value
+    assert fidelity["whole"].keys() == {"0", "1", "max user"}
     assert all(e["lost"] < 0.01 for e in fidelity["whole"].values())
     assert all(e["lost"] == pytest.approx(1) and e["l0"] == 0 for e in fidelity["mute"].values())
 

@@ -68,11 +68,11 @@ def test_by_place_names_where_saes_lose_and_where_not() -> None:
         "k-sparse, finetuned, 1": {"val": entry(0.97), "ood": entry(0.81)},
         "k-sparse, finetuned, mean user": {"val": entry(0.96), "ood": entry(0.99)},
     }
-    fidelity = {"finetuned": {"1": {"lost": 0.9}, "user": {"lost": 0.25}}, "chat": {"1": {"lost": 0.5}}}
+    fidelity = {"finetuned": {"1": {"lost": 0.9, "l0": 7}, "mean user": {"lost": 0.25, "l0": 31.2}}}
     text = results.by_place(tables, differences, fidelity, 20)
     assert "Probes on reconstructions: of 2 SAEs and places" in text
-    assert "is below 0.02 at 1 (finetuned, as the mean over the user's text) and above it at 1 (whole intervals)" in text
+    assert "below 0.02 at 1 (finetuned, as the mean over the user's text, dense 0.820) and above it at 1" in text
     assert "Probes on 20 latents" in text and "below 0.02 at 0 and above it at 1 (whole" in text
-    assert "lose 90% at +1, 25% over the tokens of the user's text." in text
+    assert "lose 90% at +1 (L0 7), 25% as the mean over the user's text (L0 31)." in text
     assert "Validation would read the finetuned SAE's 20 latents at +1, where they have 0.810" in text
     assert "the dense probe 0.910" in text

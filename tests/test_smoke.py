@@ -52,7 +52,7 @@ def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
         assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
     sources = "".join((notebooks.folder() / f"{name}.py").read_text() for name in notebooks.names())
     wanted = set(re.findall(r'^ +"(\d\d_\w+)",$', sources, re.MULTILINE))
-    assert len(wanted) == 16
+    assert len(wanted) == 17
     assert {p.stem for p in (build / "smoke" / "figures").glob("*.png")} == wanted
     assert all((build / "smoke" / "figures" / f"{name}.png").stat().st_size > 8_000 for name in wanted)
     site = build / "smoke" / "site"

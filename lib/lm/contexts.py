@@ -182,7 +182,9 @@ def labelled(
             chats.append(spans.chat(tokenizer, example.text, limit=limit))
         except ValueError as error:
             raise ValueError(f"prompt {number} ({example.base}): {error}") from None
-    kept = ((1, len(c.ids)) if part == "all" else (c.user.start, c.user.stop) for c in chats)
+        if chats[-1].user.stop <= 1:  # possible where the template has nothing before it
+            raise ValueError(f"prompt {number} ({example.base}) is the first token alone, which is never kept: drop it")
+    kept = ((1, len(c.ids)) if part == "all" else (max(1, c.user.start), c.user.stop) for c in chats)
     Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
     lengths = {"system": len(chats[0].system), "tail": len(chats[0].tail)}  # of the template, so the same for all
     (out / "spans.json").write_text(json.dumps(lengths), encoding="utf-8")

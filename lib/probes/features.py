@@ -125,11 +125,11 @@ def pooled(out: Path, harvested: artifacts.Artifact, trained: artifacts.Artifact
                 sums[what].index_add_(0, which, values)
             fidelity.add(x, again, f)
     tokens = torch.from_numpy(np.bincount(sequence[rows], minlength=count)).clamp_min(1)[:, None]
-    found = {f"{what} max": torch.where(x.isfinite(), x, 0.0) for what, x in tops.items()}
-    found |= {f"{what} mean": x / tokens for what, x in sums.items()}
-    save_file(
-        {name: x.half() if name.startswith("latents") else x for name, x in found.items()}, out / "pooled.safetensors"
-    )
+    found: dict[str, torch.Tensor] = {}
+    for what in widths:  # one after the other: of a large dictionary these are the largest matrices there are
+        found[f"{what} max"] = tops.pop(what).nan_to_num_(neginf=0.0).to(torch.float16 if what == "latents" else None)
+        found[f"{what} mean"] = sums.pop(what).div_(tokens).to(torch.float16 if what == "latents" else None)
+    save_file(found, out / "pooled.safetensors")
     (out / "fidelity.json").write_text(json.dumps(fidelity.value()), encoding="utf-8")
 
 

@@ -15,7 +15,6 @@ from lib import activations, artifacts, prompts
 from lib.probes import methods, protocol
 from lib.probes.features import Data, Fidelity, matrix
 from lib.probes.protocol import SPLITS, Labels
-from lib.sae import training
 
 SHOWN = 80  # characters of a prompt that an excerpt shows
 
@@ -125,29 +124,29 @@ def _compatible(samples: Sequence[Sequence[np.ndarray]], seeds: Sequence[Sequenc
 
 @artifacts.result
 def fidelity(
+    prompt_set: artifacts.Artifact,
     harvested: artifacts.Artifact,
     layer: int,
-    saes: dict[str, artifacts.Artifact],
-    pooled: dict[str, artifacts.Artifact],
+    views: dict[str, dict[str, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Step: {SAE: {position after the user's text, or "user" for the tokens of that text:
-    :meth:`lib.probes.features.Fidelity.value`}} on the prompts, so relative to the variance between prompts at that position.
-
-    ``pooled`` holds :func:`lib.probes.features.pooled` of the SAEs whose user tokens are wanted.
+    """Step: {SAE: {place: :meth:`lib.probes.features.Fidelity.value`}} on the prompts, so relative to the variance between
+    prompts at that place. ``views`` {SAE: {place: view without "of"}} say which; pooled, L0 is that of the user's tokens.
     """
+    labels, data = Labels.of(prompts.read(prompt_set)), Data(prompt_set, harvested, layer)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, trained in saes.items():
-        sae, found[name] = training.load(trained), {}
-        for place in range(activations.summary_shape(harvested, layer)[1]):
-            x = activations.summary(harvested, layer, place)
+    for name, by_place in views.items():
+        found[name] = {}
+        for place, view in by_place.items():
+            x, again, f = (
+                torch.from_numpy(np.asarray(matrix(data, {**view, "of": of}, labels)))
+                for of in ("residual", "reconstruction", "latents")
+            )
             here = Fidelity(x.shape[1])
-            with torch.inference_mode():
-                for part in x.split(4096):
-                    f = sae.encode(part)
-                    here.add(part, sae.decode(f) * sae.scale, f)
-            found[name][str(place)] = here.value()
-        if name in pooled:
-            found[name]["user"] = json.loads((pooled[name].path / "fidelity.json").read_text(encoding="utf-8"))
+            here.add(x, again, f)
+            found[name][place] = here.value()
+            if "pooled" in view:
+                tokens = json.loads((view["pooled"].path / "fidelity.json").read_text(encoding="utf-8"))
+                found[name][place]["l0"] = tokens["l0"]
     return found
 
 
