@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -144,15 +146,17 @@ def test_residual_too_large_for_float16_is_an_error(tmp_path: Path) -> None:
         writer.add(0, np.arange(1), {0: torch.full((1, 4), 1e6)}, np.arange(1))
 
 
+TEXTS = (  # of several lengths, some of one token
+    "list",
+    "How do birds fly in winter?",
+    "Write a short poem about the sea, the wind and 1234 boats. " * 3,
+    "x",
+)
+
+
 @artifacts.cached
-def prompted(out: Path, tiny: ModelSection) -> None:
-    """Labelled prompts of several lengths in the model's template, some of one token."""
-    texts = [
-        "list",
-        "How do birds fly in winter?",
-        "Write a short poem about the sea, the wind and 1234 boats. " * 3,
-        "x",
-    ]
+def prompted(out: Path, tiny: ModelSection, texts: tuple[str, ...] = TEXTS) -> None:
+    """Labelled prompts in the model's template."""
     lines = [
         prompts.Example(text=t, label=i % 2, split="train", slice="s", transform="plain", base=str(i), group=i)
         for i, t in enumerate(texts)
@@ -194,6 +198,45 @@ def test_prompts_are_read_at_every_place(tiny: ModelSection, store: artifacts.St
         activations.summary(harvested, 1, "median user")
     with pytest.raises(ValueError, match="no activations of layer 3"):
         activations.summary(harvested, 3, 0)
+
+
+@pytest.fixture(params=["", "<|im_start|>"])
+def bare(request: pytest.FixtureRequest, tiny: ModelSection, tmp_path: Path) -> ModelSection:
+    """The tiny model with a template that has nothing, or one token, before the user's text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.name)
+    tokenizer.chat_template = (
+        "{% for m in messages %}START{{ m['content'] }}.\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    ).replace("START", request.param if "<|im_start|>" in tokenizer.get_vocab() else request.param and "<bos>")
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny.name, folder)
+    tokenizer.save_pretrained(folder)
+    return ModelSection(name=str(folder))
+
+
+def test_templates_with_hardly_anything_before_the_users_text(bare: ModelSection, store: artifacts.Store) -> None:
+    """The first token of all is never kept, be it the template's or the user's; the rest is where it should be."""
+    lm, pair = model.load(bare), prompted(bare, ("How do birds fly in winter?", "Write a poem about the sea."))
+    before = len(spans.chat(lm.tokenizer, "x").system)
+    assert before == (1 if lm.tokenizer.chat_template.startswith("{% for m in messages %}<") else 0)
+    harvested = activations.harvest_prompts(contexts.labelled(pair, bare, "all"), bare, (1,), 2)
+    turns = contexts.read(contexts.labelled(pair, bare, "user"))
+    assert turns.keep_start.tolist() == [1, 1]
+    source = activations.read(harvested, 2, sinks=True)
+    for index, example in enumerate(prompts.read(pair)):
+        chat = spans.chat(lm.tokenizer, example.text)
+        with torch.inference_mode():
+            x = lm.model(torch.tensor([chat.ids]), output_hidden_states=True).hidden_states[2][0]
+        for place, at in enumerate(chat.tail):
+            torch.testing.assert_close(activations.summary(harvested, 1, place)[index], x[at], rtol=2e-3, atol=2e-3)
+        user = x[max(1, chat.user.start) : chat.user.stop]
+        pooled = activations.summary(harvested, 1, "mean user")[index]
+        torch.testing.assert_close(pooled, user.mean(0), rtol=2e-3, atol=2e-3)
+        here = source.column("sequence") == index
+        assert source.column("position")[here].tolist() == list(range(1, len(chat.ids)))
+        assert source.column("token")[here].tolist() == chat.ids[1:]
+    if before == 0:
+        with pytest.raises(ValueError, match=r"prompt 1 \(1\) is the first token alone"):
+            contexts.labelled(prompted(bare, ("How do birds fly?", "x")), bare, "all").path
 
 
 def test_pooling_leaves_sinks_out() -> None:

@@ -215,3 +215,33 @@ def test_large_tensors_keep_their_memory() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     if sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
         assert int(done.stdout) < 1000  # 72 MiB are 18,432 pages
+
+
+def test_mlps_and_attention_of_other_kinds_stay_as_they_are() -> None:
+    """Multipliers between the projections (Falcon H1), values narrower than keys (DeepSeek V3): neither is Llama's."""
+    from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Config, FalconH1MLP
+
+    torch.manual_seed(0)
+    mlp = FalconH1MLP(FalconH1Config(hidden_size=16, intermediate_size=24, mlp_multipliers=[3.0, 0.5]))
+    x = torch.randn(2, 5, 16)
+    before = mlp.requires_grad_(False)(x)
+    torch.testing.assert_close(speed_up(mlp)(x), before)
+    settings = transformers.DeepseekV3Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        first_k_dense_replace=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        max_position_embeddings=256,
+    )
+    deep = transformers.DeepseekV3ForCausalLM(settings).eval().requires_grad_(False)
+    ids = torch.randint(0, 50, (2, matmul.LONG + 20))
+    before = deep(ids).logits
+    torch.testing.assert_close(speed_up(deep)(ids).logits, before, rtol=1e-4, atol=1e-5)
