@@ -13,6 +13,7 @@ git in ``data/results``).
 from __future__ import annotations
 
 import ast
+import ctypes
 import functools
 import hashlib
 import importlib
@@ -521,12 +522,17 @@ def _note(artifact: Artifact, **event: Any) -> None:
             )
 
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it
+
+
 @contextmanager
 def _announced(artifact: Artifact) -> Iterator[None]:
     _note(artifact, event="start")
     start = time.perf_counter()
     yield
     _note(artifact, event="end", seconds=round(time.perf_counter() - start, 2))
+    if _trim is not None:
+        _trim(0)  # what a step held goes back to the system, not only to its process
 
 
 _active: Store | None = None
