@@ -253,3 +253,46 @@ def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:2] == ["second begun", "1001"], "the first step was computed again"
     assert len(list((tmp_path / "cache").rglob("b"))) == 1, "what the killed step left is gone"
     assert len(json.loads((tmp_path / "results" / "last.json").read_text())["payload"]) == 1001
+
+
+def test_kill_9_while_steps_run_apart_then_run_again(tmp_path: Path) -> None:
+    """Their processes end by themselves; what was finished is kept, the rest comes out as in a run that was not killed."""
+    (tmp_path / "steps.py").write_text(
+        textwrap.dedent(
+            """
+            import time
+            from pathlib import Path
+            from lib import artifacts
+            @artifacts.apart
+            def fit(out, n, root):
+                (Path(root) / f"begun{n}").touch()
+                if n and (Path(root) / "slow").exists():
+                    time.sleep(2)
+                (out / "x").write_text(str(n) * 1000)
+            @artifacts.result
+            def last(parts):
+                return [len((p.path / "x").read_text()) for p in parts]
+            """
+        )
+    )
+    script = (
+        "import sys; from pathlib import Path; import steps; from lib import artifacts; root = Path(sys.argv[1]);"
+        "artifacts.use(artifacts.Store('report', root / 'cache', root / 'results', None));"
+        "print(steps.last([steps.fit(n, str(root)) for n in range(6)], name='last').value)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    (tmp_path / "slow").touch()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun1").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "slow").unlink()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([1000] * 6), done.stderr
+    time.sleep(3)  # what was in hand when the first run was killed has ended, and its process with it
+    assert {p.read_text() for p in (tmp_path / "cache").rglob("x")} == {str(n) * 1000 for n in range(6)}
+    assert len(list((tmp_path / "cache").rglob("x"))) == 6

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_sae import planted
 
+from lib import matmul
 from lib.report import bench
 from lib.report.notebooks import ReportError
 from lib.sae import kernels
@@ -99,6 +100,21 @@ def test_our_contender_runs_in_a_process_of_its_own(data: tuple[Path, torch.Tens
         assert load_file(job["weights"])["theta"].shape == (M,)
 
 
+def test_saelens_is_also_timed_with_the_memory_settings_that_ours_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, int] = {}
+
+    class Library:
+        def mallopt(self, option: int, size: int) -> int:
+            asked[option] = size
+            return 1
+
+    monkeypatch.setattr(matmul.ctypes, "CDLL", lambda _: Library())
+    monkeypatch.setattr(matmul.sys, "platform", "linux")
+    matmul.keep_memory.__wrapped__()
+    names = {-1: "MALLOC_TRIM_THRESHOLD_", -2: "MALLOC_TOP_PAD_", -3: "MALLOC_MMAP_THRESHOLD_"}
+    assert {names[option]: str(size) for option, size in asked.items()} == bench.ALLOCATOR
+
+
 def test_a_contender_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="saelens failed at train"):
         bench._run("train", {"peer": "saelens", "x": "nowhere"}, tmp_path)
@@ -113,7 +129,9 @@ def test_the_committed_table_is_whole() -> None:
         controls = bench.CONTROLS[row["variant"]] if row["latents"] == bench.CONTROL_WIDTH else ()
         assert tuple(row["trainers"])[: len(bench.TRAINERS)] == bench.TRAINERS
         assert set(row["trainers"]) <= {*bench.TRAINERS, *controls}
-    assert all(tuple(row["harvesters"]) == bench.HARVESTERS for row in record["harvest"])
+    for row in record["harvest"]:
+        assert tuple(row["harvesters"]) == bench.HARVESTERS[: len(row["harvesters"])]
+        assert {"ours", "transformer_lens", "transformers"} <= row["harvesters"].keys()
     text = bench.table(record)
     assert record["machine"]["processor"] in text
     for line in text.splitlines():

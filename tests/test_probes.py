@@ -474,6 +474,47 @@ def test_shuffled_labels_give_chance(store: artifacts.Store) -> None:
     assert abs(np.mean([row["ood"]["auroc"] for row in rows]) - 0.5) < 0.1
 
 
+def test_an_amount_that_a_run_cannot_have_is_left_out(store: artifacts.Store) -> None:
+    """Few train clusters: the larger sizes fail in every run, and figures hold the others, each with its own fits."""
+    sizes = (16.0, 64.0, 1e6)
+    fitted = methods.controlled(*probed(), (at(1),) * RUNS, "size", sizes, (), (1e-2,))
+    assert methods.settings(fitted) == ["16", "64"]
+    rows = tables.curves(prompt_set(), {"it": fitted}, TIMES, 0).value["it"]
+    assert [row["setting"] for row in rows] == [16, 64]
+    assert [[fit["n"] for fit in row["fits"]] for row in rows] == [[32, 32], [128, 128]]
+
+
+def test_settings_are_those_that_every_run_has(store: artifacts.Store) -> None:
+    assert methods.settings(uneven()) == ["2"]
+    fits = tables.curves(prompt_set(), {"it": uneven()}, TIMES, 0).value["it"][0]["fits"]
+    assert fits == [{"n": 20}, {"n": 21}]
+
+
+@artifacts.cached
+def uneven(out: Path) -> None:
+    """Scores of two runs; the first lacks the setting "1"."""
+    score = np.linspace(0, 1, len(LABELS.y))
+    chosen = [
+        {"best": "2", "settings": ["2"], "fits": {"2": {"n": 20}}},
+        {"best": "2", "settings": ["1", "2"], "fits": {"1": {"n": 11}, "2": {"n": 21}}},
+    ]
+    methods._write(out, {"0/2": score, "1/1": score, "1/2": score}, chosen)
+
+
+def test_fits_are_the_same_bytes_alone_and_beside_others(store: artifacts.Store, tmp_path: Path) -> None:
+    """Principal components depend on the number of threads in the last digits; a fit always has one."""
+
+    def fits(folder: str, *which: int) -> dict[int, bytes]:
+        artifacts.use(artifacts.Store("report", tmp_path / folder, tmp_path / f"{folder}-results", None))
+        views = ({"of": "principal components", "k": 5, "place": 1},) * RUNS
+        made = {n: methods.by_size(*probed(), views, (1, 5), (10.0**-n,)) for n in which}
+        _ = tables.curves(prompt_set(), {str(n): f for n, f in made.items()}, TIMES, 0, name="c").value
+        return {n: (f.path / "scores.safetensors").read_bytes() for n, f in made.items()}
+
+    together = fits("together", 0, 1, 2)
+    assert fits("alone", 1)[1] == together[1]
+
+
 def test_controls_change_what_they_say() -> None:
     texts = [e.text for e in examples()]
     train = LABELS.where("train")

@@ -197,7 +197,7 @@ def harvest(job: Job) -> Job:
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"], tokens["offsets"].tolist()
     sequences = [ids[a:b] for a, b in pairwise(offsets)]
-    residual = (transformers if job["peer"] == "transformers" else transformer_lens)(job)
+    residual = (transformers if job["peer"].split(",")[0] == "transformers" else transformer_lens)(job)
     resident, seconds, count = memory("VmRSS"), 0.0, 0
     batches = range(0, len(sequences), job["batch"])
     for i, first in enumerate((0, *batches)):  # the first batch twice: to warm up, then timed
