@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import pytest
+from test_labelled import rows, write
 from test_report import broken_links, outside_requests
 
 from lib import config
@@ -23,8 +26,19 @@ def events(build: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
-    cache, build = tmp_path / "cache", tmp_path / "build"
+@dataclass
+class Run:
+    """A cold run that was killed once and then went on."""
+
+    build: Path
+    environment: dict[str, str]
+    kept: set[str]  # keys of the steps that the kill found finished
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("cold")
+    cache, build = folder / "cache", folder / "build"
     cache.mkdir()
     (cache / "wheels").symlink_to(config.ROOT / "data" / "cache" / "wheels")  # all but the downloads is cold
     environment = os.environ | {"SAE_REPORT_CACHE": str(cache), "SAE_REPORT_BUILD": str(build)}
@@ -43,7 +57,12 @@ def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
 
     done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    again = kept & {e["key"] for e in events(build) if e["event"] == "start"}
+    return Run(build, environment, kept)
+
+
+def test_cold_run_killed_then_resumed(cold: Run) -> None:
+    build = cold.build
+    again = cold.kept & {e["key"] for e in events(build) if e["event"] == "start"}
     assert not again, "a finished step was computed twice"
 
     for name in notebooks.names():
@@ -59,7 +78,7 @@ def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
     assert (site / "index.html").is_file() and (site / "02_probing.html").is_file()
     assert outside_requests(site) == []
     assert broken_links(site) == []
-    assert str(tmp_path) not in (site / "index.html").read_text()
+    assert str(build) not in (site / "index.html").read_text()
     tracked = subprocess.run(
         ["git", "status", "--porcelain", "data/results", "figures"],
         capture_output=True,
@@ -68,3 +87,25 @@ def test_cold_run_killed_then_resumed(tmp_path: Path) -> None:
         check=True,
     )
     assert tracked.stdout == "", "a smoke run must not touch what is committed"
+
+
+def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
+    """All that it draws of the report's prompts it draws of a file's, but for what is about the report's own slices."""
+    found = rows(96)
+    for row in found:
+        row["text"] = ("zebra " if row["label"] else "quail ") + row["text"]
+    path = write(tmp_path / "mine.csv", found)
+    environment = cold.environment | {"SAE_REPORT_BUILD": str(tmp_path / "build")}
+    sets = [x for s in (f"probes.data={path}", "probes.sizes=[4,8]") for x in ("--set", s)]
+    command = [*COMMAND[:4], "02_probing", *COMMAND[4:], *sets]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    build = tmp_path / "build" / "smoke"
+    drawn = {p.stem for p in (build / "figures").glob("*.png")}
+    of_report = {p.stem for p in (cold.build / "smoke" / "figures").glob("02_*.png")}
+    assert drawn == of_report - {"02_refusals"}
+    trained = [e for e in events(tmp_path / "build") if e["event"] == "start" and "training.train" in e["step"]]
+    assert not trained, "SAEs do not depend on the prompts that are probed"
+    table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
+    assert table["bag of words"]["ood"]["auroc"] == 1 and table["dense"]["ood"]["n"] == 24
+    assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
