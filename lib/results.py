@@ -108,7 +108,7 @@ def probe_table(tables: Entry) -> str:
     )
 
 
-def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry]) -> str:
+def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry], places: Entry, site: int) -> str:
     """Notebook 02: dense, k-sparse and other probes out of distribution (OOD), and the claims' verdicts."""
     kinds = ("pretraining", "finetuned", "chat")
     sparse = "; ".join(f"{kind} SAE {interval(tables[f'k-sparse, {kind}, mean difference']['ood'])}" for kind in kinds)
@@ -121,8 +121,19 @@ def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry]) -> 
         f"{tables['dense']['ood']['recall']:.0%} of harmful prompts at 1 % false positives. k-sparse probes, k chosen on validation, "
         f"have OOD: {sparse}. The best probe OOD is “{best}” with {interval(tables[best]['ood'])}; a sentence embedding, which "
         f"never sees the model, has {interval(text)}, surface features {interval(tables['surface features']['ood'])}. "
-        f"Claims: {verdicts}."
+        f"As a control of the place: {lost_by_place(places, site)} Claims: {verdicts}."
     )
+
+
+def lost_by_place(differences: Entry, site: int) -> str:
+    """What the finetuned SAE's reconstructions cost a dense probe at the site and over the user's text, in and out of
+    distribution."""
+    parts = []
+    for place in (str(site), "mean user"):
+        loss = differences[f"reconstruction, finetuned, {place}"]
+        val, ood = (interval(loss[split], "difference") for split in ("val", "ood"))
+        parts.append(f"{_at(place)} {val} on validation and {ood} OOD")
+    return f"a dense probe on the finetuned SAE's reconstructions loses {', and '.join(parts)}."
 
 
 def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
@@ -234,13 +245,14 @@ def headline_05(frontier: dict[str, list[Entry]]) -> str:
 
 
 @artifacts.result
-def headlines(inputs: dict[str, Any]) -> dict[str, str]:
-    """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of`."""
+def headlines(inputs: dict[str, Any], site: int) -> dict[str, str]:
+    """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of` and the position
+    that probes read."""
     found = values(inputs)
     return {
         "verdict": verdict(found["02"][1], found["02"][0]),
         "01_training": headline_01(found["01"]),
-        "02_probing": headline_02(*found["02"]),
+        "02_probing": headline_02(*found["02"], site),
         "03_debugging": headline_03(*found["03"]),
         "04_autointerp": headline_04(found["04"]),
         "05_quadratic_frequency": headline_05(found["05"]),
@@ -252,11 +264,12 @@ def headlines_of(study: Study) -> artifacts.Artifact:
     return headlines(
         {
             "01": study.chat_evaluations["chat"],
-            "02": [study.probe_tables, study.probe_differences, claims.ledger_of(study)],
+            "02": [study.probe_tables, study.probe_differences, claims.ledger_of(study), study.place_differences],
             "03": [study.cards, study.shortcuts],
             "04": study.autointerp,
             "05": study.frontier_evaluations,
         },
+        study.profile.probes.position,
         name="headlines",
     )
 

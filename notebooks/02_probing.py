@@ -306,7 +306,7 @@ records = claims.ledger_of(study).value
 Markdown(results.table(claims.rows(records), ("", "the post's claim (O: open there)", "measured", "verdict")))
 
 # %%
-Markdown(results.headline_02(tables, differences, records))
+Markdown(results.headline_02(tables, differences, records, place_differences, q.position))
 
 # %% [markdown]
 # **What would change our mind.** A larger model, whose refusals and features are richer; other harmless prompts than one chat

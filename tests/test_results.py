@@ -53,6 +53,20 @@ def test_wilson_intervals_cover() -> None:
         assert np.mean(covered) > 0.92
 
 
+def test_losses_by_place_name_split_and_place() -> None:
+    def loss(value: float) -> dict:
+        return {"difference": value, "interval": [value - 0.01, value + 0.01]}
+
+    differences = {
+        "reconstruction, finetuned, 1": {"val": loss(0.04), "ood": loss(0.15)},
+        "reconstruction, finetuned, mean user": {"val": loss(0.001), "ood": loss(0.06)},
+    }
+    assert results.lost_by_place(differences, 1) == (
+        "a dense probe on the finetuned SAE's reconstructions loses at +1 0.040 [0.030, 0.050] on validation and 0.150 [0.140, "
+        "0.160] OOD, and as the mean over the user's text 0.001 [-0.009, 0.011] on validation and 0.060 [0.050, 0.070] OOD."
+    )
+
+
 def test_by_place_names_where_saes_lose_and_where_not() -> None:
     """Counts take whole intervals; the place is chosen on validation, not OOD."""
     losses = {
