@@ -252,7 +252,7 @@ def headlines(inputs: dict[str, Any], site: int) -> dict[str, str]:
     return {
         "verdict": verdict(found["02"][1], found["02"][0]),
         "01_training": headline_01(found["01"]),
-        "02_probing": headline_02(*found["02"], site),
+        "02_probing": headline_02(*found["02"], site=site),
         "03_debugging": headline_03(*found["03"]),
         "04_autointerp": headline_04(found["04"]),
         "05_quadratic_frequency": headline_05(found["05"]),
