@@ -249,10 +249,11 @@ def headlines(inputs: dict[str, Any], site: int) -> dict[str, str]:
     """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of` and the position
     that probes read."""
     found = values(inputs)
+    tables, differences, records, places = found["02"]
     return {
-        "verdict": verdict(found["02"][1], found["02"][0]),
+        "verdict": verdict(differences, tables),
         "01_training": headline_01(found["01"]),
-        "02_probing": headline_02(*found["02"], site=site),
+        "02_probing": headline_02(tables, differences, records, places, site),
         "03_debugging": headline_03(*found["03"]),
         "04_autointerp": headline_04(found["04"]),
         "05_quadratic_frequency": headline_05(found["05"]),
