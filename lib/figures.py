@@ -178,6 +178,7 @@ def probes(found: dict[str, Entry]) -> Figure:
             axis.plot(entry["seeds"], np.full(len(entry["seeds"]), at), "|", color="#444444", markersize=7)
         axis.axvline(found["dense"][split]["auroc"], color="#000000", linewidth=1, linestyle=":")
         axis.set(xlabel=f"AUROC (n = {entries[0]['n']:,})", title=title)
+    axes[0].locator_params(axis="x", nbins=4)
     axes[0].set_yticks(y, names)
     axes[0].invert_yaxis()
     figure.tight_layout()
@@ -337,9 +338,10 @@ def learning(size: dict[str, list[Entry]], noise: dict[str, list[Entry]]) -> Fig
         (axes[1], noise, "share of train clusters with wrong labels"),
     ):
         for number, (name, rows) in enumerate(curves.items()):
-            values = [row["ood"]["auroc"] for row in rows]
+            values, aside = [row["ood"]["auroc"] for row in rows], number - (len(curves) - 1) / 2
+            x = np.array([row["setting"] for row in rows])
             axis.errorbar(
-                [row["setting"] for row in rows],
+                x * 1.05**aside if axis is axes[0] else x + 0.004 * aside,
                 values,
                 yerr=_errors(values, [row["ood"]["interval"] for row in rows]),
                 fmt=_MARKERS[number] + _DASHES[number % 4],
@@ -445,7 +447,7 @@ def autointerp_means(scores: dict[str, Entry]) -> Figure:
     left.legend()
     right.set(xscale="log", xlabel="firing frequency (share of tokens)", ylabel="autointerp score (Spearman)")
     right.axvline(HIGH, color="#444444", linestyle=":", linewidth=1)
-    right.legend(loc="lower left")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.tight_layout()
     return figure
 
