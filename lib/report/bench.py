@@ -329,7 +329,8 @@ CONDITIONS = {
 
 
 def _label(name: str, measured: dict[str, Any]) -> str:
-    return f"{name} {measured['version']}" if measured["version"] else name
+    peer, *how = name.split(", ", 1)
+    return ", ".join([f"{peer} {measured['version']}" if measured["version"] else peer, *how])
 
 
 def table(record: dict[str, Any]) -> str:
