@@ -59,7 +59,7 @@ def verdict(differences: Entry, tables: Entry) -> str:
     elif ahead:
         answer = f"In part: k-sparse probes on the {' and the '.join(ahead)} SAE are above the dense linear probe"
     else:
-        answer = f"Not shown: k-sparse probes on {len(behind)} of {len(gaps)} SAEs are below the dense linear probe, none above"
+        answer = f"Not resolved on every SAE: k-sparse probes are below the dense linear probe on {len(behind)} of {len(gaps)} SAEs, above it on none,"
     dense = tables["dense"]["ood"]
     return (
         f"**{answer} out of distribution** (AUROC lower by {sizes[0]:.3f} to {sizes[-1]:.3f}, paired, than the dense probe's "
@@ -119,8 +119,8 @@ def headline_02(tables: Entry, differences: Entry, records: Sequence[Entry], pla
         f"Do SAE latents beat a dense probe? The dense linear probe has an AUROC of {interval(tables['dense']['val'])} on "
         f"validation and {interval(tables['dense']['ood'])} out of distribution (OOD), where it finds "
         f"{tables['dense']['ood']['recall']:.0%} of harmful prompts at 1 % false positives. k-sparse probes, k chosen on validation, "
-        f"have OOD: {sparse}. The best probe OOD is “{best}” with {interval(tables[best]['ood'])}; a sentence embedding, which "
-        f"never sees the model, has {interval(text)}, surface features {interval(tables['surface features']['ood'])}. "
+        f"have OOD: {sparse}. The best probe OOD is “{best}” with {interval(tables[best]['ood'])}; sentence embeddings, which "
+        f"never see the model, have {text['auroc']:.3f}, surface features {interval(tables['surface features']['ood'])}. "
         f"As a control of the place: {lost_by_place(places, site)} Claims: {verdicts}."
     )
 
@@ -136,7 +136,7 @@ def lost_by_place(differences: Entry, site: int) -> str:
     return f"a dense probe on the finetuned SAE's reconstructions loses {', and '.join(parts)}."
 
 
-def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
+def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int, site: int) -> str:
     """What the control of places found: where SAEs lose nothing, where they lose, and the place validation would choose.
 
     A loss is that against the dense probe at the same place, whose own AUROC is named with it: where that is low there is
@@ -153,7 +153,7 @@ def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
         named = f" ({'; '.join(none)})" if none else ""
         (least, first), *_, (most, last) = sorted(loss.items(), key=lambda item: item[1]["difference"])
         said.append(
-            f"Probes on {name}: of {len(loss)} SAEs and places the OOD loss against the dense probe at the same place is below "
+            f"Probes on {name}: of {len(loss)} pairs of SAE and place the OOD loss against the dense probe at the same place is below "
             f"{claims.EQUAL} at {len(none)}{named} and above it at {len(some)} (whole intervals); "
             f"it runs from {first['difference']:+.3f} ({placed[least]}) to {last['difference']:+.3f} ({placed[most]})."
         )
@@ -162,15 +162,41 @@ def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int) -> str:
         + ", ".join(f"{at['lost']:.0%} {_at(place)} (L0 {at['l0']:.0f})" for place, at in fidelity["finetuned"].items())
         + "."
     )
+    dense = {key.rsplit(", ", 1)[1]: e["ood"]["auroc"] for key, e in tables.items() if key.startswith("dense, ")}
+    good = [place for place, value in dense.items() if value > dense[str(site)] - claims.EQUAL]
+    met = [
+        key
+        for key, e in differences.items()
+        if key.rsplit(", ", 1)[1] in good and e["ood"]["interval"][1] < claims.EQUAL
+    ]
+    resolved = sum(e["ood"]["interval"][0] > 0 for e in differences.values())
+    said.append(
+        f"The dense probe is as good as at the site (to {claims.EQUAL}) {', '.join(_at(place) for place in good)}; there the loss is "
+        f"shown to be none for {len(met)} of {sum(key.rsplit(', ', 1)[1] in good for key in differences)} SAEs and kinds of probe. "
+        f"Of all {len(differences)} losses {resolved} are resolved from 0"
+        + (", so most intervals leave open what part the place has." if 2 * resolved < len(differences) else ".")
+    )
     sparse = [key for key in tables if key.startswith("k-sparse, finetuned, ")]
     best = max(sparse, key=lambda key: tables[key]["val"]["auroc"])
     place = best.rsplit(", ", 1)[1]
     return (
         "OOD AUROC by place. "
         + " ".join(said)
-        + f" Validation would read the finetuned SAE's {k} latents {_at(place)}, where they have {interval(tables[best]['ood'])} OOD, and the "
+        + f" Of all places, the finetuned SAE's {k} latents have the best validation AUROC {_at(place)}, where they have {interval(tables[best]['ood'])} OOD, and the "
         f"dense probe {interval(tables[f'dense, , {place}']['ood'])}."
     )
+
+
+def controls_ahead(saes: dict[str, Sequence[Entry]], controls: dict[str, Sequence[Entry]], k: int) -> str:
+    """Which controls of the same size have an OOD AUROC no lower than the best SAE's latents."""
+    at_k = {
+        name: next(row for row in rows if row["setting"] == k)["ood"]["auroc"]
+        for name, rows in {**saes, **controls}.items()
+        if any(row["setting"] == k for row in rows)
+    }
+    best = max((name for name in at_k if name in saes), key=lambda name: at_k[name])
+    ahead = [name for name in at_k if name in controls and at_k[name] >= at_k[best]]
+    return f"Controls no lower than the best SAE ({best}): {', '.join(ahead) or 'none'}."
 
 
 def _at(place: str) -> str:

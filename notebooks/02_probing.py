@@ -53,7 +53,7 @@ if not q.data:  # the transforms belong to the report's own prompts
         f"Refusals by transform. Asked plainly, the model refuses {plain['harmful']['rate']:.0%} of harmful prompts "
         f"(n = {plain['harmful']['n']}), {plain['over-refusal']['rate']:.0%} of over-refusal and {plain['chat']['rate']:.0%} of chat prompts; "
         f"inside jailbreaks {broken[0]['rate']:.0%} ({broken[0]['transform']}) to {broken[-1]['rate']:.0%} ({broken[-1]['transform']}) of "
-        "harmful ones. Left: Wilson intervals; right: bootstrap over base prompts.",
+        f"harmful ones, and up to {max(r['rate'] for r in rates if r['kind'] == 'chat'):.0%} of chat prompts. Left: Wilson intervals; right: bootstrap over base prompts.",
     )
 
 # %%
@@ -151,7 +151,8 @@ figures.publish(
         f"{name} {next(r for r in rows if r['setting'] == q.k_claim)['ood']['auroc']:.3f}"
         for name, rows in {**curves["mean difference"], **size_controls}.items()
     )
-    + f"; the dense probe {tables['dense']['ood']['auroc']:.3f}.",
+    + f"; the dense probe {tables['dense']['ood']['auroc']:.3f}. "
+    + results.controls_ahead(curves["mean difference"], size_controls, q.k_claim),
 )
 
 # %%
@@ -192,15 +193,16 @@ figures.publish(
 # The site is one position after the user's text, where the tokens are the template's. If SAEs lose there because of the place,
 # there should be another at which the dense probe is as good and they lose nothing. So the same three kinds of probe are set
 # side by side at each position after the user's text, and pooled over that text: on residuals, on reconstructions, and on a
-# fixed number of latents (over the text: each token reconstructed, or each token's latents, then pooled). The margin below which
-# a loss counts as none is that of the claims.
+# fixed number of latents (over the text: each token reconstructed, or each token's latents, then pooled; the finetuned SAE only, since
+# it has to read every token). *Lost* is the share of the variance between prompts that reconstructions miss at that place; the FVU of
+# notebook 01 is over all tokens of held-out chat, of which the template's tokens are few.
 
 # %%
 places, place_differences = study.places.value, study.place_differences.value
 figures.publish(
     figures.places(places, fidelity, q.k_claim),
     "02_places",
-    results.by_place(places, place_differences, fidelity, q.k_claim),
+    results.by_place(places, place_differences, fidelity, q.k_claim, q.position),
 )
 
 # %% [markdown]

@@ -229,6 +229,9 @@ def test_one_command_gives_the_table(tmp_path: Path, tiny, monkeypatch, capsys) 
     assert any(line.startswith("| bag of words | 1.000") for line in table) and any(
         line.startswith("| dense |") for line in table
     )
+    assert "Also by slice" in out.out
+    assert command.main(["probe", ""]) == 2
+    assert "no prompts given: make probe DATA=file.csv" in capsys.readouterr().err
     path.write_text(path.read_text().replace('"label": 1', '"label": 7', 1))
     assert command.main(["probe", str(path)]) == 2
     assert "column label" in capsys.readouterr().err

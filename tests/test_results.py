@@ -14,7 +14,7 @@ def entry(value: float, half: float = 0.01) -> dict:
     ("gaps", "words"),
     [
         ((0.2, 0.3), "No, not here: k-sparse probes on all 2 SAEs"),
-        ((0.005, 0.3), "Not shown: k-sparse probes on 1 of 2"),
+        ((0.005, 0.3), "Not resolved on every SAE: k-sparse probes are below the dense linear probe on 1 of 2"),
         ((-0.05, 0.3), "In part: k-sparse probes on the s0 SAE are above"),
     ],
 )
@@ -83,10 +83,22 @@ def test_by_place_names_where_saes_lose_and_where_not() -> None:
         "k-sparse, finetuned, mean user": {"val": entry(0.96), "ood": entry(0.99)},
     }
     fidelity = {"finetuned": {"1": {"lost": 0.9, "l0": 7}, "mean user": {"lost": 0.25, "l0": 31.2}}}
-    text = results.by_place(tables, differences, fidelity, 20)
-    assert "Probes on reconstructions: of 2 SAEs and places" in text
+    text = results.by_place(tables, differences, fidelity, 20, 1)
+    assert "Probes on reconstructions: of 2 pairs of SAE and place" in text
     assert "below 0.02 at 1 (finetuned, as the mean over the user's text, dense 0.820) and above it at 1" in text
     assert "Probes on 20 latents" in text and "below 0.02 at 0 and above it at 1 (whole" in text
     assert "lose 90% at +1 (L0 7), 25% as the mean over the user's text (L0 31)." in text
-    assert "Validation would read the finetuned SAE's 20 latents at +1, where they have 0.810" in text
+    assert "as good as at the site (to 0.02) at +1; there the loss is shown to be none for 0 of 2 SAEs" in text
+    assert "Of all 4 losses 3 are resolved from 0" in text
+    assert "the finetuned SAE's 20 latents have the best validation AUROC at +1, where they have 0.810" in text
     assert "the dense probe 0.910" in text
+
+
+def test_controls_ahead_of_the_best_sae() -> None:
+    def rows(value: float) -> list[dict]:
+        return [{"setting": 5, "ood": entry(0.5)}, {"setting": 20, "ood": entry(value)}]
+
+    text = results.controls_ahead(
+        {"a": rows(0.6), "b": rows(0.7)}, {"c": rows(0.7), "d": rows(0.69), "e": rows(0.8)[:1]}, 20
+    )
+    assert text == "Controls no lower than the best SAE (b): c."

@@ -77,14 +77,24 @@ def _run(options: argparse.Namespace) -> None:
 
 def _probe(options: argparse.Namespace) -> str:
     """The table of probes, OOD best first; also written to ``build/probe/results``."""
+    if not options.data.strip():
+        raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .jsonl, .parquet, hub:owner/name)")
     overrides = dict(runner.parse_setting(text) for text in options.settings) | {"probes.data": options.data}
     profile = config.load(options.profile, overrides)
     artifacts.open_store("probe")
     study = Study(profile)
     try:
-        return results.probe_table((study.probe_tables if options.saes else study.plain_tables).value)
+        recipe = study.probe_tables if options.saes else study.plain_tables
+        explained = (
+            f"AUROC with 95 % intervals, {profile.probes.seeds} runs; dense: layer {profile.layer}, "
+            f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/{recipe.name}.json"
+        )
+        return f"{results.probe_table(recipe.value)}\n\n{explained}"
     except ValueError as error:
-        raise error if isinstance(error, EXPECTED) else labelled.DataError(str(error)) from error
+        if isinstance(error, EXPECTED):
+            raise
+        few = "; the train prompts may be too few to fit a probe" if "no terms remain" in str(error) else ""
+        raise labelled.DataError(f"{options.data}: {error}{few}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
