@@ -107,5 +107,5 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     trained = [e for e in events(tmp_path / "build") if e["event"] == "start" and "training.train" in e["step"]]
     assert not trained, "SAEs do not depend on the prompts that are probed"
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
-    assert table["bag of words"]["ood"]["auroc"] == 1 and table["dense"]["ood"]["n"] == 24
+    assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
