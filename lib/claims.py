@@ -292,13 +292,16 @@ def ledger_of(study: Study) -> artifacts.Artifact:
     return ledger(inputs, name="claims")
 
 
-def rows(records: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """Cells (id, claim, value with interval, verdict) of the ledger."""
+def rows(records: Sequence[Entry], tests: bool = False) -> list[tuple[str, ...]]:
+    """Cells (id, claim, value with interval, verdict) of the ledger; with ``tests`` also what was measured and what decides,
+    before the verdict."""
     return [
         (
             record["id"],
             record["statement"],
+            *((record["measure"],) if tests else ()),
             f"{record['value']:.3f} [{record['interval'][0]:.3f}, {record['interval'][1]:.3f}]",
+            *((record["test"],) if tests else ()),
             record["verdict"],
         )
         for record in records

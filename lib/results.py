@@ -187,6 +187,47 @@ def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int, site: i
     )
 
 
+def losses_resolved(parts: dict[str, Entry]) -> str:
+    """Where the dense probe's loss on parts of the residual stream is resolved from 0, validation and OOD."""
+    said = []
+    for split, name in (("val", "on validation"), ("ood", "OOD")):
+        resolved = [part for part, e in parts.items() if e[split]["interval"][0] > 0]
+        none = [part for part in parts if part not in resolved]
+        said.append(
+            f"{name} the loss is above 0 for {len(resolved)} of {len(parts)} parts"
+            + (f" (not resolved: {', '.join(none)})" if none and resolved else "")
+        )
+    sizes = "; ".join(f"{part} {e['ood']['difference']:+.3f}" for part, e in parts.items())
+    return f"Whole intervals: {', '.join(said)}. OOD: {sizes}."
+
+
+def probes_ahead(changes: dict[str, dict[str, Entry]], probe: str) -> str:
+    """Under which changes of the training set another probe has a higher mean OOD AUROC than ``probe``, which, and by how
+    much at most."""
+    ahead: dict[str, list[str]] = {}
+    for change, by_probe in changes.items():
+        for name, e in by_probe.items():
+            if e["ood"]["auroc"] > by_probe[probe]["ood"]["auroc"]:
+                ahead.setdefault(name, []).append(change)
+    if not ahead:
+        return f"No other probe is above the {probe} one under any of them."
+    return (
+        f"Above the {probe} probe: "
+        + "; ".join(
+            f"{name} under {len(under)} of {len(changes)} ({', '.join(under)})" for name, under in ahead.items()
+        )
+        + "."
+    )
+
+
+def best_by_slice(by_slice: dict[str, dict[str, Entry]]) -> str:
+    """On how many slices each probe has the highest AUROC."""
+    slices = next(iter(by_slice.values()))
+    best = [max(by_slice, key=lambda name: by_slice[name][slice_]["auroc"]) for slice_ in slices]
+    first = "; ".join(f"{name} on {best.count(name)}" for name in by_slice if name in best)
+    return f"Highest of {len(slices)} slices: {first}."
+
+
 def controls_ahead(saes: dict[str, Sequence[Entry]], controls: dict[str, Sequence[Entry]], k: int) -> str:
     """Which controls of the same size have an OOD AUROC no lower than the best SAE's latents."""
     at_k = {

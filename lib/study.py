@@ -458,15 +458,14 @@ class Study:
 
     @cached_property
     def _places(self) -> dict[int | str, tuple[str, ...]]:
-        """Where SAEs are set beside the dense probe, and which: positions that the model's template has, and pooled.
+        """Where SAEs are set beside the dense probe, and which: the site, positions that the model's template has, and pooled.
 
         Over the user's text an SAE has to read every token, so there it is one only.
         """
         q, lm, three = self.profile.probes, self.profile.model, ("pretraining", "finetuned", "chat")
         tail = max(q.places) + 1 if lm.name == "packaged" else len(spans.chat(tokenizer(lm), "x").tail)
-        return {place: three for place in q.places if place < tail} | dict.fromkeys(
-            ("mean user", "max user"), ("finetuned",)
-        )
+        positions = sorted({q.position, *(place for place in q.places if place < tail)})
+        return dict.fromkeys(positions, three) | dict.fromkeys(("mean user", "max user"), ("finetuned",))
 
     @cached_property
     def _at_places(self) -> dict[tuple[str, str, str], Artifact]:

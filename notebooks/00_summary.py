@@ -14,7 +14,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 # %%
 from IPython.display import Markdown
 
-from lib import results
+from lib import claims, results
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
@@ -28,6 +28,16 @@ Markdown(headlines["verdict"])
 
 # %%
 Markdown("\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in headlines.items() if name != "verdict"))
+
+# %% [markdown]
+# ## The post's claims
+#
+# Each claim's test was fixed in code (`lib/claims.py`) before the numbers were seen. What was measured and what decides stands
+# in notebook 02, with the figures. Claims of the other notebooks are not tested yet.
+
+# %%
+records = claims.ledger_of(study).value
+Markdown(results.table(claims.rows(records), ("", "claim (O: open in the post)", "measured", "verdict")))
 
 # %% [markdown]
 # ## How to read it

@@ -182,9 +182,8 @@ parts = {
 figures.publish(
     figures.deltas(parts),
     "02_reconstructions",
-    "What a dense probe loses (AUROC of the dense probe on residuals minus that of one on the part named; paired). OOD: "
-    + "; ".join(f"{name} {e['ood']['difference']:+.3f}" for name, e in parts.items())
-    + ".",
+    "What a dense probe loses (AUROC of the dense probe on residuals minus that of one on the part named; paired). "
+    + results.losses_resolved(parts),
 )
 
 # %% [markdown]
@@ -232,7 +231,9 @@ shuffled = {name: sum(r["ood"]["auroc"] for r in rows) / len(rows) for name, row
 figures.publish(
     figures.controls(named),
     "02_controls",
-    "OOD AUROC under changes of the training set (first run's number of train prompts in brackets). Dense probe and surface features: "
+    "OOD AUROC under changes of the training set (first run's number of train prompts in brackets). "
+    + results.probes_ahead(named, "dense")
+    + " Dense probe and surface features: "
     + "; ".join(
         f"{text} {by['dense']['ood']['auroc']:.3f} and {by['surface features']['ood']['auroc']:.3f} ({by['dense']['fits'][0]['n']:,})"
         for text, by in named.items()
@@ -278,7 +279,9 @@ weakest = {name: min(found_.items(), key=lambda item: item[1]["auroc"]) for name
 figures.publish(
     figures.slices(by_slice),
     "02_slices",
-    "AUROC on each OOD slice. Weakest slices: "
+    "AUROC on each OOD slice. "
+    + results.best_by_slice(by_slice)
+    + " Weakest slices: "
     + "; ".join(f"{name}, “{slice_}” at {entry['auroc']:.3f}" for name, (slice_, entry) in weakest.items())
     + ".",
 )
@@ -305,7 +308,12 @@ Markdown(
 
 # %%
 records = claims.ledger_of(study).value
-Markdown(results.table(claims.rows(records), ("", "the post's claim (O: open there)", "measured", "verdict")))
+Markdown(
+    results.table(
+        claims.rows(records, tests=True),
+        ("", "the post's claim (O: open there)", "measure", "value", "test, by its intervals", "verdict"),
+    )
+)
 
 # %%
 Markdown(results.headline_02(tables, differences, records, place_differences, q.position))

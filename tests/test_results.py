@@ -102,3 +102,25 @@ def test_controls_ahead_of_the_best_sae() -> None:
         {"a": rows(0.6), "b": rows(0.7)}, {"c": rows(0.7), "d": rows(0.69), "e": rows(0.8)[:1]}, 20
     )
     assert text == "Controls no lower than the best SAE (b): c."
+
+
+def test_captions_say_who_is_ahead() -> None:
+    def loss(value: float) -> dict:
+        return {s: {"difference": value, "interval": [value - 0.01, value + 0.01]} for s in ("val", "ood")}
+
+    text = results.losses_resolved({"a": loss(0.005), "b": loss(0.05)})
+    assert "on validation the loss is above 0 for 1 of 2 parts (not resolved: a)" in text
+    assert text.endswith("OOD: a +0.005; b +0.050.")
+
+    changes = {
+        "plain": {"dense": {"ood": entry(0.8)}, "text": {"ood": entry(0.9)}, "style": {"ood": entry(0.5)}},
+        "short": {"dense": {"ood": entry(0.8)}, "text": {"ood": entry(0.7)}, "style": {"ood": entry(0.5)}},
+    }
+    assert results.probes_ahead(changes, "dense") == "Above the dense probe: text under 1 of 2 (plain)."
+    assert results.probes_ahead(changes, "text").startswith("Above the text probe: dense under 1 of 2 (short)")
+    for by_probe in changes.values():
+        by_probe["text"] = {"ood": entry(0.1)}
+    assert results.probes_ahead(changes, "dense") == "No other probe is above the dense one under any of them."
+
+    by_slice = {"dense": {"x": entry(0.9), "y": entry(0.4)}, "text": {"x": entry(0.8), "y": entry(0.5)}}
+    assert results.best_by_slice(by_slice) == "Highest of 2 slices: dense on 1; text on 1."

@@ -27,6 +27,7 @@ def test_places_are_those_that_the_template_has(tiny: ModelSection) -> None:
     study = Study(config.load("smoke", {"model.name": tiny.name, "probes.places": [0, 2, 500]}))
     assert study._places == {
         0: ("pretraining", "finetuned", "chat"),
+        1: ("pretraining", "finetuned", "chat"),  # the site, to which results compare the others
         2: ("pretraining", "finetuned", "chat"),
         "mean user": ("finetuned",),
         "max user": ("finetuned",),
