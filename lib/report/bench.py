@@ -2,8 +2,9 @@
 
 Every contender runs in a process of its own, one after the other, with the same threads and the environment that its
 users have. Our code asks the C library to keep the memory of large tensors (:func:`lib.matmul.keep_memory`), which spares
-page faults; at one width SAELens' steps are timed with that too. All trainers start from the same weights, of an SAE we have trained for a while to
-the L0 aimed at, see the same batches, and end with weights whose loss on held-out tokens is measured here. The table goes
+page faults; at one width SAELens' steps are timed with that too. All trainers start from the same weights, of an SAE we have
+trained for a while to the L0 aimed at, see the same batches, and end with weights whose loss on held-out tokens is measured
+here: after the steps that are timed and, at one width, after as many tokens as the report's SAEs are trained on. The tables go
 to ``data/bench.json`` and to the site.
 """
 
@@ -30,8 +31,10 @@ from lib.lm import contexts
 from lib.lm import model as models
 from lib.matmul import product
 from lib.report.notebooks import ReportError
+from lib.sae.adam import BETAS, EPSILON, MAX_NORM, Adam
+from lib.sae.latents import Dense, Sparse
 from lib.sae.training import Trainee, row_batches
-from lib.sae.variants import SAE, SAEConfig, make
+from lib.sae.variants import SAE, Gated, Losses, SAEConfig, make
 
 LAYER = 18
 TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
@@ -51,10 +54,24 @@ ALLOCATOR = {  # what lib.matmul.keep_memory asks for, as an environment
     "MALLOC_TOP_PAD_": "268435456",
 }
 MENDED = "gate's loss kept from the decoder"  # in SAELens it trains the decoder too; a control for the loss reached
+LEAKING = "gate's loss reaching the decoder, as in SAELens"  # ours by its rule
+FREE = "decoder norms free and in the L1 penalty, as in SAELens"  # ours by the rule of its mended one
 CONTROLS = {  # by variant, at the middle width
     "jumprelu": (f"saelens, {TUNED}",),
     "topk": (f"saelens, {TUNED}",),
     "gated": (f"saelens, {TUNED}", f"saelens, {MENDED}"),
+}
+LONG = 150  # steps, 614,400 tokens: those of an SAE of the report
+LOSSES = {  # whose loss is measured after so many too, at the middle width; ours by the same rule
+    "jumprelu": {"ours": "ours", "saelens": "ours"},
+    "topk": {"ours": "ours", "saelens": "ours"},
+    "gated": {
+        "ours": "ours",
+        "saelens": f"ours, {LEAKING}",
+        f"saelens, {MENDED}": f"ours, {FREE}",
+        f"ours, {LEAKING}": f"ours, {LEAKING}",
+        f"ours, {FREE}": f"ours, {FREE}",
+    },
 }
 HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers", f"transformers, {TUNED}")
 LIMIT_SECONDS = 15.0  # of work of one harvester on one set of texts
@@ -76,6 +93,49 @@ def _sae(variant: str, start: dict[str, torch.Tensor]) -> SAE:
     sae = make(SAEConfig(variant=variant, latents=latents, **VARIANTS[variant]), width)
     sae.load_state_dict({**sae.state_dict(), **start})
     return sae
+
+
+class _Leaking(Gated):
+    """A gated SAE whose gate's own reconstruction trains the decoder too."""
+
+    def reconstruction(
+        self, z: Dense | Sparse, f: torch.Tensor, x: torch.Tensor, detached: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().reconstruction(z, f, x, detached=False)
+
+
+class _FreeNorms(Gated):
+    """A gated SAE whose L1 penalty weighs each latent with its decoder row's norm, for rows that are left free."""
+
+    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+        found = super().losses(x, sparsity)
+        gate = self.preactivations(x).relu()
+        l1 = (gate @ self.W_dec.norm(dim=1)).mean()
+        return found._replace(named={**found.named, "l1_penalty": sparsity * self.config.coefficient * l1})
+
+
+class _PlainAdam(Adam):
+    """Clipping and torch's Adam, one after the other: decoder rows are free."""
+
+    def __init__(self, sae: SAE) -> None:
+        super().__init__(sae)
+        self.plain = torch.optim.Adam(sae.parameters(), betas=BETAS, eps=EPSILON)
+
+    def step(self, rate: float) -> None:
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_NORM)
+        for group in self.plain.param_groups:
+            group["lr"] = rate
+        self.plain.step()
+        self.plain.zero_grad()
+
+
+def _folded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same SAE with decoder rows of norm 1."""
+    norm = weights["W_dec"].norm(dim=1)
+    grown: dict[str, torch.Tensor] = {
+        name: weights[name] * norm for name in ("W_enc", "b_enc", "theta", "b_mag") if name in weights
+    }
+    return {**weights, **grown, "W_dec": weights["W_dec"] / norm[:, None]}
 
 
 # ---------------------------------------------------------------------------------------------- one contender's run
@@ -103,7 +163,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         decay=0,
         sparsity_warmup=0,
     )
+    rule = job["peer"].partition(", ")[2]
+    if isinstance(sae, Gated) and rule in (LEAKING, FREE):
+        usual, sae = sae, (_Leaking if rule == LEAKING else _FreeNorms)(sae.config, x.shape[1])
+        sae.load_state_dict(usual.state_dict())
     trainee, seconds, encoder = Trainee(sae, section), [], []
+    if rule == FREE:
+        trainee.adam = _PlainAdam(sae)
     for i in range(job["steps"]):
         batch = x[torch.arange(i * job["batch"], (i + 1) * job["batch"]) % len(x)]
         begun = time.perf_counter()
@@ -112,7 +178,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         trainee.advance(batch)
         seconds.append(time.perf_counter() - between)
         encoder.append(between - begun)
-    save_file(_weights(sae), job["weights"])
+    save_file(_folded(_weights(sae)), job["weights"])
     return {"seconds": seconds, "encoder": encoder, "peak_bytes": _memory()}
 
 
@@ -229,22 +295,27 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
             say(f"{variant}, {latents:,} latents")
             save_file(_weights(_head_start(variant, latents, x)), folder / "start.safetensors")
             by_trainer: dict[str, Any] = {}
+            short: dict[str, dict[str, float]] = {}  # what each has reached after the timed steps
+            job = {
+                "variant": variant,
+                "x": str(folder / "x.safetensors"),
+                "start": str(folder / "start.safetensors"),
+                "weights": str(folder / "end.safetensors"),
+                "batch": BATCH,
+                "learning_rate": 1e-3,
+                "bandwidth": 0.02,
+                "k": L0,
+                "coefficient": fields.get("coefficient", 0.0),
+            }
+
+            def end(peer: str, count: int, job: dict[str, Any] = job) -> tuple[dict[str, Any], dict[str, float]]:
+                """What a contender measured in so many steps, and what its SAE is like then."""
+                own = {**job, "peer": peer, "mended": peer.endswith(MENDED), "steps": count}
+                measured = _run("train", own, folder)
+                return measured, _held_out(job["variant"], load_file(folder / "end.safetensors"), held)
+
             for peer in (*TRAINERS, *(CONTROLS[variant] if latents == CONTROL_WIDTH else ())):
-                job = {
-                    "peer": peer,
-                    "mended": peer.endswith(MENDED),
-                    "variant": variant,
-                    "x": str(folder / "x.safetensors"),
-                    "start": str(folder / "start.safetensors"),
-                    "weights": str(folder / "end.safetensors"),
-                    "batch": BATCH,
-                    "steps": steps,
-                    "learning_rate": 1e-3,
-                    "bandwidth": 0.02,
-                    "k": L0,
-                    "coefficient": fields.get("coefficient", 0.0),
-                }
-                measured = _run("train", job, folder)
+                measured, short[peer] = end(peer, steps)
                 timed = measured["seconds"][min(WARM_UP, steps - 1) :]
                 by_trainer[peer] = {
                     "version": measured.get("version"),
@@ -252,7 +323,7 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
                     "step_range": [min(timed), max(timed)],
                     "tokens_per_second": BATCH / statistics.median(timed),
                     "peak_gib": measured["peak_bytes"] / 2**30,
-                    **_held_out(variant, load_file(folder / "end.safetensors"), held),
+                    **short[peer],
                 }
                 if peer == "ours":
                     encoder = statistics.median(measured["encoder"][min(WARM_UP, steps - 1) :])
@@ -260,6 +331,12 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
             row = {"latents": latents, "variant": variant, "steps": steps, "encoder_seconds": encoder, "start": start}
             found.append({**row, "trainers": by_trainer})
             say("   " + "; ".join(f"{n} {1e3 * t['step_seconds']:.0f} ms" for n, t in by_trainer.items()))
+            if latents == CONTROL_WIDTH:
+                found[-1]["losses"] = losses = {}
+                for peer in LOSSES[variant]:
+                    early = short[peer] if peer in short else end(peer, steps)[1]
+                    losses[peer] = {str(BATCH * steps): early, str(BATCH * LONG): end(peer, LONG)[1]}
+                    say("   " + f"{peer}: loss " + ", ".join(f"{t['loss']:.4f}" for t in losses[peer].values()))
     return found
 
 
@@ -323,6 +400,10 @@ def _machine() -> dict[str, str]:
 CONDITIONS = {
     "training": f"Contenders run in the environment of their users. Our code has the C library keep the memory of large tensors; at "
     f"{CONTROL_WIDTH:,} latents SAELens is timed with that too, and its gated SAE also with that loss kept from the decoder.",
+    "loss": "The loss of a gated SAE holds the gate's own reconstruction. In SAELens that trains the decoder as well, which lowers it; by "
+    "the paper (eq. 8) and here it does not. SAELens also leaves the norms of decoder rows free and weighs the L1 penalty with them; in the "
+    "paper and here they are 1. Each rule is therefore switched alone: SAELens with its decoder kept out of the gate's loss, and ours with "
+    "each of SAELens' rules.",
     "limit": "these blocks' matrix products alone, linear layers and attention, measured before and after ours",
     "harvest": "Ours keeps the memory of large tensors here too, and transformers is timed both ways.",
 }
@@ -331,6 +412,36 @@ CONDITIONS = {
 def _label(name: str, measured: dict[str, Any]) -> str:
     peer, *how = name.split(", ", 1)
     return ", ".join([f"{peer} {measured['version']}" if measured["version"] else peer, *how])
+
+
+def _losses(record: dict[str, Any]) -> list[str]:
+    """Lines: what contenders reach after equal tokens."""
+    rows = [row for row in record["training"] if "losses" in row]
+    if not rows:
+        return []
+    lines = [
+        "",
+        f"**Loss after equal tokens**: those of the timed steps, and {BATCH * LONG:,}, as many as an SAE of the report is trained on; "
+        f"from the same start, at a constant learning rate, held-out as above. {record['conditions']['loss']}",
+        "",
+        "| latents | variant | tokens | trainer | loss | ours against it | ours by its rule against it | L0 | FVU |",
+        "| ---: | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        reached = row["losses"]
+        for tokens in reached["ours"]:
+            for name, by_tokens in reached.items():
+                t = by_tokens[tokens]
+                label = _label(name, row["trainers"].get(name, {"version": None}))
+                ours, alike = (
+                    reached[n][tokens]["loss"] / t["loss"] - 1 for n in ("ours", LOSSES[row["variant"]][name])
+                )
+                gaps = " | ".join(["", ""] if name.startswith("ours") else [f"{ours:+.1%}", f"{alike:+.1%}"])
+                lines.append(
+                    f"| {row['latents']:,} | {row['variant']} | {int(tokens):,} | {label} | {t['loss']:.4f} | {gaps} | {t['l0']:.1f} | "
+                    f"{t['fvu']:.4f} |"
+                )
+    return lines
 
 
 def table(record: dict[str, Any]) -> str:
@@ -342,9 +453,8 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"**Training.** Batches of {BATCH:,} residuals of layer {LAYER} (width 576), float32. All trainers start from the same "
         f"weights, aimed at L0 = {L0}, and see the same batches. Loss is that of our objective on {HELD_OUT:,} held-out tokens "
-        "after the same steps; dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
-        "The loss of a gated SAE holds the gate's own reconstruction, which in SAELens trains the decoder as well and here, as "
-        f"in the paper, does not: compare FVU. {record['conditions']['training']}",
+        f"after the steps that were timed; dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
+        f"{record['conditions']['training']}",
         "",
         "| latents | variant | trainer | ms per step | tokens/s | × encoder product | ours is faster by | held-out loss | L0 | FVU | peak GiB |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -358,6 +468,7 @@ def table(record: dict[str, Any]) -> str:
                 f"{t['step_seconds'] / row['encoder_seconds']:.2f} | {t['step_seconds'] / ours:.1f} | {t['loss']:.4f} | {t['l0']:.1f} | "
                 f"{t['fvu']:.4f} | {t['peak_gib']:.2f} |"
             )
+    lines += _losses(record)
     lines += [
         "",
         f"**Harvest** of the residual stream after block {LAYER}, SmolLM2-135M-Instruct, float32. The limit is the time of "
