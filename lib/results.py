@@ -188,44 +188,44 @@ def by_place(tables: Entry, differences: Entry, fidelity: Entry, k: int, site: i
 
 
 def losses_resolved(parts: dict[str, Entry]) -> str:
-    """Where the dense probe's loss on parts of the residual stream is resolved from 0, validation and OOD."""
+    """For which parts of the residual stream the dense probe's loss is resolved from 0, on validation and OOD."""
     said = []
-    for split, name in (("val", "on validation"), ("ood", "OOD")):
-        resolved = [part for part, e in parts.items() if e[split]["interval"][0] > 0]
-        none = [part for part in parts if part not in resolved]
-        said.append(
-            f"{name} the loss is above 0 for {len(resolved)} of {len(parts)} parts"
-            + (f" (not resolved: {', '.join(none)})" if none and resolved else "")
-        )
+    for split, name in (("val", "On validation"), ("ood", "OOD")):
+        sides = {
+            "above": [part for part, e in parts.items() if e[split]["interval"][0] > 0],
+            "below": [part for part, e in parts.items() if e[split]["interval"][1] < 0],
+        }
+        found = [f"{side} 0 for {', '.join(f'“{part}”' for part in named)}" for side, named in sides.items() if named]
+        said.append(f"{name} the loss is {'; '.join(found) or 'resolved from 0 for none'}.")
     sizes = "; ".join(f"{part} {e['ood']['difference']:+.3f}" for part, e in parts.items())
-    return f"Whole intervals: {', '.join(said)}. OOD: {sizes}."
+    return f"{' '.join(said)} OOD: {sizes}."
 
 
 def probes_ahead(changes: dict[str, dict[str, Entry]], probe: str) -> str:
-    """Under which changes of the training set another probe has a higher mean OOD AUROC than ``probe``, which, and by how
-    much at most."""
+    """Which probes have a higher mean OOD AUROC than ``probe``, and on which training sets."""
     ahead: dict[str, list[str]] = {}
     for change, by_probe in changes.items():
         for name, e in by_probe.items():
             if e["ood"]["auroc"] > by_probe[probe]["ood"]["auroc"]:
-                ahead.setdefault(name, []).append(change)
+                ahead.setdefault(name, []).append(f"“{change}”")
     if not ahead:
-        return f"No other probe is above the {probe} one under any of them."
-    return (
-        f"Above the {probe} probe: "
-        + "; ".join(
-            f"{name} under {len(under)} of {len(changes)} ({', '.join(under)})" for name, under in ahead.items()
-        )
-        + "."
-    )
+        return f"No other probe has a higher mean than the {probe} one on any training set."
+    every = len(changes)
+    said = [
+        f"{name} {f'on all {every} training sets' if len(on) == every > 1 else 'on ' + ', '.join(on)}"
+        for name, on in ahead.items()
+    ]
+    return f"Higher mean than the {probe} probe: {'; '.join(said)}."
 
 
 def best_by_slice(by_slice: dict[str, dict[str, Entry]]) -> str:
-    """On how many slices each probe has the highest AUROC."""
-    slices = next(iter(by_slice.values()))
-    best = [max(by_slice, key=lambda name: by_slice[name][slice_]["auroc"]) for slice_ in slices]
-    first = "; ".join(f"{name} on {best.count(name)}" for name in by_slice if name in best)
-    return f"Highest of {len(slices)} slices: {first}."
+    """On how many of the slices that the figure shows each probe has the highest AUROC, or shares it."""
+    slices = [name for name in next(iter(by_slice.values())) if name != "chat"]  # "AdvBench" is the same pair
+    won = {
+        name: sum(found[s]["auroc"] == max(other[s]["auroc"] for other in by_slice.values()) for s in slices)
+        for name, found in by_slice.items()
+    }
+    return f"Highest of {len(slices)} slices: {'; '.join(f'{name} on {n}' for name, n in won.items() if n)}."
 
 
 def controls_ahead(saes: dict[str, Sequence[Entry]], controls: dict[str, Sequence[Entry]], k: int) -> str:

@@ -463,7 +463,7 @@ class Study:
         Over the user's text an SAE has to read every token, so there it is one only.
         """
         q, lm, three = self.profile.probes, self.profile.model, ("pretraining", "finetuned", "chat")
-        tail = max(q.places) + 1 if lm.name == "packaged" else len(spans.chat(tokenizer(lm), "x").tail)
+        tail = max((q.position, *q.places)) + 1 if lm.name == "packaged" else len(spans.chat(tokenizer(lm), "x").tail)
         positions = sorted({q.position, *(place for place in q.places if place < tail)})
         return dict.fromkeys(positions, three) | dict.fromkeys(("mean user", "max user"), ("finetuned",))
 

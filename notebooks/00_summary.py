@@ -32,8 +32,9 @@ Markdown("\n".join(f"- **[{name[:2]}]({name}.ipynb)** {text}" for name, text in 
 # %% [markdown]
 # ## The post's claims
 #
-# Each claim's test was fixed in code (`lib/claims.py`) before the numbers were seen. What was measured and what decides stands
-# in notebook 02, with the figures. Claims of the other notebooks are not tested yet.
+# Each claim's test was fixed in code (`lib/claims.py`) before these numbers were seen; those of one seed, under an earlier
+# protocol, were known. What was measured and what decides stands in notebook 02, with the figures. Claims of the other notebooks
+# are not tested yet.
 
 # %%
 records = claims.ledger_of(study).value

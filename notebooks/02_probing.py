@@ -232,7 +232,7 @@ figures.publish(
     figures.controls(named),
     "02_controls",
     "OOD AUROC under changes of the training set (first run's number of train prompts in brackets). "
-    + results.probes_ahead(named, "dense")
+    + results.probes_ahead({text: by for text, by in named.items() if text != "shuffled labels"}, "dense")
     + " Dense probe and surface features: "
     + "; ".join(
         f"{text} {by['dense']['ood']['auroc']:.3f} and {by['surface features']['ood']['auroc']:.3f} ({by['dense']['fits'][0]['n']:,})"

@@ -108,19 +108,26 @@ def test_captions_say_who_is_ahead() -> None:
     def loss(value: float) -> dict:
         return {s: {"difference": value, "interval": [value - 0.01, value + 0.01]} for s in ("val", "ood")}
 
-    text = results.losses_resolved({"a": loss(0.005), "b": loss(0.05)})
-    assert "on validation the loss is above 0 for 1 of 2 parts (not resolved: a)" in text
-    assert text.endswith("OOD: a +0.005; b +0.050.")
+    text = results.losses_resolved({"a": loss(0.005), "b": loss(0.05), "c": loss(-0.05)})
+    assert text.startswith("On validation the loss is above 0 for “b”; below 0 for “c”. OOD the loss is above")
+    assert text.endswith("OOD: a +0.005; b +0.050; c -0.050.")
+    assert "OOD the loss is resolved from 0 for none." in results.losses_resolved({"a": loss(0.005)})
 
     changes = {
         "plain": {"dense": {"ood": entry(0.8)}, "text": {"ood": entry(0.9)}, "style": {"ood": entry(0.5)}},
         "short": {"dense": {"ood": entry(0.8)}, "text": {"ood": entry(0.7)}, "style": {"ood": entry(0.5)}},
     }
-    assert results.probes_ahead(changes, "dense") == "Above the dense probe: text under 1 of 2 (plain)."
-    assert results.probes_ahead(changes, "text").startswith("Above the text probe: dense under 1 of 2 (short)")
+    assert results.probes_ahead(changes, "dense") == "Higher mean than the dense probe: text on “plain”."
+    assert results.probes_ahead(changes, "text") == "Higher mean than the text probe: dense on “short”."
+    changes["short"]["text"] = {"ood": entry(0.85)}
+    assert results.probes_ahead(changes, "dense").endswith(": text on all 2 training sets.")
+    assert results.probes_ahead({"plain": changes["plain"]}, "dense").endswith(": text on “plain”.")
     for by_probe in changes.values():
         by_probe["text"] = {"ood": entry(0.1)}
-    assert results.probes_ahead(changes, "dense") == "No other probe is above the dense one under any of them."
+    assert results.probes_ahead(changes, "dense").startswith("No other probe has a higher mean than the dense one")
 
-    by_slice = {"dense": {"x": entry(0.9), "y": entry(0.4)}, "text": {"x": entry(0.8), "y": entry(0.5)}}
-    assert results.best_by_slice(by_slice) == "Highest of 2 slices: dense on 1; text on 1."
+    by_slice = {
+        "dense": {"x": entry(0.9), "y": entry(0.4), "z": entry(1.0), "chat": entry(0.9)},
+        "text": {"x": entry(0.8), "y": entry(0.5), "z": entry(1.0), "chat": entry(0.8)},
+    }
+    assert results.best_by_slice(by_slice) == "Highest of 3 slices: dense on 2; text on 2."

@@ -39,6 +39,11 @@ def test_places_are_those_that_the_template_has(tiny: ModelSection) -> None:
     }
 
 
+def test_the_site_is_a_place_when_no_other_is_asked_for() -> None:
+    study = Study(config.load("smoke", {"probes.places": [], "probes.position": 0}))
+    assert list(study._places) == [0, "mean user", "max user"]
+
+
 def test_figure_of_places_shows_every_probe_where_it_was_fit() -> None:
     entry = {"ood": {"auroc": 0.8, "interval": [0.7, 0.9], "n": 1234}}
     found = {f"dense, , {place}": entry for place in ("1", "4", "mean user")}

@@ -54,23 +54,28 @@ ALLOCATOR = {  # what lib.matmul.keep_memory asks for, as an environment
     "MALLOC_TOP_PAD_": "268435456",
 }
 MENDED = "gate's loss kept from the decoder"  # in SAELens it trains the decoder too; a control for the loss reached
-LEAKING = "gate's loss reaching the decoder, as in SAELens"  # ours by its rule
-FREE = "decoder norms free and in the L1 penalty, as in SAELens"  # ours by the rule of its mended one
+# Ours by rules of SAELens' gated SAE, which the paper does not have; the second applies to other variants too.
+LEAKING = "gate's loss reaching the decoder"
+FREE = "decoder norms free"  # and the L1 penalty weighted with them
+BOTH = "gate's loss reaching the decoder, decoder norms free"
 CONTROLS = {  # by variant, at the middle width
     "jumprelu": (f"saelens, {TUNED}",),
     "topk": (f"saelens, {TUNED}",),
     "gated": (f"saelens, {TUNED}", f"saelens, {MENDED}"),
 }
 LONG = 150  # steps, 614,400 tokens: those of an SAE of the report
-LOSSES = {  # whose loss is measured after so many too, at the middle width; ours by the same rule
-    "jumprelu": {"ours": "ours", "saelens": "ours"},
-    "topk": {"ours": "ours", "saelens": "ours"},
+LOSSES: dict[
+    str, dict[str, str]
+] = {  # whose loss is measured after so many too, at the middle width: ours by its rules
+    "jumprelu": {"ours": "", "saelens": f"ours, {FREE}", f"ours, {FREE}": ""},
+    "topk": {"ours": "", "saelens": ""},
     "gated": {
-        "ours": "ours",
-        "saelens": f"ours, {LEAKING}",
+        "ours": "",
+        "saelens": f"ours, {BOTH}",
         f"saelens, {MENDED}": f"ours, {FREE}",
-        f"ours, {LEAKING}": f"ours, {LEAKING}",
-        f"ours, {FREE}": f"ours, {FREE}",
+        f"ours, {LEAKING}": "",
+        f"ours, {FREE}": "",
+        f"ours, {BOTH}": "",
     },
 }
 HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers", f"transformers, {TUNED}")
@@ -114,6 +119,13 @@ class _FreeNorms(Gated):
         return found._replace(named={**found.named, "l1_penalty": sparsity * self.config.coefficient * l1})
 
 
+class _LeakingFreeNorms(_Leaking, _FreeNorms):
+    """Both."""
+
+
+RULES: dict[str, type[Gated]] = {LEAKING: _Leaking, FREE: _FreeNorms, BOTH: _LeakingFreeNorms}
+
+
 class _PlainAdam(Adam):
     """Clipping and torch's Adam, one after the other: decoder rows are free."""
 
@@ -130,7 +142,7 @@ class _PlainAdam(Adam):
 
 
 def _folded(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same SAE with decoder rows of norm 1."""
+    """The same SAE with decoder rows of norm 1. (A TopK SAE would choose by what its latents add, as SAELens' does.)"""
     norm = weights["W_dec"].norm(dim=1)
     grown: dict[str, torch.Tensor] = {
         name: weights[name] * norm for name in ("W_enc", "b_enc", "theta", "b_mag") if name in weights
@@ -164,11 +176,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         sparsity_warmup=0,
     )
     rule = job["peer"].partition(", ")[2]
-    if isinstance(sae, Gated) and rule in (LEAKING, FREE):
-        usual, sae = sae, (_Leaking if rule == LEAKING else _FreeNorms)(sae.config, x.shape[1])
+    if rule not in {"", "dense", FREE, *(RULES if isinstance(sae, Gated) else ())}:
+        raise ValueError(f"no rule {rule!r} for {job['variant']}")
+    if isinstance(sae, Gated) and rule in RULES:
+        usual, sae = sae, RULES[rule](sae.config, x.shape[1])
         sae.load_state_dict(usual.state_dict())
     trainee, seconds, encoder = Trainee(sae, section), [], []
-    if rule == FREE:
+    if rule in (FREE, BOTH):
         trainee.adam = _PlainAdam(sae)
     for i in range(job["steps"]):
         batch = x[torch.arange(i * job["batch"], (i + 1) * job["batch"]) % len(x)]
@@ -399,11 +413,13 @@ def _machine() -> dict[str, str]:
 
 CONDITIONS = {
     "training": f"Contenders run in the environment of their users. Our code has the C library keep the memory of large tensors; at "
-    f"{CONTROL_WIDTH:,} latents SAELens is timed with that too, and its gated SAE also with that loss kept from the decoder.",
+    f"{CONTROL_WIDTH:,} latents SAELens is timed with that too, and its gated SAE also with the gate's own reconstruction kept from the decoder. "
+    "Losses of a gated SAE depend on that; they are set side by side below.",
     "loss": "The loss of a gated SAE holds the gate's own reconstruction. In SAELens that trains the decoder as well, which lowers it; by "
     "the paper (eq. 8) and here it does not. SAELens also leaves the norms of decoder rows free and weighs the L1 penalty with them; in the "
-    "paper and here they are 1. Each rule is therefore switched alone: SAELens with its decoder kept out of the gate's loss, and ours with "
-    "each of SAELens' rules.",
+    "paper and here they are 1. So SAELens is also run with the decoder kept from the gate's loss, and ours with "
+    "either of SAELens' rules and with both. A TopK SAE's loss leaves AuxK out; ours runs it for latents that have not fired for "
+    f"{SAEConfig.model_fields['dead_tokens'].default:,} tokens, SAELens, by its default, for none in so few steps.",
     "limit": "these blocks' matrix products alone, linear layers and attention, measured before and after ours",
     "harvest": "Ours keeps the memory of large tensors here too, and transformers is timed both ways.",
 }
@@ -421,10 +437,11 @@ def _losses(record: dict[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        f"**Loss after equal tokens**: those of the timed steps, and {BATCH * LONG:,}, as many as an SAE of the report is trained on; "
-        f"from the same start, at a constant learning rate, held-out as above. {record['conditions']['loss']}",
+        f"**Loss after equal tokens**: those of the timed steps, and {BATCH * LONG:,}, the number that an SAE of the report is trained "
+        f"on (there in one pass, here in {BATCH * LONG / (TOKENS - HELD_OUT):.1f}); from the same start, at a constant learning rate, "
+        f"held-out as above. {record['conditions']['loss']}",
         "",
-        "| latents | variant | tokens | trainer | loss | ours against it | ours by its rule against it | L0 | FVU |",
+        "| latents | variant | tokens | trainer | loss | ours against it | ours by its rules against it | L0 | FVU |",
         "| ---: | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -433,10 +450,8 @@ def _losses(record: dict[str, Any]) -> list[str]:
             for name, by_tokens in reached.items():
                 t = by_tokens[tokens]
                 label = _label(name, row["trainers"].get(name, {"version": None}))
-                ours, alike = (
-                    reached[n][tokens]["loss"] / t["loss"] - 1 for n in ("ours", LOSSES[row["variant"]][name])
-                )
-                gaps = " | ".join(["", ""] if name.startswith("ours") else [f"{ours:+.1%}", f"{alike:+.1%}"])
+                against = ("", "") if name.startswith("ours") else ("ours", LOSSES[row["variant"]][name])
+                gaps = " | ".join(f"{reached[n][tokens]['loss'] / t['loss'] - 1:+.1%}" if n else "" for n in against)
                 lines.append(
                     f"| {row['latents']:,} | {row['variant']} | {int(tokens):,} | {label} | {t['loss']:.4f} | {gaps} | {t['l0']:.1f} | "
                     f"{t['fvu']:.4f} |"
