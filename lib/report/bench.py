@@ -57,13 +57,14 @@ MENDED = "gate's loss kept from the decoder"  # in SAELens it trains the decoder
 # Ours by rules of SAELens' gated SAE, which the paper does not have; the second applies to other variants too.
 LEAKING = "gate's loss reaching the decoder"
 FREE = "decoder norms free"  # and the L1 penalty weighted with them
-BOTH = "gate's loss reaching the decoder, decoder norms free"
+BOTH = f"{LEAKING}, {FREE}"
 CONTROLS = {  # by variant, at the middle width
     "jumprelu": (f"saelens, {TUNED}",),
     "topk": (f"saelens, {TUNED}",),
     "gated": (f"saelens, {TUNED}", f"saelens, {MENDED}"),
 }
-LONG = 150  # steps, 614,400 tokens: those of an SAE of the report
+_REPORT = config.PROFILES["report"].training
+LONG = _REPORT.steps * _REPORT.batch // BATCH  # steps that take as many tokens as an SAE of the report
 LOSSES: dict[
     str, dict[str, str]
 ] = {  # whose loss is measured after so many too, at the middle width: ours by its rules
