@@ -19,6 +19,7 @@ MODULES = sorted((ROOT / "lib").rglob("*.py"))
 ORDER = [
     {"config"},
     {"artifacts", "matmul", "surface"},
+    {"fused"},
     {"sources"},
     {"prompts"},
     {"corpora"},

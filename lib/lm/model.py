@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from lib import artifacts, sources
 from lib.config import ModelSection
-from lib.matmul import speed_up
+from lib.fused import speed_up
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lib import activations, artifacts, prompts, sources, surface
-from lib.matmul import speed_up
+from lib.fused import speed_up
 from lib.probes.protocol import Labels, Matrix
 from lib.sae import training
 from lib.sae.variants import SAE
