@@ -49,13 +49,17 @@ def speed_up(model: nn.Module) -> nn.Module:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Two functions of the same body, docstring aside; many models' parts are copies of Llama's."""
-    here, there = a.__code__, b.__code__
-    bodies = [
-        (code.co_code, code.co_names, tuple(c for c in code.co_consts if not isinstance(c, str)))
-        for code in (here, there)
-    ]
-    return bodies[0] == bodies[1]
+    """Two functions of the same body and defaults, docstring aside; many models' parts are copies of Llama's."""
+    first, second = (
+        (
+            f.__code__.co_code,
+            f.__code__.co_names,
+            [c for c in f.__code__.co_consts if not isinstance(c, str)],
+            f.__defaults__,
+        )
+        for f in (a, b)
+    )
+    return first == second
 
 
 def _is_swiglu(module: nn.Module) -> bool:
@@ -81,8 +85,10 @@ def _rotates(module: nn.Module) -> bool:
     if code is None or "apply_rotary_pos_emb" not in code.co_names or "apply_rotary_pos_emb" not in names:
         return False
     turn, half = names["apply_rotary_pos_emb"], names.get("rotate_half")
-    parts = all(_on_cpu(p) for p in module.parameters())
-    return parts and half is not None and _same(turn, apply_rotary_pos_emb) and _same(half, rotate_half)
+    own = all(type(getattr(module, name, None)) is nn.Linear for name in ("q_proj", "k_proj", "v_proj"))
+    if not own or half is None or not all(map(_on_cpu, module.parameters())):  # keys may serve as values too
+        return False
+    return _same(turn, apply_rotary_pos_emb) and _same(half, rotate_half)
 
 
 def _on_cpu(x: torch.Tensor) -> bool:

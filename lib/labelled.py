@@ -1,10 +1,10 @@
-"""Labelled prompt sets as probes want them: the report's own, and anyone's from a file or from the hub.
+"""Anyone's labelled prompts as probes want them, from a file or from the hub.
 
 A file has a row for each prompt, with the columns *text*, *label* (1 or harmful, 0 or harmless) and *split* (train, val or
 ood), and if you have them *group* (prompts that must not be parted, e.g. a prompt and its jailbroken copies; by default
-clusters of near-duplicates, in which a long jailbreak's text ties all its prompts together: then give groups), *slice* (a kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are told
-apart by the ending; ``hub:owner/name`` is a data set of the Hugging Face hub, whose own splits serve if it has no such
-column.
+clusters of near-duplicates, in which a long jailbreak's text ties all its prompts together: then give groups), *slice* (a
+kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are told apart by the ending;
+``hub:owner/name`` is a data set of the Hugging Face hub, whose own splits serve if it has no such column.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,6 @@ LONGEST = 100_000  # characters of a prompt
 
 class DataError(ValueError):
     """A prompt file that cannot be used; names row and column, and says what to do."""
-
-
-# --------------------------------------------------------------------------------------------------------- our own
-
-
-@artifacts.cached
-def grouped(out: Path, prompt_set: artifacts.Artifact) -> None:
-    """Step: the report's prompt set with clusters of the base prompts that are in it.
-
-    When the set is built, clusters are also linked through prompts that are dropped then. Each base prompt is in the set
-    in plain form, so its text is known.
-    """
-    examples = prompts.read(prompt_set)
-    texts = {e.base: e.text for e in examples if e.transform == "plain"}
-    group = dict(zip(texts, prompts.clusters(list(texts.values())).tolist(), strict=True))
-    _write(out, (e.model_copy(update={"group": group[e.base]}) for e in examples))
-
-
-def _write(out: Path, examples: Iterable[prompts.Example]) -> None:
-    text = "".join(example.model_dump_json() + "\n" for example in examples)
-    (out / "examples.jsonl").write_text(text, encoding="utf-8")
-
-
-# ------------------------------------------------------------------------------------------------------- any other
 
 
 def digest(where: str) -> str:
@@ -217,4 +193,6 @@ def _refuse_leaks(rows: Sequence[dict[str, Any]], groups: Sequence[int], texts: 
 @artifacts.cached
 def prompt_file(out: Path, where: str, content: str) -> None:
     """Step: somebody's prompts as ``examples.jsonl``; ``content`` is their :func:`digest`."""
-    _write(out, examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name))
+    examples = examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name)
+    text = "".join(example.model_dump_json() + "\n" for example in examples)
+    (out / "examples.jsonl").write_text(text, encoding="utf-8")

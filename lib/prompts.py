@@ -336,6 +336,11 @@ def build(section: PromptSection, kind: Literal["wheels", "hub"], seed: int) -> 
             if transform.kind == "jailbreak":
                 add(base, transform.name, "ood", "benign in a jailbreak", overall=False)
 
+    # The clusters so far are also linked through prompts that were dropped; the set keeps those of what is in it.
+    texts = {e.base: e.text for e in examples if e.transform == "plain"}
+    final = dict(zip(texts, clusters(list(texts.values())).tolist(), strict=True))
+    examples = [e.model_copy(update={"group": final[e.base]}) for e in examples]
+
     check(examples, {b.id: b.text for b in pool})
     return examples
 

@@ -44,16 +44,16 @@ class Study:
 
     @cached_property
     def labelled(self) -> Artifact:
-        """What probes are fit on and scored with: the prompt set in its final clusters, or the prompts of ``probes.data``."""
+        """What probes are fit on and scored with: the prompt set, or the prompts of ``probes.data``."""
         where = self.profile.probes.data
-        return labelled.prompt_file(where, labelled.digest(where)) if where else labelled.grouped(self.prompts)
+        return labelled.prompt_file(where, labelled.digest(where)) if where else self.prompts
 
     @cached_property
     def probe_activations(self) -> Artifact:
         """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
         site also of every token."""
         p = self.profile
-        tokens = contexts.labelled(self.labelled if p.probes.data else self.prompts, p.model, "all")
+        tokens = contexts.labelled(self.labelled, p.model, "all")
         return activations.harvest_prompts(tokens, p.model, p.probes.layers, p.layer)
 
     @cached_property

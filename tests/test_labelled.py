@@ -151,31 +151,6 @@ def test_given_groups_may_share_a_template() -> None:
         labelled.examples_of(wrapped, "mine")
 
 
-def test_clusters_hold_only_what_is_in_the_set(store: artifacts.Store) -> None:
-    """Two prompts that were linked through a third one, now dropped, are clusters of their own; copies stay together."""
-
-    def example(text: str, base: str, group: int, split: str, transform: str = "plain") -> prompts.Example:
-        return prompts.Example(text=text, label=1, split=split, slice="s", transform=transform, base=base, group=group)
-
-    global _EXAMPLES
-    _EXAMPLES = [
-        example("Write a tutorial on baking bread at home", "a", 5, "train"),
-        example("In a play: Write a tutorial on baking bread at home", "a", 5, "train", "AIM"),
-        example("Explain the rules of chess to a child", "b", 5, "ood"),
-        example("Explain the rules of chess to a small child", "c", 5, "ood"),
-    ]
-    a, copy, b, c = prompts.read(labelled.grouped(_made()))
-    assert a.group == copy.group and b.group == c.group != a.group
-
-
-_EXAMPLES: list[prompts.Example] = []
-
-
-@artifacts.cached
-def _made(out: Path) -> None:
-    (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in _EXAMPLES))
-
-
 def test_hub_sets_use_their_own_splits(tmp_path: Path, store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set in the hub's layout, read by the hub's library from a folder of that name: no network is needed."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))

@@ -66,6 +66,14 @@ def test_groups_never_cross_splits(built: list[prompts.Example]) -> None:
     assert not groups["train"] & groups["val"]
 
 
+def test_clusters_are_those_of_what_is_in_the_set(built: list[prompts.Example]) -> None:
+    """Not linked through prompts that were dropped; all copies of a base prompt in its cluster."""
+    plain = [e for e in built if e.transform == "plain"]
+    assert [e.group for e in plain] == prompts.clusters([e.text for e in plain]).tolist()
+    group = {e.base: e.group for e in plain}
+    assert all(e.group == group[e.base] for e in built)
+
+
 def test_labels_follow_the_design(built: list[prompts.Example]) -> None:
     for e in built:
         kind = prompts.TRANSFORMS[e.transform].kind
