@@ -1,7 +1,8 @@
 """A chat model's blocks on CPUs in float32: fewer passes over memory between the matrix products, the same results.
 
 What transformers writes as a chain of tensor operations is one pass here: SwiGLU in the products' last step, attention in
-causal blocks, RMSNorm, rotary embeddings. A module is changed only if its code is that of Llama's; others stay as they are.
+causal blocks, RMSNorm, rotary embeddings. A module is changed only if its code is that of Llama's; others stay as they
+are, and so does any call that wants a gradient, another type, or a hook on what would be skipped.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import numpy as np
 import torch
 from numba import njit, prange
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb, rotate_half
 
 from lib.matmul import fits, keep_memory, linear
@@ -27,24 +26,23 @@ LONG = 96  # tokens from which blocks are faster than torch's kernel (measured)
 
 
 def speed_up(model: nn.Module) -> nn.Module:
-    """Make a frozen float32 CPU model's linear layers use oneDNN, its SwiGLUs fused products, its attention blocks, and its
-    norms and rotary embeddings single passes.
+    """Make a float32 CPU model's linear layers use oneDNN, its SwiGLUs fused products, its attention blocks, and its norms
+    and rotary embeddings single passes.
 
-    Returns the model; what does not fit stays as it is.
+    Returns the model; what does not fit, or has a ``forward`` of its own already, stays as it is.
     """
     keep_memory()
     for module in model.modules():
+        if "forward" in vars(module):
+            continue
         if type(module) is nn.Linear and fits(module.weight):
             module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
-    for module in model.modules():
-        if _is_swiglu(module):
+        elif _is_swiglu(module):
             module.forward = functools.partial(_swiglu, module)
         elif _is_rms_norm(module):
             module.forward = functools.partial(_rms_norm, module)
-        elif _rotates(module):
-            module.forward = types.MethodType(_with_rotary(type(module).forward), module)
-    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("sdpa_in_blocks")
+        elif _attends(module):
+            module.forward = types.MethodType(_with_ours(type(module).forward), module)
     return model
 
 
@@ -75,24 +73,24 @@ def _is_swiglu(module: nn.Module) -> bool:
 
 def _is_rms_norm(module: nn.Module) -> bool:
     """Computes what Llama's norm computes."""
-    return _same(type(module).forward, LlamaRMSNorm.forward) and all(map(_on_cpu, module.parameters()))
+    return _same(type(module).forward, LlamaRMSNorm.forward)
 
 
-def _rotates(module: nn.Module) -> bool:
-    """An attention that turns queries and keys by a function which does what Llama's does."""
-    forward = type(module).forward
-    code, names = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
-    if code is None or "apply_rotary_pos_emb" not in code.co_names or "apply_rotary_pos_emb" not in names:
+def _attends(module: nn.Module) -> bool:
+    """An attention of transformers' kind, which turns queries and keys by a function that does what Llama's does."""
+    names = getattr(type(module).forward, "__globals__", {})
+    turn, half = names.get("apply_rotary_pos_emb"), names.get("rotate_half")
+    if not turn or not half or names.get("ALL_ATTENTION_FUNCTIONS") is not ALL_ATTENTION_FUNCTIONS:
         return False
-    turn, half = names["apply_rotary_pos_emb"], names.get("rotate_half")
-    own = all(type(getattr(module, name, None)) is nn.Linear for name in ("q_proj", "k_proj", "v_proj"))
-    if not own or half is None or not all(map(_on_cpu, module.parameters())):  # keys may serve as values too
+    used = {"apply_rotary_pos_emb", "ALL_ATTENTION_FUNCTIONS"} <= set(type(module).forward.__code__.co_names)
+    return used and _same(turn, apply_rotary_pos_emb) and _same(half, rotate_half)
+
+
+def _plain(*tensors: torch.Tensor) -> bool:
+    """Float32 on the CPU, of which no gradient is wanted."""
+    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return False
-    return _same(turn, apply_rotary_pos_emb) and _same(half, rotate_half)
-
-
-def _on_cpu(x: torch.Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not x.requires_grad
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
 @njit(parallel=True, cache=True)
@@ -115,7 +113,7 @@ def _normalised(x, weight, epsilon, out):  # type: ignore[no-untyped-def]
 
 def _rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     """weight * x / sqrt(mean x^2 + epsilon) over the last axis, in one pass."""
-    if not _on_cpu(x) or not x.is_contiguous():
+    if not _plain(x, module.weight) or not x.is_contiguous():
         return type(module).forward(module, x)
     out, d = torch.empty_like(x), x.shape[-1]
     rows, weight = x.detach().view(-1, d).numpy(), module.weight.detach().numpy()
@@ -124,38 +122,46 @@ def _rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @njit(parallel=True, cache=True)
-def _turned(x, cos, sin):  # type: ignore[no-untyped-def]
+def _turned(x, cos, sin, out):  # type: ignore[no-untyped-def]
     n, length, heads, d = x.shape
     half = d // 2
     for r in prange(n * length):
         i, t = r // length, r % length
         c, s = cos[i % len(cos), t], sin[i % len(sin), t]
         for h in range(heads):
-            row = x[i, t, h]
+            row, turned = x[i, t, h], out[i, t, h]
             for j in range(half):
-                a, b = row[j], row[half + j]
-                row[j] = a * c[j] - b * s[j]
-                row[half + j] = b * c[half + j] + a * s[half + j]
+                turned[j] = row[j] * c[j] - row[half + j] * s[j]
+                turned[half + j] = row[half + j] * c[half + j] + row[j] * s[half + j]
 
 
 def _rotary(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """transformers' ``apply_rotary_pos_emb``; queries and keys [n, heads, L, d] straight from their products are turned in
-    place."""
-    straight = all(_on_cpu(x) and x.dim() == 4 and x.transpose(1, 2).is_contiguous() for x in (q, k))
-    full = cos.shape[-1] == q.shape[-1] and cos.dim() == 3 and cos.is_contiguous() and sin.is_contiguous()
-    if not (straight and full and unsqueeze_dim == 1 and _on_cpu(cos)):
+    """transformers' ``apply_rotary_pos_emb``, in one pass for queries and keys [n, heads, L, d] as their products leave
+    them."""
+    n, _, length, d = q.shape
+    straight = all(x.transpose(1, 2).is_contiguous() for x in (q, k)) and k.shape[::2] == q.shape[::2]
+    angles = cos.shape == sin.shape and cos.shape in ((1, length, d), (n, length, d))
+    if unsqueeze_dim != 1 or not (straight and angles and _plain(q, k, cos, sin)):
         return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)
+    turned = []
     for x in (q, k):
-        _turned(x.detach().transpose(1, 2).numpy(), cos.detach().numpy(), sin.detach().numpy())
-    return q, k
+        out = torch.empty_like(x.transpose(1, 2))
+        _turned(x.detach().transpose(1, 2).numpy(), cos.detach().numpy(), sin.detach().numpy(), out.numpy())
+        turned.append(out.transpose(1, 2))
+    return turned[0], turned[1]
 
 
 @functools.cache
-def _with_rotary(forward: Any) -> Any:
-    """The function with :func:`_rotary` for the model's own."""
-    names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary}
+def _with_ours(forward: Any) -> Any:
+    """An attention's function with :func:`_rotary` and :func:`_attention` for what it calls.
+
+    The config still says sdpa, as masks and models' own checks want it.
+    """
+    attentions = AttentionInterface()
+    attentions["sdpa"] = _attention
+    names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary, "ALL_ATTENTION_FUNCTIONS": attentions}
     changed = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     changed.__kwdefaults__ = forward.__kwdefaults__
     return changed
@@ -163,7 +169,11 @@ def _with_rotary(forward: Any) -> Any:
 
 def _swiglu(module: Any, x: torch.Tensor) -> torch.Tensor:
     """down(silu(gate x) * up x): both steps in between happen in the products' last pass, without a tensor of their own."""
-    gate, up = module.gate_proj, module.up_proj
+    gate, up, act = module.gate_proj, module.up_proj, module.act_fn
+    ours = all(getattr(m.forward, "func", None) is _forward for m in (gate, up))
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (gate, up, act))
+    if not ours or hooked or not _plain(x, gate.weight, up.weight):
+        return type(module).forward(module, x)
     gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "swish", [], "")
     return module.down_proj(torch.ops.mkldnn._linear_pointwise.binary(x, gated, up.weight, up.bias, "mul"))
 
@@ -178,8 +188,8 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     groups = k.shape[1]
     q = (q * scale).view(n, groups, -1, length, d)
     k, v = k.reshape(n * groups, length, d), v.reshape(n * groups, length, d)
-    later = torch.full((BLOCK, BLOCK), -torch.inf).triu(1)
-    out = torch.empty(n, length, groups, heads // groups, d)  # as transformers wants it in memory
+    later = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)
+    out = q.new_empty(n, length, groups, heads // groups, d)  # as transformers wants it in memory
     by_group = out.permute(0, 2, 3, 1, 4)
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
@@ -191,20 +201,24 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
 
 
 def _attention(
-    module: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **how: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **how: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' sdpa, but for long plainly causal texts :func:`causal_attention`, a quarter faster on CPUs."""
-    plain = mask is None and how.get("is_causal") in (None, True) and getattr(module, "is_causal", False)
-    plain = plain and not how.get("dropout") and how.get("position_bias") is None and how.get("softcap") is None
-    if plain and q.shape[2] == k.shape[2] >= LONG and q.shape[3] == v.shape[3] and fits(q, k, v):
-        scale = how.get("scaling") or q.shape[3] ** -0.5
-        return causal_attention(q, k, v, scale).transpose(1, 2), None
-    return sdpa_attention_forward(module, q, k, v, mask, **how)
-
-
-ALL_ATTENTION_FUNCTIONS.register("sdpa_in_blocks", _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa_in_blocks", sdpa_mask)
+    causal = attention_mask is None and how.get("is_causal") in (None, True) and getattr(module, "is_causal", False)
+    simple = not how.get("dropout") and how.get("position_bias") is None and how.get("softcap") is None
+    square = query.shape[2] == key.shape[2] >= LONG and query.shape[3] == value.shape[3]
+    if causal and simple and square and _plain(query, key, value):
+        scale = how.get("scaling") or query.shape[3] ** -0.5
+        return causal_attention(query, key, value, scale).transpose(1, 2), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
 
 
 def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    if not _plain(x, module.weight):
+        return type(module).forward(module, x)
     return linear(x, module.weight, module.bias)

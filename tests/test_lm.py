@@ -188,15 +188,19 @@ def test_rms_norm_against_float64(width: int) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("straight", [True, False])
 def test_rotary_is_the_models_own_to_the_bit(batch: int, straight: bool) -> None:
-    """Queries and keys laid out as products leave them (turned in place), or not; angles shared or each row's own."""
+    """Queries and keys laid out as products leave them, or not; angles shared or each row's own. What is given stays."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 9, heads, 16, generator=generator).transpose(1, 2) for heads in (6, 3))
     if not straight:
         q, k = q.contiguous(), k.contiguous()
     cos, sin = torch.randn(2, batch, 9, 16, generator=generator)
     expected = apply_rotary_pos_emb(q, k, cos, sin)
+    given = q.clone(), k.clone()
     for got, want in zip(fused._rotary(q, k, cos, sin), expected, strict=True):
         assert torch.equal(got, want)
+    assert torch.equal(q, given[0]) and torch.equal(k, given[1])
+    one = cos[:, :1], sin[:, :1]  # an angle for all places: transformers broadcasts it
+    assert torch.equal(fused._rotary(q, k, *one)[0], apply_rotary_pos_emb(q, k, *one)[0])
 
 
 @pytest.mark.parametrize("length", [20, 150])
@@ -207,27 +211,93 @@ def test_a_sped_up_model_says_the_same(tiny: ModelSection, length: int) -> None:
     ids = torch.randint(3, 400, (3, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, length // 2 :] = 0
-    for given in ({}, {"attention_mask": mask}):
+    for given in ({}, {"attention_mask": mask}, {"attention_mask": mask.flip(-1)}):
         with torch.inference_mode():
             expected, got = (m(ids, output_hidden_states=True, **given) for m in (plain, fast))
         for a, b in zip(expected.hidden_states, got.hidden_states, strict=True):
-            torch.testing.assert_close(b[mask.bool()], a[mask.bool()], rtol=1e-4, atol=1e-5)
+            there = given.get("attention_mask", torch.ones_like(ids)).bool()
+            torch.testing.assert_close(b[there], a[there], rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         cache = fast(ids[:, : length - 5], use_cache=True).past_key_values
-        later = fast(ids[:, length - 5 :], past_key_values=cache).logits
-        torch.testing.assert_close(later, plain(ids).logits[:, length - 5 :], rtol=1e-4, atol=1e-4)
+        later = [fast(ids[:, start:stop], past_key_values=cache).logits for start, stop in ((-5, -1), (-1, None))]
+        torch.testing.assert_close(torch.cat(later, 1), plain(ids).logits[:, -5:], rtol=1e-4, atol=1e-4)
 
 
 def test_what_speeds_up_is_in_use(tiny: ModelSection) -> None:
     """Llama's MLPs are SwiGLUs and its attention plain; Gemma 2 has a GELU and caps its scores, and stays as it is."""
     loaded = model.load(tiny).model
     llama = loaded.config.model_type == "llama"
-    assert (loaded.config._attn_implementation == "sdpa_in_blocks") == llama
     block = loaded.get_decoder().layers[0]
     assert ("forward" in vars(block.mlp)) == (llama and matmul._has_onednn())
     assert ("forward" in vars(block.input_layernorm)) == llama  # Gemma 2 multiplies by 1 + weight
-    turn = block.self_attn.forward.__func__.__globals__["apply_rotary_pos_emb"]
-    assert turn is fused._rotary
+    names = block.self_attn.forward.__func__.__globals__
+    assert names["apply_rotary_pos_emb"] is fused._rotary
+    assert names["ALL_ATTENTION_FUNCTIONS"]["sdpa"] is fused._attention
+
+
+def _llama(**settings: int) -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**small, num_key_value_heads=2, num_hidden_layers=2, **settings)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_long_plain_texts_go_through_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, real = [], fused.causal_attention
+    monkeypatch.setattr(fused, "causal_attention", lambda q, *rest: lengths.append(q.shape[2]) or real(q, *rest))
+    fast = speed_up(_llama().requires_grad_(False))
+    for length in (fused.LONG - 1, fused.LONG):
+        fast(torch.zeros(1, length, dtype=torch.long))
+    assert lengths == [fused.LONG] * 2  # once a block
+
+
+@pytest.mark.parametrize("length", [20, 150])
+def test_a_sped_up_model_keeps_its_gradients_types_and_hooks(length: int) -> None:
+    plain, fast = _llama(), speed_up(_llama())
+    x = torch.randn(2, length, 32)
+    grads = []
+    for net in (plain, fast):
+        given = x.clone().requires_grad_()
+        net(inputs_embeds=given).logits.square().sum().backward()
+        grads.append([given.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+
+    ids = torch.randint(0, 50, (2, length))
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.act_fn", "mlp"):
+        seen: list[list[torch.Tensor]] = [[], []]
+        logits = []
+        for net, kept in zip((plain, fast), seen, strict=True):
+
+            def halve(module: object, inputs: object, out: torch.Tensor, kept: list = kept) -> torch.Tensor:
+                kept.append(out)
+                return out / 2
+
+            hook = net.model.layers[1].get_submodule(name).register_forward_hook(halve)
+            with torch.inference_mode():
+                logits.append(net(ids).logits)
+            hook.remove()
+        torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-5)
+
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(fast(ids).logits, plain(ids).logits)
+        torch.testing.assert_close(fast.double()(ids).logits, plain.double()(ids).logits)
+
+
+def test_what_has_a_forward_of_its_own_keeps_it() -> None:
+    net = _llama().requires_grad_(False)
+    block = net.model.layers[0]
+    block.mlp.forward = lambda x: x
+    net.model.layers[1].mlp.gate_proj = torch.nn.Sequential(net.model.layers[1].mlp.gate_proj)
+    ids = torch.arange(20)[None]
+    before = net(ids).logits
+    torch.testing.assert_close(speed_up(speed_up(net))(ids).logits, before, rtol=1e-4, atol=1e-5)
+    block = net.model.layers[1].mlp
+    block.gate_proj = torch.nn.Linear(32, 48, bias=False).requires_grad_(False)  # put in afterwards
+    x = torch.randn(1, 3, 32)
+    torch.testing.assert_close(block(x), type(block).forward(block, x))
 
 
 def test_large_tensors_keep_their_memory() -> None:
@@ -277,3 +347,36 @@ def test_mlps_and_attention_of_other_kinds_stay_as_they_are() -> None:
     ids = torch.randint(0, 50, (2, fused.LONG + 20))
     before = deep(ids).logits
     torch.testing.assert_close(speed_up(deep)(ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "AfmoeConfig": {},  # gives its mask by keyword
+    "DeepseekV32Config": {"index_topk": 8, "index_n_heads": 2, "index_head_dim": 16},  # each query sees its top 8 only
+    "Gemma4TextConfig": {
+        "num_kv_shared_layers": 1,
+        "layer_types": ["full_attention"] * 2,
+    },  # a layer without keys of its own
+    "Qwen3Config": {},  # norms between product and rotary embedding
+    "CohereConfig": {},  # turns neighbouring pairs
+    "Phi3Config": {},  # queries, keys and values from one product
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [20, 150])
+def test_models_of_many_kinds_say_the_same(kind: str, length: int) -> None:
+    common = {
+        **{"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256, "q_lora_rank": 16},
+        **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_experts": 4},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "pad_token_id": 0},
+        **{"moe_intermediate_size": 16, "vocab_size_per_layer_input": 50, "hidden_size_per_layer_input": 8},
+    }
+    settings = getattr(transformers, kind)(**{**common, **KINDS[kind]})
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(settings).eval().requires_grad_(False)
+    ids = torch.randint(1, 50, (2, length))
+    with torch.inference_mode():
+        before = [net(ids, logits_to_keep=keep).logits for keep in (0, 5)]
+        after = [speed_up(net)(ids, logits_to_keep=keep).logits for keep in (0, 5)]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
