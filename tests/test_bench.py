@@ -1,6 +1,7 @@
 """The benchmark at toy sizes: contenders see the same data, and the table says what was measured."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,38 @@ def test_table_of_losses_divides_the_right_way() -> None:
     assert "| 8 | jumprelu | 4,096 | ours | 1.0200 |  |  | 3.0 | 0.5000 |" in lines
 
 
+def test_equal_l0_is_between_trained_saes() -> None:
+    """FVU falls by 0.1 with each doubling of L0; by the other rule it is twice that."""
+
+    def points(factor: float, *l0s: float) -> list[dict[str, float]]:
+        return [{"penalty": 1.0, "l0": l0, "fvu": factor * (0.5 - 0.1 * math.log2(l0 / 10))} for l0 in l0s]
+
+    row = {"latents": 8, "variant": "gated", "by_penalty": {"ours": points(1, 40, 20, 10), "b": points(2, 20, 80, 40)}}
+    lines = bench._equal_l0({"training": [row]})
+    assert "| ours | between | 28.3 | 0.3500 | +0.0% |" in lines  # the geometric mean of 20 and 40, which both reach
+    assert "| b | between | 28.3 | 0.7000 | -50.0% |" in lines
+    row["by_penalty"]["b"] = points(2, 80, 160)
+    assert not any("| between" in line for line in bench._equal_l0({"training": [row]}))
+
+
+@pytest.mark.parametrize("peer", ["ours", f"ours, {bench.BOTH}"])
+def test_a_larger_penalty_lowers_l0(peer: str, data: tuple[Path, torch.Tensor]) -> None:
+    folder, held = data
+    x = load_file(folder / "x.safetensors")["x"]
+    save_file(bench._weights(bench._head_start("gated", M, x)), folder / "start.safetensors")
+    job = {"peer": peer, "variant": "gated", "x": str(folder / "x.safetensors"), "batch": BATCH, "steps": 30}
+    job |= {
+        "start": str(folder / "start.safetensors"),
+        "weights": str(folder / "end.safetensors"),
+        "learning_rate": 1e-3,
+    }
+    l0 = []
+    for penalty in (0.3, 1.0, 3.0):
+        bench.train({**job, "penalty": penalty})
+        l0.append(bench._held_out("gated", load_file(job["weights"]), held)["l0"])
+    assert l0 == sorted(l0, reverse=True) and l0[0] > 1.1 * l0[2]
+
+
 def test_our_contender_runs_in_a_process_of_its_own(data: tuple[Path, torch.Tensor]) -> None:
     folder, _ = data
     x = load_file(folder / "x.safetensors")["x"]
@@ -159,13 +192,17 @@ def test_the_committed_table_is_whole() -> None:
             assert {name: set(by) for name, by in row["losses"].items()} == dict.fromkeys(
                 bench.LOSSES[row["variant"]], tokens
             )
+            rules = bench.AT_EQUAL_L0.get(row["variant"], ())
+            assert {n: tuple(t["penalty"] for t in p) for n, p in row["by_penalty"].items()} == dict.fromkeys(
+                rules, bench.PENALTIES
+            )
     for row in record["harvest"]:
         assert tuple(row["harvesters"]) == bench.HARVESTERS
     text = bench.table(record)
     assert record["machine"]["processor"] in text
     for line in text.splitlines():
         if line.startswith("|") and "---" not in line:
-            assert line.count("|") in (7, 10, 12)
+            assert line.count("|") in (6, 7, 10, 12)
 
 
 def test_batches_cover_the_source() -> None:

@@ -11,6 +11,7 @@ to ``data/bench.json`` and to the site.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -80,6 +81,9 @@ LOSSES: dict[
         f"ours, {BOTH}": "",
     },
 }
+# Rules that change what the loss means are compared at equal L0 too: these penalties, times the usual one, for so many steps.
+AT_EQUAL_L0: dict[str, tuple[str, ...]] = {"gated": ("ours", f"ours, {LEAKING}", f"ours, {BOTH}")}
+PENALTIES = (0.4, 0.6, 1.0)
 HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers", f"transformers, {TUNED}")
 ROUNDS = 5  # of our harvest, with the limit measured between them
 LIMIT_SECONDS = 15.0  # of work of one harvester on one set of texts
@@ -95,10 +99,11 @@ def _weights(sae: SAE) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous().clone() for name, p in sae.named_parameters()}
 
 
-def _sae(variant: str, start: dict[str, torch.Tensor]) -> SAE:
-    """An SAE on unit inputs with the given weights."""
+def _sae(variant: str, start: dict[str, torch.Tensor], penalty: float = 1.0) -> SAE:
+    """An SAE on unit inputs with the given weights; ``penalty`` times the usual coefficient."""
     width, latents = start["W_enc"].shape
-    sae = make(SAEConfig(variant=variant, latents=latents, **VARIANTS[variant]), width)
+    usual = SAEConfig(variant=variant, latents=latents, **VARIANTS[variant])
+    sae = make(usual.model_copy(update={"coefficient": penalty * usual.coefficient}), width)
     sae.load_state_dict({**sae.state_dict(), **start})
     return sae
 
@@ -168,7 +173,7 @@ def _memory() -> int:
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """Our steps, timed one by one, as ``peers.py`` times others; and the encoder product alone."""
-    x, sae = load_file(job["x"])["x"], _sae(job["variant"], load_file(job["start"]))
+    x, sae = load_file(job["x"])["x"], _sae(job["variant"], load_file(job["start"]), job.get("penalty", 1.0))
     sae.sparse = job["peer"] != "ours, dense"
     section = TrainingSection(
         steps=max(job["steps"], LOGGED),
@@ -330,9 +335,11 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
                 "coefficient": fields.get("coefficient", 0.0),
             }
 
-            def end(peer: str, count: int, job: dict[str, Any] = job) -> tuple[dict[str, Any], dict[str, float]]:
+            def end(
+                peer: str, count: int, penalty: float = 1.0, job: dict[str, Any] = job
+            ) -> tuple[dict[str, Any], dict[str, float]]:
                 """What a contender measured in so many steps, and what its SAE is like then."""
-                own = {**job, "peer": peer, "mended": peer.endswith(MENDED), "steps": count}
+                own = {**job, "peer": peer, "mended": peer.endswith(MENDED), "steps": count, "penalty": penalty}
                 measured = _run("train", own, folder)
                 return measured, _held_out(job["variant"], load_file(folder / "end.safetensors"), held)
 
@@ -359,6 +366,15 @@ def _training(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
                     early = short[peer] if peer in short else end(peer, steps)[1]
                     losses[peer] = {str(BATCH * steps): early, str(BATCH * LONG): end(peer, LONG)[1]}
                     say("   " + f"{peer}: loss " + ", ".join(f"{t['loss']:.4f}" for t in losses[peer].values()))
+                by_penalty: dict[str, list[dict[str, float]]] = {}
+                for peer in AT_EQUAL_L0.get(variant, ()):
+                    by_penalty[peer] = [{"penalty": p, **end(peer, LONG, p)[1]} for p in PENALTIES]
+                    say(
+                        "   "
+                        + f"{peer}: L0, FVU "
+                        + "; ".join(f"{t['l0']:.1f}, {t['fvu']:.4f}" for t in by_penalty[peer])
+                    )
+                found[-1]["by_penalty"] = by_penalty
     return found
 
 
@@ -469,6 +485,41 @@ def _losses(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _at_l0(points: list[dict[str, float]], l0: float) -> float:
+    """FVU at an L0 between those of trained SAEs, linear in log L0."""
+    by_l0 = sorted((math.log(t["l0"]), t["fvu"]) for t in points)
+    return float(np.interp(math.log(l0), [x for x, _ in by_l0], [y for _, y in by_l0]))
+
+
+def _equal_l0(record: dict[str, Any]) -> list[str]:
+    """Lines: FVU of SAEs by rules that change what the loss means, at an L0 in the middle of those that all of them reach."""
+    lines = []
+    for row in record["training"]:
+        by_rule = row.get("by_penalty", {})
+        if not by_rule:
+            continue
+        low, high = (
+            choose(far(t["l0"] for t in points) for points in by_rule.values())
+            for choose, far in ((max, min), (min, max))
+        )
+        l0 = math.sqrt(low * high)
+        lines += [
+            "",
+            f"**{row['variant'].capitalize()} SAEs at equal L0**, {row['latents']:,} latents, {BATCH * LONG:,} tokens: each set of rules with "
+            f"the penalty times {', '.join(f'{p:g}' for p in PENALTIES)}, and between these SAEs at L0 = {l0:.0f}, linear in log L0. "
+            "Ours by both of SAELens' rules has SAELens' losses (above) and stands for it.",
+            "",
+            "| trainer | penalty | L0 | FVU | ours against it |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for name, points in by_rule.items():
+            lines += [f"| {name} | {t['penalty']:g} | {t['l0']:.1f} | {t['fvu']:.4f} |  |" for t in points]
+            if low <= high:  # else no L0 is reached by all
+                ours, own = (_at_l0(by_rule[n], l0) for n in ("ours", name))
+                lines.append(f"| {name} | between | {l0:.1f} | {own:.4f} | {ours / own - 1:+.1%} |")
+    return lines
+
+
 def table(record: dict[str, Any]) -> str:
     """The measurements as Markdown."""
     lines = [
@@ -493,7 +544,7 @@ def table(record: dict[str, Any]) -> str:
                 f"{t['step_seconds'] / row['encoder_seconds']:.2f} | {t['step_seconds'] / ours:.1f} | {t['loss']:.4f} | {t['l0']:.1f} | "
                 f"{t['fvu']:.4f} | {t['peak_gib']:.2f} |"
             )
-    lines += _losses(record)
+    lines += _losses(record) + _equal_l0(record)
     lines += [
         "",
         f"**Harvest** of the residual stream after block {LAYER}, SmolLM2-135M-Instruct, float32. The limit is the time of "
