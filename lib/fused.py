@@ -78,11 +78,12 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 def _attends(module: nn.Module) -> bool:
     """An attention of transformers' kind, which turns queries and keys by a function that does what Llama's does."""
-    names = getattr(type(module).forward, "__globals__", {})
+    forward = type(module).forward
+    names = getattr(forward, "__globals__", {})
     turn, half = names.get("apply_rotary_pos_emb"), names.get("rotate_half")
     if not turn or not half or names.get("ALL_ATTENTION_FUNCTIONS") is not ALL_ATTENTION_FUNCTIONS:
         return False
-    used = {"apply_rotary_pos_emb", "ALL_ATTENTION_FUNCTIONS"} <= set(type(module).forward.__code__.co_names)
+    used = {"apply_rotary_pos_emb", "ALL_ATTENTION_FUNCTIONS", "get_interface"} <= set(forward.__code__.co_names)
     return used and _same(turn, apply_rotary_pos_emb) and _same(half, rotate_half)
 
 
@@ -113,7 +114,7 @@ def _normalised(x, weight, epsilon, out):  # type: ignore[no-untyped-def]
 
 def _rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     """weight * x / sqrt(mean x^2 + epsilon) over the last axis, in one pass."""
-    if not _plain(x, module.weight) or not x.is_contiguous():
+    if not _plain(x, module.weight) or not x.is_contiguous() or x.shape[-1] != len(module.weight):
         return type(module).forward(module, x)
     out, d = torch.empty_like(x), x.shape[-1]
     rows, weight = x.detach().view(-1, d).numpy(), module.weight.detach().numpy()
@@ -153,15 +154,20 @@ def _rotary(
     return turned[0], turned[1]
 
 
-@functools.cache
+class _Attentions(AttentionInterface):
+    """transformers' attentions, with :func:`_attention` for its sdpa."""
+
+    def get_interface(self, attn_implementation: str, default: Any) -> Any:
+        found = ALL_ATTENTION_FUNCTIONS.get_interface(attn_implementation, default)
+        return _attention if found is sdpa_attention_forward else found
+
+
 def _with_ours(forward: Any) -> Any:
     """An attention's function with :func:`_rotary` and :func:`_attention` for what it calls.
 
     The config still says sdpa, as masks and models' own checks want it.
     """
-    attentions = AttentionInterface()
-    attentions["sdpa"] = _attention
-    names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary, "ALL_ATTENTION_FUNCTIONS": attentions}
+    names = {**forward.__globals__, "apply_rotary_pos_emb": _rotary, "ALL_ATTENTION_FUNCTIONS": _Attentions()}
     changed = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     changed.__kwdefaults__ = forward.__kwdefaults__
     return changed
@@ -172,7 +178,7 @@ def _swiglu(module: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up, act = module.gate_proj, module.up_proj, module.act_fn
     ours = all(getattr(m.forward, "func", None) is _forward for m in (gate, up))
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (gate, up, act))
-    if not ours or hooked or not _plain(x, gate.weight, up.weight):
+    if not ours or hooked or not _is_swiglu(module) or not _plain(x, *module.parameters()):
         return type(module).forward(module, x)
     gated = torch.ops.mkldnn._linear_pointwise(x, gate.weight, gate.bias, "swish", [], "")
     return module.down_proj(torch.ops.mkldnn._linear_pointwise.binary(x, gated, up.weight, up.bias, "mul"))
@@ -219,6 +225,6 @@ def _attention(
 
 
 def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    if not _plain(x, module.weight):
+    if not _plain(x, *module.parameters()):
         return type(module).forward(module, x)
     return linear(x, module.weight, module.bias)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from lib import artifacts, fused, matmul
@@ -232,7 +233,7 @@ def test_what_speeds_up_is_in_use(tiny: ModelSection) -> None:
     assert ("forward" in vars(block.input_layernorm)) == llama  # Gemma 2 multiplies by 1 + weight
     names = block.self_attn.forward.__func__.__globals__
     assert names["apply_rotary_pos_emb"] is fused._rotary
-    assert names["ALL_ATTENTION_FUNCTIONS"]["sdpa"] is fused._attention
+    assert names["ALL_ATTENTION_FUNCTIONS"].get_interface("sdpa", None) is fused._attention
 
 
 def _llama(**settings: int) -> transformers.LlamaForCausalLM:
@@ -286,7 +287,7 @@ def test_a_sped_up_model_keeps_its_gradients_types_and_hooks(length: int) -> Non
         torch.testing.assert_close(fast.double()(ids).logits, plain.double()(ids).logits)
 
 
-def test_what_has_a_forward_of_its_own_keeps_it() -> None:
+def test_what_has_a_forward_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     net = _llama().requires_grad_(False)
     block = net.model.layers[0]
     block.mlp.forward = lambda x: x
@@ -295,9 +296,22 @@ def test_what_has_a_forward_of_its_own_keeps_it() -> None:
     before = net(ids).logits
     torch.testing.assert_close(speed_up(speed_up(net))(ids).logits, before, rtol=1e-4, atol=1e-5)
     block = net.model.layers[1].mlp
-    block.gate_proj = torch.nn.Linear(32, 48, bias=False).requires_grad_(False)  # put in afterwards
     x = torch.randn(1, 3, 32)
-    torch.testing.assert_close(block(x), type(block).forward(block, x))
+    for name, part in (("gate_proj", torch.nn.Linear(32, 48, bias=False)), ("act_fn", torch.nn.GELU())):
+        setattr(block, name, part.requires_grad_(False))  # put in afterwards
+        torch.testing.assert_close(block(x), type(block).forward(block, x))
+    block = net.model.layers[0]
+    block.self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(32))  # the only one that is trained
+    net(ids).logits.square().sum().backward()
+    assert block.self_attn.q_proj.bias.grad is not None
+    with pytest.raises(RuntimeError):
+        block.input_layernorm(torch.randn(2, 64))
+    calls = []
+    real = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **how: calls.append(1) or real(*args, **how))
+    with torch.no_grad():
+        net(ids)
+    assert len(calls) == 2
 
 
 def test_large_tensors_keep_their_memory() -> None:
