@@ -84,9 +84,17 @@ LOSSES: dict[
 # Rules that change what the loss means are compared at equal L0 too: these penalties, times the usual one, for so many steps.
 AT_EQUAL_L0: dict[str, tuple[str, ...]] = {"gated": ("ours", f"ours, {LEAKING}", f"ours, {BOTH}")}
 PENALTIES = (0.4, 0.6, 1.0)
-HARVESTERS = ("ours", "transformer_lens", "transformer_bridge", "transformers", f"transformers, {TUNED}")
+BY_LENGTH = "batches of like lengths"
+HARVESTERS = (
+    "ours",
+    "transformer_lens",
+    "transformer_bridge",
+    "transformers",
+    f"transformers, {TUNED}",
+    f"transformers, {TUNED}, {BY_LENGTH}",
+)
 ROUNDS = 5  # of our harvest, with the limit measured between them
-LIMIT_SECONDS = 15.0  # of work of one harvester on one set of texts
+LIMIT_SECONDS = 40.0  # of work of one harvester on one set of texts
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"coefficient": 1.8e-3, "initial_l0": L0},
     "topk": {"k": L0},
@@ -238,9 +246,9 @@ def _products_only(lm: models.LM, layer: int, length: int) -> float:
     linear = [m for block in lm.blocks[: layer + 1] for m in block.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {m.in_features: torch.randn(activations.BATCH_TOKENS, m.in_features) for m in linear}
     config_ = lm.model.config.get_text_config()
-    rows = max(1, activations.BATCH_TOKENS // length) * config_.num_attention_heads
-    head = getattr(config_, "head_dim", None) or lm.width // config_.num_attention_heads
-    q = torch.randn(rows, length, head)
+    texts, heads = max(1, activations.BATCH_TOKENS // length), config_.num_attention_heads
+    q = torch.randn(texts * heads, length, getattr(config_, "head_dim", None) or lm.width // heads)
+    share = activations.BATCH_TOKENS / (texts * length) / 2  # of whole batches, causal
     times = []
     for _ in range(4):
         begun = time.perf_counter()
@@ -249,7 +257,7 @@ def _products_only(lm: models.LM, layer: int, length: int) -> float:
         between = time.perf_counter()
         for _ in range(layer + 1):
             torch.bmm(torch.bmm(q, q.mT), q)
-        times.append(between - begun + (time.perf_counter() - between) / 2)
+        times.append(between - begun + (time.perf_counter() - between) * share)
     return activations.BATCH_TOKENS / statistics.median(times)
 
 
@@ -258,7 +266,7 @@ def _products_only(lm: models.LM, layer: int, length: int) -> float:
 
 def _run(command: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a contender measured, in a process of its own."""
-    ours, tuned = job["peer"].startswith("ours"), job["peer"].endswith(TUNED)
+    ours, tuned = job["peer"].startswith("ours"), TUNED in job["peer"]
     path = folder / "job.json"
     out = folder / "out.json"
     out.unlink(missing_ok=True)
@@ -408,10 +416,12 @@ def _harvesting(folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]
                 "layer": LAYER,
                 "batch": 16,
                 "limit_s": LIMIT_SECONDS,
+                "by_length": BY_LENGTH in peer,
             }
             measured = _run("harvest", job, folder)
             row["harvesters"][peer] = {
                 "version": measured.get("version"),
+                "tokens": measured["tokens"],
                 "tokens_per_second": measured["tokens"] / measured["seconds"],
                 "peak_gib": measured["peak_bytes"] / 2**30,
             }
@@ -443,11 +453,14 @@ CONDITIONS = {
     "the paper (eq. 8) and here it does not. SAELens also leaves the norms of decoder rows free and weighs the L1 penalty with them; in the "
     "paper and here they are 1. So SAELens is also run with the decoder kept from the gate's loss, and ours with "
     "either of SAELens' rules and with both. A TopK SAE's loss leaves AuxK out; ours runs it for latents that have not fired for "
-    f"{SAEConfig.model_fields['dead_tokens'].default:,} tokens, SAELens, by its default, for none in so few steps.",
+    f"{SAEConfig.model_fields['dead_tokens'].default:,} tokens (reached by timed steps only at {CONTROL_WIDTH:,} latents), SAELens, by its "
+    "default, for none in so few steps.",
     "limit": f"these blocks' matrix products alone, linear layers and attention, measured before and after each of {ROUNDS} rounds of ours; "
     "its share is their median, with their range. Ours runs a beginning that prompts share once, and counts its tokens in each: so its share "
     "may be above 100 % on the probe set",
-    "harvest": "Ours keeps the memory of large tensors here too, and transformers is timed both ways.",
+    "harvest": "Ours keeps the memory of large tensors here too, and transformers is timed both ways. Peers get 16 texts a batch, in a random "
+    "order as a data set has them, so of the probe set's short and long prompts many tokens are padding; ours puts like lengths together. "
+    f"A last row gives transformers that as well. Ours runs all texts {ROUNDS} times, a peer those of {LIMIT_SECONDS:.0f} s or the rest of a batch.",
 }
 
 
@@ -498,24 +511,24 @@ def _equal_l0(record: dict[str, Any]) -> list[str]:
         by_rule = row.get("by_penalty", {})
         if not by_rule:
             continue
-        low, high = (
-            choose(far(t["l0"] for t in points) for points in by_rule.values())
-            for choose, far in ((max, min), (min, max))
-        )
-        l0 = math.sqrt(low * high)
+        alive = {name: [t for t in points if t["l0"] > 0] for name, points in by_rule.items()}
+        low = max(min((t["l0"] for t in points), default=math.inf) for points in alive.values())
+        high = min(max((t["l0"] for t in points), default=0.0) for points in alive.values())
+        l0 = math.sqrt(low * high) if low <= high else None
         lines += [
             "",
             f"**{row['variant'].capitalize()} SAEs at equal L0**, {row['latents']:,} latents, {BATCH * LONG:,} tokens: each set of rules with "
-            f"the penalty times {', '.join(f'{p:g}' for p in PENALTIES)}, and between these SAEs at L0 = {l0:.0f}, linear in log L0. "
-            "Ours by both of SAELens' rules has SAELens' losses (above) and stands for it.",
+            f"the penalty times {', '.join(f'{p:g}' for p in PENALTIES)}"
+            + (f", and between these SAEs at L0 = {l0:.0f}, linear in log L0." if l0 else "; no L0 is reached by all.")
+            + f" Whether “ours, {BOTH}” may stand for SAELens, the losses above say.",
             "",
             "| trainer | penalty | L0 | FVU | ours against it |",
             "| --- | ---: | ---: | ---: | ---: |",
         ]
         for name, points in by_rule.items():
             lines += [f"| {name} | {t['penalty']:g} | {t['l0']:.1f} | {t['fvu']:.4f} |  |" for t in points]
-            if low <= high:  # else no L0 is reached by all
-                ours, own = (_at_l0(by_rule[n], l0) for n in ("ours", name))
+            if l0:
+                ours, own = (_at_l0(alive[n], l0) for n in ("ours", name))
                 lines.append(f"| {name} | between | {l0:.1f} | {own:.4f} | {ours / own - 1:+.1%} |")
     return lines
 
@@ -529,7 +542,8 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"**Training.** Batches of {BATCH:,} residuals of layer {LAYER} (width 576), float32. All trainers start from the same "
         f"weights, aimed at L0 = {L0}, and see the same batches. Loss is that of our objective on {HELD_OUT:,} held-out tokens "
-        f"after the steps that were timed; dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
+        f"after the steps that were timed ({', '.join(f'{n - WARM_UP} at {m:,} latents' for m, n in WIDTHS.items())}; the time is their median); "
+        f"dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
         f"{record['conditions']['training']}",
         "",
         "| latents | variant | trainer | ms per step | tokens/s | × encoder product | ours is faster by | held-out loss | L0 | FVU | peak GiB |",
@@ -551,8 +565,8 @@ def table(record: dict[str, Any]) -> str:
         f"{record['conditions']['limit']}. transformers runs the whole model with all hidden states. "
         f"{record['conditions'].get('harvest', '')}",
         "",
-        "| texts | harvester | tokens/s | ours is faster by | share of the limit | peak GiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| texts | harvester | tokens timed | tokens/s | ours is faster by | share of the limit | peak GiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in record["harvest"]:
         ours = row["harvesters"]["ours"]["tokens_per_second"]
@@ -562,8 +576,8 @@ def table(record: dict[str, Any]) -> str:
             if name == "ours" and "shares" in row:
                 share = f"{statistics.median(row['shares']):.0%} ({min(row['shares']):.0%} to {max(row['shares']):.0%})"
             lines.append(
-                f"| {row['texts']} ({row['count']:,}, {row['tokens']:,} tokens) | {label} | {h['tokens_per_second']:,.0f} | "
-                f"{ours / h['tokens_per_second']:.1f} | {share} | {h['peak_gib']:.2f} |"
+                f"| {row['texts']} ({row['count']:,}, {row['tokens']:,} tokens) | {label} | {h['tokens']:,} | "
+                f"{h['tokens_per_second']:,.0f} | {ours / h['tokens_per_second']:.1f} | {share} | {h['peak_gib']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import random
 import re
 import sys
 import time
@@ -193,15 +194,21 @@ def transformers(job: Job) -> Callable[[torch.Tensor, torch.Tensor], torch.Tenso
 
 @torch.no_grad()
 def harvest(job: Job) -> Job:
-    """Time residuals of right-padded batches, all real tokens' rows taken out, for ``limit_s`` or to the end."""
+    """Time residuals of right-padded batches, all real tokens' rows taken out, for ``limit_s`` or to the end.
+
+    Batches are of sequences as they come, or, with ``by_length``, of neighbours in length, in a random order.
+    """
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"], tokens["offsets"].tolist()
     sequences = [ids[a:b] for a, b in pairwise(offsets)]
     residual = (transformers if job["peer"].split(",")[0] == "transformers" else transformer_lens)(job)
     resident, seconds, count = memory("VmRSS"), 0.0, 0
-    batches = range(0, len(sequences), job["batch"])
-    for i, first in enumerate((0, *batches)):  # the first batch twice: to warm up, then timed
-        batch = sequences[first : first + job["batch"]]
+    if job.get("by_length"):
+        sequences.sort(key=len)
+    batches = [sequences[i : i + job["batch"]] for i in range(0, len(sequences), job["batch"])]
+    if job.get("by_length"):
+        random.Random(0).shuffle(batches)
+    for i, batch in enumerate((batches[0], *batches)):  # the first batch twice: to warm up, then timed
         padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
         lengths = torch.tensor([len(sequence) for sequence in batch])
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
