@@ -479,7 +479,7 @@ def _losses(record: dict[str, Any]) -> list[str]:
         return []
     lines = [
         "",
-        f"**Loss after equal tokens**: those of the timed steps, and {BATCH * LONG:,}, the number that an SAE of the report is trained "
+        f"**Loss after equal tokens**: those of these steps, and {BATCH * LONG:,}, the number that an SAE of the report is trained "
         f"on (there in one pass, here in {BATCH * LONG / (TOKENS - HELD_OUT):.1f}); from the same start, at a constant learning rate, "
         f"held-out as above. {record['conditions']['loss']}",
         "",
@@ -523,7 +523,7 @@ def _equal_l0(record: dict[str, Any]) -> list[str]:
             f"**{row['variant'].capitalize()} SAEs at equal L0**, {row['latents']:,} latents, {BATCH * LONG:,} tokens: each set of rules with "
             f"the penalty times {', '.join(f'{p:g}' for p in PENALTIES)}"
             + (f", and between these SAEs at L0 = {l0:.0f}, linear in log L0." if l0 else "; no L0 is reached by all.")
-            + f" Whether “ours, {BOTH}” may stand for SAELens, the losses above say.",
+            + f" Whether “ours, {BOTH}” may stand for SAELens, the losses above say. Above 0 %: ours leaves more unexplained.",
             "",
             "| trainer | penalty | L0 | FVU | ours against it |",
             "| --- | ---: | ---: | ---: | ---: |",
@@ -545,7 +545,7 @@ def table(record: dict[str, Any]) -> str:
         "",
         f"**Training.** Batches of {BATCH:,} residuals of layer {LAYER} (width 576), float32. All trainers start from the same "
         f"weights, aimed at L0 = {L0}, and see the same batches. Loss is that of our objective on {HELD_OUT:,} held-out tokens "
-        f"after the steps that were timed ({', '.join(f'{n - WARM_UP} at {m:,} latents' for m, n in WIDTHS.items())}; the time is their median); "
+        f"after {', '.join(f'{n} steps at {m:,} latents' for m, n in WIDTHS.items())}; the time is the median of all but the first {WARM_UP}; "
         f"dictionary_learning trains JumpReLU on another penalty, so its loss there is not comparable. "
         f"{record['conditions']['training']}",
         "",
