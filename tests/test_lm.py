@@ -236,10 +236,10 @@ def test_what_speeds_up_is_in_use(tiny: ModelSection) -> None:
     assert names["ALL_ATTENTION_FUNCTIONS"].get_interface("sdpa", None) is fused._attention
 
 
-def _llama(**settings: int) -> transformers.LlamaForCausalLM:
+def _llama() -> transformers.LlamaForCausalLM:
     torch.manual_seed(0)
     small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(**small, num_key_value_heads=2, num_hidden_layers=2, **settings)
+    config = transformers.LlamaConfig(**small, num_key_value_heads=2, num_hidden_layers=2)
     return transformers.LlamaForCausalLM(config).eval()
 
 
