@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from lib import artifacts
+from lib import store
 from lib.config import ModelSection
 from lib.lm import contexts
 from lib.lm.contexts import Sequences
 from lib.lm.model import LM
 from lib.lm.model import load as load_lm
+from lib.lm.residual import residuals
 
 BATCH_TOKENS = 4096  # padded tokens per forward pass
 CACHED_TOKENS = 16_384  # tokens of prefix and suffix whose keys and values one pass may hold
@@ -116,39 +117,6 @@ def batches(group: Group, sequences: Sequences) -> Iterator[list[int]]:
 # -------------------------------------------------------------------------------------------------------- harvest
 
 
-class _Stop(Exception):
-    """Raised by the last block of interest: the blocks above it need not run."""
-
-
-def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | None = None) -> dict[int, torch.Tensor]:
-    """Residual stream [batch, tokens, d] after each of ``layers``, for ``ids`` [batch, tokens] int64.
-
-    With ``cache``, ``ids`` go on from what the cache holds, and their keys and values are added to it. Padding on the
-    right is harmless: the model is causal.
-    """
-    found: dict[int, torch.Tensor] = {}
-    last = max(layers)
-
-    def hook(layer: int) -> Any:
-        def read(module: Any, inputs: Any, output: Any) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == last:
-                raise _Stop
-
-        return read
-
-    handles = [lm.blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        with torch.inference_mode():
-            lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
 def _repeat(cache: Any, times: int) -> Any:
     """A copy of a one-row cache with the row ``times`` over; a sliding-window layer keeps count of what it has seen."""
     repeated = copy.deepcopy(cache)
@@ -218,8 +186,8 @@ class _ShardWriter:
         self.count, self.rows, self.parts = self.count + 1, 0, []
 
 
-@artifacts.cached
-def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: tuple[int, ...]) -> None:
+@store.cached
+def harvest(out: Path, sequences: store.Artifact, lm: ModelSection, layers: tuple[int, ...]) -> None:
     """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
 
     A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, and ``sequence``, ``position``, ``token`` [n] int32.
@@ -246,10 +214,8 @@ def harvest(out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: 
 POOLS = ("mean user", "max user", "mean all", "max all")
 
 
-@artifacts.cached
-def harvest_prompts(
-    out: Path, sequences: artifacts.Artifact, lm: ModelSection, layers: tuple[int, ...], site: int
-) -> None:
+@store.cached
+def harvest_prompts(out: Path, sequences: store.Artifact, lm: ModelSection, layers: tuple[int, ...], site: int) -> None:
     """Step: what probes read of labelled prompts (:func:`lib.lm.contexts.labelled`, all kept), in one pass.
 
     ``summary.safetensors`` has, after each of ``layers`` and the site, ``tail_<L>`` [n, T, d] float16, the residuals of the
@@ -374,12 +340,12 @@ class Mixture:
         )
 
 
-def read(harvested: artifacts.Artifact, layer: int, sinks: bool = False) -> Activations:
+def read(harvested: store.Artifact, layer: int, sinks: bool = False) -> Activations:
     """Open one layer of a harvest, without attention sinks unless asked for."""
     return Activations(harvested.path, layer, sinks)
 
 
-def summary(harvested: artifacts.Artifact, layer: int, place: int | str) -> torch.Tensor:
+def summary(harvested: store.Artifact, layer: int, place: int | str) -> torch.Tensor:
     """[n, d] float32 of a :func:`harvest_prompts`: at ``place`` tokens after the user's text, or pooled (:data:`POOLS`).
 
     Raises:
@@ -398,22 +364,22 @@ def summary(harvested: artifacts.Artifact, layer: int, place: int | str) -> torc
         return tensor[:, place].float()
 
 
-def summary_shape(harvested: artifacts.Artifact, layer: int) -> tuple[int, int]:
+def summary_shape(harvested: store.Artifact, layer: int) -> tuple[int, int]:
     """(prompts, positions after the user's text) of a :func:`harvest_prompts`."""
     with safe_open(harvested.path / "summary.safetensors", "pt") as file:
         count, tail, _ = file.get_slice(f"tail_{layer}").get_shape()
     return count, tail
 
 
-def places(harvested: artifacts.Artifact, layer: int) -> list[int | str]:
+def places(harvested: store.Artifact, layer: int) -> list[int | str]:
     """What :func:`summary` can be asked for."""
     return [*range(summary_shape(harvested, layer)[1]), *POOLS]
 
 
 def mixture(
-    sources: artifacts.Artifact | Sequence[tuple[artifacts.Artifact, float]], layer: int, seed: int
+    sources: store.Artifact | Sequence[tuple[store.Artifact, float]], layer: int, seed: int
 ) -> Activations | Mixture:
     """Open one harvest, or several with weights, for training."""
-    if isinstance(sources, artifacts.Artifact):
+    if isinstance(sources, store.Artifact):
         return read(sources, layer)
     return Mixture([read(source, layer) for source, _ in sources], [weight for _, weight in sources], seed)

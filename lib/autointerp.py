@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.config import AutointerpSection, ModelSection
 from lib.debugging import token_texts
 from lib.lm import model
@@ -136,10 +136,10 @@ def windows_of(source: activations.Activations, width: int, limit: int, seed: in
     return np.stack(found), np.array(owners)
 
 
-@artifacts.result
+@store.result
 def evaluate(
-    trained: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    trained: store.Artifact,
+    harvested: store.Artifact,
     lm: ModelSection,
     layer: int,
     section: AutointerpSection,

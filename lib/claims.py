@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lib import artifacts
+from lib import store
 from lib.probes.protocol import TRANSFER
-from lib.study import Study, values
+from lib.store import values
+from lib.study import Study
 
 Entry = dict[str, Any]
 Verdict = Literal["reproduced", "not reproduced", "inconclusive at this scale", "supported", "not supported"]
@@ -279,14 +280,14 @@ def o6(found: Entry) -> Record:
 LEDGER: tuple[Callable[[Entry], Record], ...] = (b1, b2, b3, b4, b5, b6, b7, b8, o2, o6)
 
 
-@artifacts.result
+@store.result
 def ledger(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     """Step: a :class:`Record` for every claim, from the results {tables, differences, closed_gap}."""
     found = values(inputs)
     return [claim(found).model_dump() for claim in LEDGER]
 
 
-def ledger_of(study: Study) -> artifacts.Artifact:
+def ledger_of(study: Study) -> store.Artifact:
     """The recipe of a study's ledger."""
     inputs = {"tables": study.probe_tables, "differences": study.probe_differences, "closed_gap": study.closed_gap}
     return ledger(inputs, name="claims")

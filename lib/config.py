@@ -26,7 +26,11 @@ def build_dir() -> Path:
     return Path(os.environ.get("SAE_REPORT_BUILD") or ROOT / "build")
 
 
-class ConfigError(ValueError):
+class Expected(Exception):
+    """The base of every error that the command line prints as one line: it says what is wrong, where, and what to do."""
+
+
+class ConfigError(Expected, ValueError):
     """A setting that cannot be used; the message names the field and the remedy."""
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lib import artifacts, prompts, sources
+from lib import prompts, sources, store
 
 Kind = Literal["wheels", "hub"]
 
@@ -37,9 +37,9 @@ def chats(kind: Kind, excluded: list[str]) -> list[list[dict[str, str]]]:
     return [free[i] for i in sorted(np.unique(openings, return_index=True)[1].tolist())]
 
 
-@artifacts.cached
+@store.cached
 def documents(
-    out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: artifacts.Artifact, seed: int, data: str
+    out: Path, corpus: Literal["pretraining", "chat"], kind: Kind, prompt_set: store.Artifact, seed: int, data: str
 ) -> None:
     """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns).
 
@@ -55,7 +55,7 @@ def documents(
         stream.writelines(json.dumps(found[i]) + "\n" for i in order)
 
 
-def read(documents_: artifacts.Artifact) -> list[Any]:
+def read(documents_: store.Artifact) -> list[Any]:
     """Documents of a :func:`documents` artifact."""
     text = (documents_.path / "documents.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]

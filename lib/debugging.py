@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import activations, artifacts, prompts, surface
+from lib import activations, prompts, store, surface
 from lib.config import ModelSection
 from lib.lm import contexts, model
 from lib.probes import protocol
@@ -28,12 +28,12 @@ def token_texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
     return [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids]
 
 
-@artifacts.result
+@store.result
 def cards(
-    prompt_set: artifacts.Artifact,
-    sequences: artifacts.Artifact,
-    harvested: artifacts.Artifact,
-    trained: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    sequences: store.Artifact,
+    harvested: store.Artifact,
+    trained: store.Artifact,
     lm: ModelSection,
     layer: int,
     count: int,
@@ -89,8 +89,8 @@ def _excerpt(
     return {"prompt": prompt, "tokens": token_texts(tokenizer, rows[prompt][position[part]]), "values": values[part]}
 
 
-@artifacts.result
-def shortcuts(prompt_set: artifacts.Artifact) -> list[dict[str, Any]]:
+@store.result
+def shortcuts(prompt_set: store.Artifact) -> list[dict[str, Any]]:
     """Step: the AUROC of each surface feature alone between the classes: rows {feature, auroc}, farthest from 0.5 first."""
     examples = prompts.read(prompt_set)
     y = np.array([example.label for example in examples])

@@ -22,7 +22,7 @@ import seaborn as sns
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
-from lib import artifacts, config
+from lib import config, store
 from lib.sae.metrics import BINS, HIGH
 
 Entry = dict[str, Any]
@@ -39,13 +39,13 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def publish(figure: Figure, name: str, caption: str) -> None:
     """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record its caption, and show both."""
-    folder = config.build_dir() / artifacts.active().profile / "figures"
+    folder = config.build_dir() / store.active().profile / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})  # no version: same bytes every time
     plt.close(figure)
     (folder / f"{name}.png").write_bytes(buffer.getvalue())
-    artifacts.write_atomic(folder / f"{name}.json", json.dumps({"caption": caption}, ensure_ascii=False) + "\n")
+    store.write_atomic(folder / f"{name}.json", json.dumps({"caption": caption}, ensure_ascii=False) + "\n")
     picture = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": name}
     display(picture, raw=True)
     display(Markdown(f"**Figure {name}.** {caption}"))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import artifacts, prompts, sources
+from lib import prompts, sources, store
 from lib.probes.protocol import Labels, LeakError
 
 LABELS = {"1": 1, "1.0": 1, "true": 1, "harmful": 1, "0": 0, "0.0": 0, "false": 0, "harmless": 0, "benign": 0}
@@ -190,7 +190,7 @@ def _refuse_leaks(rows: Sequence[dict[str, Any]], groups: Sequence[int], texts: 
             )
 
 
-@artifacts.cached
+@store.cached
 def prompt_file(out: Path, where: str, content: str) -> None:
     """Step: somebody's prompts as ``examples.jsonl``; ``content`` is their :func:`digest`."""
     examples = examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name)

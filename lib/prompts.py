@@ -21,35 +21,15 @@ from typing import Literal
 
 import numpy as np
 from jinja2.sandbox import SandboxedEnvironment
-from pydantic import BaseModel, ConfigDict
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 
-from lib import artifacts, sources
+from lib import sources, store
 from lib.config import PromptSection
+from lib.texts.examples import Example, Split, read
 
 LEAK = 0.4  # character-trigram Jaccard from which two base prompts count as neighbours
-
-Split = Literal["train", "val", "ood"]
-
-
-class Example(BaseModel):
-    """One labelled prompt. ``text`` is the whole user turn; ``group`` the cluster of its base prompt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: str
-    label: int  # 1 harmful, 0 harmless
-    split: Split
-    slice: str
-    transform: str
-    base: str
-    group: int
-    overall: bool = (
-        True  # False: a diagnostic slice, which no probe is fit on and no overall figure holds, but for a control
-    )
-
 
 # ----------------------------------------------------------------------------------------------------- transforms
 
@@ -359,15 +339,15 @@ def check(examples: Sequence[Example], base_texts: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------------------- artifacts
 
 
-@artifacts.cached
+@store.cached
 def prompt_set(out: Path, section: PromptSection, kind: Literal["wheels", "hub"], seed: int, data: str) -> None:
     """Step: the labelled set as ``examples.jsonl``; ``data`` is :func:`lib.sources.fingerprint`."""
     lines = [example.model_dump_json() for example in build(section, kind, seed)]
     (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@artifacts.cached
-def raw_pair(out: Path, labelled: artifacts.Artifact, benign: int, seed: int) -> None:
+@store.cached
+def raw_pair(out: Path, labelled: store.Artifact, benign: int, seed: int) -> None:
     """Step: plain HarmBench against plain chat prompts, ``benign`` at most, nothing matched or cleaned.
 
     Both are taken from a :func:`prompt_set`, whose prompts no SAE is trained on. As ``examples.jsonl``.
@@ -379,14 +359,8 @@ def raw_pair(out: Path, labelled: artifacts.Artifact, benign: int, seed: int) ->
     (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in pair), encoding="utf-8")
 
 
-def read(prompts: artifacts.Artifact) -> list[Example]:
-    """Examples of a :func:`prompt_set`."""
-    lines = (prompts.path / "examples.jsonl").read_text(encoding="utf-8").split("\n")
-    return [Example.model_validate_json(line) for line in lines if line]
-
-
-@artifacts.result
-def counts(prompts: artifacts.Artifact) -> list[dict[str, object]]:
+@store.result
+def counts(prompts: store.Artifact) -> list[dict[str, object]]:
     """Step: rows {split, slice, label, n} of the set."""
     table = Counter((e.split, e.slice, e.label) for e in read(prompts))
     order = {"train": 0, "val": 1, "ood": 2}

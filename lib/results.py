@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lib import artifacts, claims
-from lib.study import PLAIN_START, Study, values
+from lib import claims, store
+from lib.store import values
+from lib.study import PLAIN_START, Study
 
 Entry = dict[str, Any]
 
@@ -311,7 +312,7 @@ def headline_05(frontier: dict[str, list[Entry]]) -> str:
     )
 
 
-@artifacts.result
+@store.result
 def headlines(inputs: dict[str, Any], site: int) -> dict[str, str]:
     """Step: {"verdict" or notebook: headline} of a run, from the result artifacts of :func:`headlines_of` and the position
     that probes read."""
@@ -327,7 +328,7 @@ def headlines(inputs: dict[str, Any], site: int) -> dict[str, str]:
     }
 
 
-def headlines_of(study: Study) -> artifacts.Artifact:
+def headlines_of(study: Study) -> store.Artifact:
     """The recipe of a study's headlines."""
     return headlines(
         {
@@ -342,7 +343,7 @@ def headlines_of(study: Study) -> artifacts.Artifact:
     )
 
 
-@artifacts.result
+@store.result
 def provenance(profile: str, model: str) -> dict[str, str]:
     """Step: what the run ran on. Versions and hardware, no names or paths of a machine."""
     import torch

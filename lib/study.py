@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from IPython import get_ipython
 
-from lib import activations, artifacts, autointerp, config, corpora, debugging, labelled, prompts, sources
-from lib.artifacts import Artifact
+from lib import activations, autointerp, config, corpora, debugging, labelled, prompts, sources, store
 from lib.config import Profile
 from lib.lm import contexts, refusals, spans
 from lib.lm.model import tokenizer
 from lib.probes import features, methods, tables
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
+from lib.store import Artifact
 
 Corpus = Literal["pretraining", "chat"]
 PLAIN_START = "JumpReLU, plain start"
@@ -153,7 +153,6 @@ class Study:
                 for c in (t.sweep if number == 0 else (middle,))
             ]
         trained = {name: [self.train("chat", sae) for sae in saes] for name, saes in families.items()}
-        training.together([sae for saes in trained.values() for sae in saes])
         return trained
 
     # results
@@ -565,15 +564,6 @@ class Study:
         }
 
 
-def values(recipes: Any) -> Any:
-    """The values of result artifacts, in whatever dicts and lists they stand."""
-    if isinstance(recipes, Artifact):
-        return recipes.value
-    if isinstance(recipes, dict):
-        return {name: values(recipe) for name, recipe in recipes.items()}
-    return [values(recipe) for recipe in recipes]
-
-
 def _refuse_unknown_parameters() -> None:
     """Papermill only warns of a parameter that a notebook does not have; here it is an error."""
     shell = get_ipython()
@@ -601,5 +591,5 @@ def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bo
     """
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
-    artifacts.open_store(profile, frozen)
+    store.open_store(profile, frozen)
     return Study(loaded)

@@ -20,7 +20,8 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my
 from IPython.display import Markdown
 
 from lib import claims, figures, results
-from lib.study import open_study, values
+from lib.store import values
+from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 p, q = study.profile, study.profile.probes

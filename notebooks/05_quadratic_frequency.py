@@ -26,7 +26,8 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 from IPython.display import Markdown
 
 from lib import figures, results
-from lib.study import open_study, values
+from lib.store import values
+from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 frontier = values(study.frontier_evaluations)

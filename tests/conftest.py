@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lib import artifacts, config
+from lib import config, store
 from lib.config import ModelSection
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -32,9 +32,9 @@ TEXT = [
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> artifacts.Store:
+def empty_store(tmp_path: Path) -> store.Store:
     """An empty store in use, with a committed-results folder beside it."""
-    return artifacts.use(artifacts.Store("report", tmp_path / "cache", tmp_path / "results", tmp_path / "committed"))
+    return store.use(store.Store("report", tmp_path / "cache", tmp_path / "results", tmp_path / "committed"))
 
 
 def _tokenizer(template: str, specials: list[str], bos: str | None) -> transformers.PreTrainedTokenizerFast:

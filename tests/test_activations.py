@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lib import activations, artifacts, prompts
+from lib import activations, prompts, store
 from lib.config import ModelSection
 from lib.lm import contexts, model, spans
 from lib.lm.contexts import Sequences
@@ -27,12 +27,12 @@ def sequences_with_prefixes(seed: int, count: int = 40, vocab: int = 400) -> Seq
     return Sequences.of(rows)
 
 
-@artifacts.cached
+@store.cached
 def made(out: Path, seed: int) -> None:
     sequences_with_prefixes(seed).save(out / "sequences.safetensors")
 
 
-def test_harvest_equals_the_plain_forward_pass(tiny: ModelSection, store: artifacts.Store) -> None:
+def test_harvest_equals_the_plain_forward_pass(tiny: ModelSection, empty_store: store.Store) -> None:
     """Prefix sharing, sorting, padding and stopping early change nothing: every kept token against a pass of its own."""
     rows, lm, layers = sequences_with_prefixes(1), model.load(tiny), (1, 3)
     harvested = activations.harvest(made(1), tiny, layers)
@@ -94,7 +94,7 @@ def test_batches_respect_the_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_is_flat_in_the_number_of_tokens(
-    tiny: ModelSection, store: artifacts.Store, monkeypatch: pytest.MonkeyPatch
+    tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer never holds more than a shard and one sequence, however many tokens there are."""
     monkeypatch.setattr(activations, "SHARD_TOKENS", 64)
@@ -154,7 +154,7 @@ TEXTS = (  # of several lengths, some of one token
 )
 
 
-@artifacts.cached
+@store.cached
 def prompted(out: Path, tiny: ModelSection, texts: tuple[str, ...] = TEXTS) -> None:
     """Labelled prompts in the model's template."""
     lines = [
@@ -164,7 +164,7 @@ def prompted(out: Path, tiny: ModelSection, texts: tuple[str, ...] = TEXTS) -> N
     (out / "examples.jsonl").write_text("\n".join(line.model_dump_json() for line in lines))
 
 
-def test_prompts_are_read_at_every_place(tiny: ModelSection, store: artifacts.Store) -> None:
+def test_prompts_are_read_at_every_place(tiny: ModelSection, empty_store: store.Store) -> None:
     """Positions after the user's text and poolings at every layer, and all tokens at the site, against plain passes."""
     pair, lm = prompted(tiny), model.load(tiny)
     tokens = contexts.labelled(pair, tiny, "all")
@@ -213,7 +213,7 @@ def bare(request: pytest.FixtureRequest, tiny: ModelSection, tmp_path: Path) -> 
     return ModelSection(name=str(folder))
 
 
-def test_templates_with_hardly_anything_before_the_users_text(bare: ModelSection, store: artifacts.Store) -> None:
+def test_templates_with_hardly_anything_before_the_users_text(bare: ModelSection, empty_store: store.Store) -> None:
     """The first token of all is never kept, be it the template's or the user's; the rest is where it should be."""
     lm, pair = model.load(bare), prompted(bare, ("How do birds fly in winter?", "Write a poem about the sea."))
     before = len(spans.chat(lm.tokenizer, "x").system)

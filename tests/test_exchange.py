@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_sae import harvest_of
 
-from lib import activations, artifacts, config
+from lib import activations, config, store
 from lib.config import TrainingSection
 from lib.sae import exchange, training
 from lib.sae.variants import SAE, SAEConfig, make
@@ -30,7 +30,7 @@ CONFIGS = {
 DEAD = 9  # latents of the TopK SAE that count as dead
 
 
-def trained(name: str) -> artifacts.Artifact:
+def trained(name: str) -> store.Artifact:
     section = TrainingSection(latents=M, steps=40, batch=128, learning_rate=3e-3)
     return training.train(CONFIGS[name], harvest_of(0), 0, section, seed=1)
 
@@ -54,7 +54,7 @@ def ours(sae: SAE, unit: torch.Tensor) -> dict[str, torch.Tensor]:
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, SAE], torch.Tensor]:
     """Every SAE exported, and what SAELens made of it."""
     base = tmp_path_factory.mktemp("oracle")
-    artifacts.use(artifacts.Store("report", base / "cache", base / "results", None))
+    store.use(store.Store("report", base / "cache", base / "results", None))
     folder = base / "exports"
     x = activations.read(harvest_of(0), 0).gather(np.arange(500))
     saes, jobs = {}, {}
@@ -173,7 +173,7 @@ def gemma_scope(path: Path, width: int = 24, latents: int = 40) -> dict[str, np.
     return tensors
 
 
-def test_gemma_scope_import_is_exact(tmp_path: Path, store: artifacts.Store) -> None:
+def test_gemma_scope_import_is_exact(tmp_path: Path, empty_store: store.Store) -> None:
     """Against the formula of their tutorial; then renormalised to unit inputs, which changes nothing outside."""
     w = gemma_scope(tmp_path / "params.npz")
     x = activations.read(harvest_of(0), 0).gather(np.arange(300))
@@ -213,7 +213,7 @@ def test_b_dec_on_the_input_and_other_decoder_norms_are_folded(tmp_path: Path) -
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
 
 
-def test_bad_files_are_refused(tmp_path: Path, store: artifacts.Store) -> None:
+def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store) -> None:
     def write(cfg: dict[str, object], drop: str = "") -> None:
         sae = make(SAEConfig(variant="topk", latents=8, k=2), 4)
         torch.nn.init.normal_(sae.W_dec)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sae import CONFIG, SECTION, harvest_of, planted, write_shard
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.config import TrainingSection
 from lib.sae import kernels, latents, training
 from lib.sae.adam import Adam
@@ -204,11 +204,11 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_bit(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_goes_on_to_the_bit(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     section = SECTION.model_copy(update={"checkpoints": (0.2, 0.8)})
     recipe = training.train(CONFIG, harvest_of(0), 0, section, seed=3)
     whole = {path.name: path.read_bytes() for path in recipe.path.iterdir()}
-    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     advance = training.Trainee.advance
 
@@ -226,7 +226,7 @@ def test_a_killed_training_goes_on_to_the_bit(store: artifacts.Store, monkeypatc
     assert steps[0] == 17, "it went on, it did not start again"
     assert again == whole
     assert {"step_000006.safetensors", "step_000024.safetensors"} <= whole.keys()
-    assert not artifacts.active().partial(recipe).exists()
+    assert not store.active().partial(recipe).exists()
 
 
 def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
         assert again.step == step
 
 
-def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def recipes() -> list[artifacts.Artifact]:
+def test_several_in_one_pass_are_as_if_alone(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipes() -> list[store.Artifact]:
         short = SECTION.model_copy(update={"steps": 12})
         topk = SAEConfig(variant="topk", latents=32, k=3)
         start = training.train(CONFIG, harvest_of(0), 0, short, 3)
@@ -261,7 +261,7 @@ def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch
         ]
 
     alone = [(r.path / "sae.safetensors").read_bytes() for r in recipes()]
-    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
     passes = 0
     fit = training.fit
 
@@ -276,7 +276,7 @@ def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch
     assert passes == 1
     first = shared[0].path
     assert passes == 2, "one pass for all three"
-    assert all(artifacts.active().has(r) for r in shared)
+    assert all(store.active().has(r) for r in shared)
     assert [(r.path / "sae.safetensors").read_bytes() for r in shared] == alone
     assert not list(first.parent.glob("partial.*"))
     other = training.train(CONFIG, harvest_of(1), 0, SECTION, 3)
@@ -284,7 +284,7 @@ def test_several_in_one_pass_are_as_if_alone(store: artifacts.Store, monkeypatch
         training.together([shared[0], other])
 
 
-def test_finetuning_from_a_checkpoint_with_latents_redrawn(store: artifacts.Store) -> None:
+def test_finetuning_from_a_checkpoint_with_latents_redrawn(empty_store: store.Store) -> None:
     section = SECTION.model_copy(update={"checkpoints": (0.5,)})
     first = training.train(CONFIG, harvest_of(0), 0, section, seed=3)
     middle = training.load(first, checkpoint=15)
@@ -321,7 +321,7 @@ def test_mixtures_repeat_and_sample(tmp_path: Path) -> None:
         activations.Mixture(sources, (1, 0, 1), 0)
 
 
-def test_training_on_a_mixture(store: artifacts.Store) -> None:
+def test_training_on_a_mixture(empty_store: store.Store) -> None:
     mixed = ((harvest_of(0), 1.0), (harvest_of(1), 0.5))
     trained = training.train(CONFIG, mixed, 0, SECTION, 3)
     assert training.log(trained).value[-1]["step"] == SECTION.steps - 1
@@ -345,24 +345,24 @@ def test_training_follows_the_dense_reference(tmp_path: Path) -> None:
     assert errors[0] < 0.9 * float((x - x.mean(0)).square().sum())
 
 
-def test_one_that_fails_does_not_take_the_others_along(store: artifacts.Store) -> None:
+def test_one_that_fails_does_not_take_the_others_along(empty_store: store.Store) -> None:
     wild = SECTION.model_copy(update={"learning_rate": 1e4, "decay": 0.0})
     topk = SAEConfig(variant="topk", latents=32, k=3)
     good = training.train(CONFIG, harvest_of(0), 0, SECTION, 3)
     alone = (good.path / "sae.safetensors").read_bytes()
-    artifacts.use(artifacts.Store("report", store.cache / "again", store.results, None))
+    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
     bad = training.train(topk, harvest_of(0), 0, wild, 3)
     wrong = training.train(topk, harvest_of(0), 0, SECTION, 3, start=training.train(CONFIG, harvest_of(0), 0, wild, 3))
     training.together([good, bad, good])
     assert (good.path / "sae.safetensors").read_bytes() == alone
-    assert not artifacts.active().has(bad) and not artifacts.active().partial(bad).exists()
+    assert not store.active().has(bad) and not store.active().partial(bad).exists()
     with pytest.raises(training.TrainingError, match="topk: the loss diverged"):
         bad.path
     with pytest.raises(ValueError, match="starts from"):
         training.together([wrong, wrong.arguments["start"]])
 
 
-def test_shares_and_starts_are_checked(store: artifacts.Store) -> None:
+def test_shares_and_starts_are_checked(empty_store: store.Store) -> None:
     first = training.train(CONFIG, harvest_of(0), 0, SECTION, 3)
     for fields in (
         {"start": first, "redrawn": -0.1},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import artifacts, labelled, prompts
+from lib import labelled, prompts, store
 from lib.probes.protocol import LeakError
 
 WORDS = [
@@ -60,7 +60,7 @@ def write(path: Path, found: list[dict]) -> Path:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_files_of_all_kinds_give_the_same_examples(tmp_path: Path, store: artifacts.Store, ending: str) -> None:
+def test_files_of_all_kinds_give_the_same_examples(tmp_path: Path, empty_store: store.Store, ending: str) -> None:
     path = write(tmp_path / f"mine.{ending}", rows())
     found = prompts.read(labelled.prompt_file(str(path), labelled.digest(str(path))))
     assert [(e.text, e.label, e.split) for e in found] == [(r["text"], r["label"], r["split"]) for r in rows()]
@@ -151,7 +151,9 @@ def test_given_groups_may_share_a_template() -> None:
         labelled.examples_of(wrapped, "mine")
 
 
-def test_hub_sets_use_their_own_splits(tmp_path: Path, store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_sets_use_their_own_splits(
+    tmp_path: Path, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A data set in the hub's layout, read by the hub's library from a folder of that name: no network is needed."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "home"))

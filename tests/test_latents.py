@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import artifacts, autointerp, debugging, figures, prompts, results
+from lib import autointerp, debugging, figures, prompts, results, store
 from lib.autointerp import Window
 from lib.config import AutointerpSection, ModelSection
 from lib.lm import contexts, model
@@ -89,7 +89,7 @@ def test_constant_predictions_score_zero() -> None:
     assert autointerp.score(autointerp.Explanation({}), windows) == 0.0
 
 
-@artifacts.cached
+@store.cached
 def rows(out: Path, tiny: ModelSection) -> None:
     """Harmless prompts about the sea, harmful ones about fire; some with markup."""
     lines = []
@@ -103,8 +103,8 @@ def rows(out: Path, tiny: ModelSection) -> None:
     (out / "examples.jsonl").write_text("\n".join(lines))
 
 
-@artifacts.cached
-def residuals(out: Path, sequences: artifacts.Artifact) -> None:
+@store.cached
+def residuals(out: Path, sequences: store.Artifact) -> None:
     """One-hot residuals of the token ids: what a latent reads is known exactly."""
     from safetensors.torch import save_file
 
@@ -124,7 +124,7 @@ def residuals(out: Path, sequences: artifacts.Artifact) -> None:
     save_file(tensors, out / "shard_0000.safetensors")
 
 
-@artifacts.cached
+@store.cached
 def reader(out: Path, token: int, other: int) -> None:
     """An SAE whose latent 3 reads one token and whose latent 5 reads another; the rest are silent."""
 
@@ -142,7 +142,7 @@ def first_token(tiny: ModelSection, word: str) -> int:
     return spans.plain_ids(model.tokenizer(tiny), word)[0]
 
 
-def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, store: artifacts.Store) -> None:
+def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, empty_store: store.Store) -> None:
     pair = rows(tiny)
     turns = contexts.labelled(pair, tiny, "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
@@ -158,15 +158,15 @@ def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSect
     assert "<script" not in page and "&lt;" in page
 
 
-def test_surface_rival_ranks_by_distance_from_chance(tiny: ModelSection, store: artifacts.Store) -> None:
+def test_surface_rival_ranks_by_distance_from_chance(tiny: ModelSection, empty_store: store.Store) -> None:
     found = debugging.shortcuts(rows(tiny)).value
     distances = [abs(r["auroc"] - 0.5) for r in found]
     assert distances == sorted(distances, reverse=True)
     assert found[0]["auroc"] in (0.0, 1.0)
 
 
-def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, store: artifacts.Store) -> None:
-    @artifacts.cached
+def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None:
+    @store.cached
     def sequences(out: Path) -> None:
         rng = np.random.default_rng(0)
         contexts.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
@@ -183,7 +183,7 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, store: artifacts.St
         autointerp.evaluate(reader(399, 398), *arguments).value
 
 
-def test_trained_loader_reads_what_was_written(store: artifacts.Store) -> None:
+def test_trained_loader_reads_what_was_written(empty_store: store.Store) -> None:
     sae = training.load(reader(1, 2))
     assert sae.encode(torch.eye(400)[1:3])[:, [3, 5]].tolist() == [[1.0, 0.0], [0.0, 0.5]]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from lib import artifacts, fused, matmul
+from lib import config, fused, matmul, store
 from lib.config import ModelSection
 from lib.fused import speed_up
 from lib.lm import contexts, model, rollouts, spans
@@ -65,9 +65,9 @@ def test_empty_prompt_is_an_error(tiny: ModelSection) -> None:
         spans.chat(model.tokenizer(tiny), "  ")
 
 
-def test_packaged_model_splits_digits_and_loads(store: artifacts.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packaged_model_splits_digits_and_loads(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The committed recipe's tokenizer: numbers digit by digit, ChatML specials, the template's default system prompt."""
-    artifacts.use(artifacts.Store("report", artifacts.config.ROOT / "data" / "cache", store.results, None))
+    store.use(store.Store("report", config.ROOT / "data" / "cache", empty_store.results, None))
     tok = model.tokenizer(ModelSection())
     assert [tok.decode([i]) for i in spans.plain_ids(tok, "in 2024")] == ["in", " ", "2", "0", "2", "4"]
     chat = spans.chat(tok, "How do birds fly?")

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lib import activations, artifacts, prompts, surface
+from lib import activations, prompts, store, surface
 from lib.probes import attention, features, methods, protocol, tables
 from lib.probes.protocol import Labels, LeakError
 from lib.sae import training
@@ -46,12 +46,12 @@ def examples(n: int = 600) -> list[prompts.Example]:
 LABELS = Labels.of(examples())
 
 
-@artifacts.cached
+@store.cached
 def prompt_set(out: Path) -> None:
     (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in examples()))
 
 
-@artifacts.cached
+@store.cached
 def planted(out: Path) -> None:
     """At position 1, coordinate 0 is causal in all splits; coordinate 1 is a stronger shortcut, in distribution only. Among
     each prompt's five other tokens, one at a random place is causal and says so in coordinate 2."""
@@ -76,7 +76,7 @@ def planted(out: Path) -> None:
     save_file({name: t.contiguous() for name, t in tensors.items()}, out / "shard_0000.safetensors")
 
 
-@artifacts.cached
+@store.cached
 def identity_sae(out: Path) -> None:
     """Latents that are the residual's own coordinates, each with either sign."""
     sae = make(SAEConfig(variant="jumprelu", latents=2 * WIDTH), WIDTH)
@@ -86,7 +86,7 @@ def identity_sae(out: Path) -> None:
     training.save(sae, [], out)
 
 
-@artifacts.cached
+@store.cached
 def mute_sae(out: Path) -> None:
     """Latents that never fire."""
     sae = training.load(identity_sae())
@@ -99,11 +99,11 @@ def at(place: int | str, **more: object) -> dict:
     return {"of": "residual", "place": place, **more}
 
 
-def probed() -> tuple[artifacts.Artifact, artifacts.Artifact, int]:
+def probed() -> tuple[store.Artifact, store.Artifact, int]:
     return prompt_set(), planted(), 0
 
 
-def read(fitted: artifacts.Artifact) -> dict:
+def read(fitted: store.Artifact) -> dict:
     return tables.tables(prompt_set(), {"it": fitted}, TIMES, 0).value["it"]
 
 
@@ -317,7 +317,7 @@ def test_selection_rules() -> None:
 # --------------------------------------------------------------------------------------------------------- planted
 
 
-def test_dense_probe_on_planted_data(store: artifacts.Store) -> None:
+def test_dense_probe_on_planted_data(empty_store: store.Store) -> None:
     """In distribution perfect; out of it the shortcut is gone and what is left is the causal direction."""
     found = read(methods.logistic(*probed(), (at(1),) * RUNS, (1e-3, 1.0)))
     assert found["train"]["auroc"] > 0.999 and found["val"]["auroc"] > 0.999
@@ -329,14 +329,14 @@ def test_dense_probe_on_planted_data(store: artifacts.Store) -> None:
     assert all(0.3 < row["val"] < 0.7 for row in rows if row["place"] in ("0", "2"))
 
 
-def test_surface_probe_on_planted_data(store: artifacts.Store) -> None:
+def test_surface_probe_on_planted_data(empty_store: store.Store) -> None:
     """Style separates the classes in distribution and says nothing out of it."""
     found = read(methods.logistic(*probed(), ({"of": "surface"},), (1e-2, 1.0)))
     assert found["val"]["auroc"] > 0.999 and abs(found["ood"]["auroc"] - 0.5) < 0.15
 
 
 @pytest.mark.parametrize("rule", ["mean difference", "L1 path"])
-def test_k_sparse_on_planted_data(store: artifacts.Store, rule: methods.Rule) -> None:
+def test_k_sparse_on_planted_data(empty_store: store.Store, rule: methods.Rule) -> None:
     """The shortcut's two latents come first: alone perfect in distribution and at chance out of it; more latents bring
     the causal ones. k is chosen on validation, and is blind to what happens out of distribution."""
     view = {"of": "latents", "sae": identity_sae(), "place": 1}
@@ -354,7 +354,7 @@ def test_k_sparse_on_planted_data(store: artifacts.Store, rule: methods.Rule) ->
     assert tables.differences(prompt_set(), gap, TIMES, 0).value["dense - single"]["ood"]["interval"][0] > 0
 
 
-def test_attention_finds_the_token_that_pooling_drowns(store: artifacts.Store) -> None:
+def test_attention_finds_the_token_that_pooling_drowns(empty_store: store.Store) -> None:
     """The causal token stands at a random place and marks itself; a mean over tokens sees a fifth of it."""
     pooled = read(methods.logistic(*probed(), (at("mean user"),), (1e-2, 1.0)))
     fitted = methods.attention_probe(*probed(), (0.1,), 200, 1)
@@ -377,7 +377,7 @@ def over_user(of: str, how: str) -> np.ndarray:
     return np.asarray(features.matrix(features.Data(*probed()), view, LABELS))
 
 
-def test_pooled_saes_against_a_loop(store: artifacts.Store) -> None:
+def test_pooled_saes_against_a_loop(empty_store: store.Store) -> None:
     """Latents and reconstructions of each user token, the tail left out, pooled token by token."""
     sae = training.load(identity_sae())
     source = activations.read(planted(), 0, sinks=True)
@@ -397,7 +397,7 @@ def test_pooled_saes_against_a_loop(store: artifacts.Store) -> None:
     assert found["fvu"] == pytest.approx(float(error.square().sum() / (x - x.mean(0)).square().sum()), rel=1e-4)
 
 
-def test_a_place_and_what_is_pooled_must_agree(store: artifacts.Store) -> None:
+def test_a_place_and_what_is_pooled_must_agree(empty_store: store.Store) -> None:
     for view in ({"place": "max user"}, {"place": 1, "pooled": features.pooled(planted(), identity_sae(), 0)}):
         with pytest.raises(ValueError, match="needs the SAE's pooled artifact"):
             features.matrix(features.Data(*probed()), {"of": "latents", "sae": identity_sae(), **view}, LABELS)
@@ -415,7 +415,7 @@ def test_a_constant_error_is_not_lost_to_a_probe() -> None:
     assert half.value()["lost"] == pytest.approx(0.25)
 
 
-def test_where_an_sae_loses_is_found(store: artifacts.Store) -> None:
+def test_where_an_sae_loses_is_found(empty_store: store.Store) -> None:
     """The identity SAE loses nothing at any place; one whose latents never fire loses everything, and says so."""
     places = (0, 1, "mean user", "max user")
     shown = {}
@@ -441,7 +441,7 @@ def test_where_an_sae_loses_is_found(store: artifacts.Store) -> None:
     assert all(e["lost"] == pytest.approx(1) and e["l0"] == 0 for e in fidelity["mute"].values())
 
 
-def test_reconstruction_and_error_add_up(store: artifacts.Store) -> None:
+def test_reconstruction_and_error_add_up(empty_store: store.Store) -> None:
     data = features.Data(*probed())
     parts = [
         features.matrix(data, {"of": of, "sae": identity_sae(), "place": 1}, LABELS)
@@ -450,7 +450,7 @@ def test_reconstruction_and_error_add_up(store: artifacts.Store) -> None:
     np.testing.assert_allclose(parts[0] + parts[1], activations.summary(planted(), 0, 1).numpy(), atol=1e-4)
 
 
-def test_views_learn_from_train_prompts_only(store: artifacts.Store) -> None:
+def test_views_learn_from_train_prompts_only(empty_store: store.Store) -> None:
     """Principal components and the vocabulary of train prompts: validation and OOD prompts may be anything."""
     data = features.Data(*probed())
     x = activations.summary(planted(), 0, 1).numpy()
@@ -468,13 +468,13 @@ def test_views_learn_from_train_prompts_only(store: artifacts.Store) -> None:
 # -------------------------------------------------------------------------------------------------------- controls
 
 
-def test_shuffled_labels_give_chance(store: artifacts.Store) -> None:
+def test_shuffled_labels_give_chance(empty_store: store.Store) -> None:
     fitted = methods.controlled(*probed(), (at(1),) * RUNS, "shuffle", (0.0, 1.0, 2.0, 3.0, 4.0), (), (1e-2,))
     rows = tables.curves(prompt_set(), {"it": fitted}, 50, 0).value["it"]
     assert abs(np.mean([row["ood"]["auroc"] for row in rows]) - 0.5) < 0.1
 
 
-def test_an_amount_that_a_run_cannot_have_is_left_out(store: artifacts.Store) -> None:
+def test_an_amount_that_a_run_cannot_have_is_left_out(empty_store: store.Store) -> None:
     """Few train clusters: the larger sizes fail in every run, and figures hold the others, each with its own fits."""
     sizes = (16.0, 64.0, 1e6)
     fitted = methods.controlled(*probed(), (at(1),) * RUNS, "size", sizes, (), (1e-2,))
@@ -484,13 +484,13 @@ def test_an_amount_that_a_run_cannot_have_is_left_out(store: artifacts.Store) ->
     assert [[fit["n"] for fit in row["fits"]] for row in rows] == [[32, 32], [128, 128]]
 
 
-def test_settings_are_those_that_every_run_has(store: artifacts.Store) -> None:
+def test_settings_are_those_that_every_run_has(empty_store: store.Store) -> None:
     assert methods.settings(uneven()) == ["2"]
     fits = tables.curves(prompt_set(), {"it": uneven()}, TIMES, 0).value["it"][0]["fits"]
     assert fits == [{"n": 20}, {"n": 21}]
 
 
-@artifacts.cached
+@store.cached
 def uneven(out: Path) -> None:
     """Scores of two runs; the first lacks the setting "1"."""
     score = np.linspace(0, 1, len(LABELS.y))
@@ -501,11 +501,11 @@ def uneven(out: Path) -> None:
     methods._write(out, {"0/2": score, "1/1": score, "1/2": score}, chosen)
 
 
-def test_fits_are_the_same_bytes_alone_and_beside_others(store: artifacts.Store, tmp_path: Path) -> None:
+def test_fits_are_the_same_bytes_alone_and_beside_others(empty_store: store.Store, tmp_path: Path) -> None:
     """Principal components depend on the number of threads in the last digits; a fit always has one."""
 
     def fits(folder: str, *which: int) -> dict[int, bytes]:
-        artifacts.use(artifacts.Store("report", tmp_path / folder, tmp_path / f"{folder}-results", None))
+        store.use(store.Store("report", tmp_path / folder, tmp_path / f"{folder}-results", None))
         views = ({"of": "principal components", "k": 5, "place": 1},) * RUNS
         made = {n: methods.by_size(*probed(), views, (1, 5), (10.0**-n,)) for n in which}
         _ = tables.curves(prompt_set(), {str(n): f for n, f in made.items()}, TIMES, 0, name="c").value
@@ -552,7 +552,7 @@ def test_matching() -> None:
 # ---------------------------------------------------------------------------------------------------------- errors
 
 
-def test_errors_are_the_worst_and_are_cut_short(store: artifacts.Store) -> None:
+def test_errors_are_the_worst_and_are_cut_short(empty_store: store.Store) -> None:
     fitted = methods.logistic(*probed(), (at(1),), (1e-2,))
     found = tables.errors(prompt_set(), {"it": fitted}, 3).value["it"]
     score, ood = methods.scores(fitted)[0], LABELS.where("ood")

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from lib import artifacts, config, figures
+from lib import config, figures, store
 from lib.report import __main__ as cli
 from lib.report import bench, notebooks, promotion, runner, site
 from lib.report.notebooks import ReportError
@@ -199,7 +199,7 @@ def test_readme_carries_the_committed_headline() -> None:
 
 
 def test_figures_are_the_same_bytes_every_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: artifacts.Store
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: store.Store
 ) -> None:
     monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(figures, "display", lambda *a, **k: None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.config import ModelSection, TrainingSection
 from lib.lm import contexts, model
 from lib.lm.contexts import Sequences
@@ -215,7 +215,7 @@ def test_planted_dictionary_is_recovered(config: SAEConfig, tmp_path: Path) -> N
     torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(64))
 
 
-@artifacts.cached
+@store.cached
 def harvest_of(out: Path, seed: int) -> None:
     write_shard(out, planted(3000, seed=seed)[1] + 1.0)
 
@@ -224,10 +224,10 @@ SECTION = TrainingSection(latents=32, steps=30, batch=128)
 CONFIG = SAEConfig(variant="jumprelu", latents=32, coefficient=1e-2)
 
 
-def test_training_is_reproducible_to_the_bit(store: artifacts.Store) -> None:
+def test_training_is_reproducible_to_the_bit(empty_store: store.Store) -> None:
     digests = []
     for run in range(2):
-        artifacts.use(artifacts.Store("report", store.cache / str(run), store.results, None))
+        store.use(store.Store("report", empty_store.cache / str(run), empty_store.results, None))
         path = training.train(CONFIG, harvest_of(0), 0, SECTION, seed=3).path
         digests.append(json.loads((path / "meta.json").read_text())["files"])
     assert digests[0] == digests[1]
@@ -235,7 +235,7 @@ def test_training_is_reproducible_to_the_bit(store: artifacts.Store) -> None:
     assert json.loads((other / "meta.json").read_text())["files"]["sae.safetensors"] != digests[0]["sae.safetensors"]
 
 
-def test_finetuning_starts_where_the_other_sae_ended(store: artifacts.Store) -> None:
+def test_finetuning_starts_where_the_other_sae_ended(empty_store: store.Store) -> None:
     first = training.train(CONFIG, harvest_of(0), 0, SECTION, seed=3)
     still = SECTION.model_copy(update={"learning_rate": 1e-12, "steps": 1})
     tuned = training.load(training.train(CONFIG, harvest_of(1), 0, still, seed=3, start=first))
@@ -244,7 +244,7 @@ def test_finetuning_starts_where_the_other_sae_ended(store: artifacts.Store) -> 
             torch.testing.assert_close(tuned.state_dict()[name], tensor)
 
 
-def test_training_log_names_its_losses(store: artifacts.Store) -> None:
+def test_training_log_names_its_losses(empty_store: store.Store) -> None:
     rows = training.log(training.train(CONFIG, harvest_of(0), 0, SECTION, seed=3)).value
     assert set(rows[0]) == {"step", "l0", "dead", "reconstruction", "l0_penalty"}
     assert rows[-1]["step"] == SECTION.steps - 1
@@ -302,7 +302,7 @@ def test_metrics_on_shifted_data_against_direct_formulas(tmp_path: Path) -> None
     assert metrics.fvu(sums, weights) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_evaluation_counts_dead_and_high_frequency_latents(store: artifacts.Store) -> None:
+def test_evaluation_counts_dead_and_high_frequency_latents(empty_store: store.Store) -> None:
     found = metrics.evaluate(training.train(CONFIG, harvest_of(0), 0, SECTION, 0), harvest_of(1), 0, 50, 0).value
     assert found["fvu_interval"][0] < found["fvu"] < found["fvu_interval"][1]
     assert found["l0_interval"][0] < found["l0"] < found["l0_interval"][1]
@@ -484,14 +484,14 @@ def test_bias_of_a_shrunken_reconstruction(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- loss recovered
 
 
-@artifacts.cached
+@store.cached
 def some_texts(out: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [(rng.integers(3, 400, n).tolist(), int(rng.integers(1, 4)), n) for n in rng.integers(8, 30, 40)]
     Sequences.of(rows).save(out / "sequences.safetensors")
 
 
-@artifacts.cached
+@store.cached
 def fixed_sae(out: Path, kind: str) -> None:
     """An SAE whose reconstruction is the input ("copy") or zero."""
     sae = make(SAEConfig(variant="topk", latents=64, k=64), 32)
@@ -502,7 +502,7 @@ def fixed_sae(out: Path, kind: str) -> None:
     training.save(sae, [], out)
 
 
-def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, store: artifacts.Store) -> None:
+def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, empty_store: store.Store) -> None:
     saes = {kind: fixed_sae(kind) for kind in ("copy", "zero")}
     harvested = activations.harvest(some_texts(), tiny, (1,))
     found = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 300, 50, 0).value

@@ -5,20 +5,20 @@ from functools import cached_property
 import numpy as np
 import pytest
 
-from lib import artifacts, config, figures
+from lib import config, figures, store
 from lib.config import ModelSection
 from lib.study import Study
 
 
 @pytest.mark.parametrize("name", ["report", "smoke", "paper"])
-def test_recipes_compute_nothing(store: artifacts.Store, name: str) -> None:
+def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
     """All of them, with keys of their own, in a store that would have to compute whatever is read."""
     study = Study(config.load(name, {"model.name": "packaged"}))
     recipes = [member for member, value in vars(Study).items() if isinstance(value, cached_property)]
     assert len(recipes) > 30
     for recipe in recipes:
         getattr(study, recipe)
-    assert not store.cache.exists() and not store.results.exists()
+    assert not empty_store.cache.exists() and not empty_store.results.exists()
     fits = {key: fitted.key for key, fitted in study._at_places.items()}
     assert len(set(fits.values())) == len(fits)
 

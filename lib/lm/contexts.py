@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lib import artifacts, corpora, prompts
+from lib import corpora, prompts, store
 from lib.config import CorpusSection, ModelSection
 from lib.lm import model, rollouts, spans
 
@@ -68,7 +68,7 @@ class Sequences:
         return cls(**load_file(path))
 
 
-def read(sequences: artifacts.Artifact) -> Sequences:
+def read(sequences: store.Artifact) -> Sequences:
     """Sequences of any step of this module."""
     return Sequences.load(sequences.path / "sequences.safetensors")
 
@@ -112,8 +112,8 @@ def _part(documents: list[Any], part: Part, share: float) -> list[Any]:
     return documents[:cut] if part == "eval" else documents[cut:]
 
 
-@artifacts.cached
-def pretraining(out: Path, documents: artifacts.Artifact, lm: ModelSection, section: CorpusSection, part: Part) -> None:
+@store.cached
+def pretraining(out: Path, documents: store.Artifact, lm: ModelSection, section: CorpusSection, part: Part) -> None:
     """Step: windows of pretraining text, ``train_tokens`` or ``eval_tokens`` kept."""
     budget = section.train_tokens if part == "train" else section.eval_tokens
     texts = _part(corpora.read(documents), part, 0.1)
@@ -121,8 +121,8 @@ def pretraining(out: Path, documents: artifacts.Artifact, lm: ModelSection, sect
     Sequences.of(rows).save(out / "sequences.safetensors")
 
 
-@artifacts.cached
-def on_policy(out: Path, documents: artifacts.Artifact, lm: ModelSection, section: CorpusSection, seed: int) -> None:
+@store.cached
+def on_policy(out: Path, documents: store.Artifact, lm: ModelSection, section: CorpusSection, seed: int) -> None:
     """Step: the model's own answers to first turns of training conversations, with their prompts."""
     loaded = model.load(lm)
     constant, asked = len(spans.chat(loaded.tokenizer, "x").system), 0
@@ -139,11 +139,11 @@ def on_policy(out: Path, documents: artifacts.Artifact, lm: ModelSection, sectio
     Sequences.of(_chat_rows(loaded.tokenizer, answers)).save(out / "sequences.safetensors")
 
 
-@artifacts.cached
+@store.cached
 def chat(
     out: Path,
-    documents: artifacts.Artifact,
-    rolled: artifacts.Artifact | None,
+    documents: store.Artifact,
+    rolled: store.Artifact | None,
     lm: ModelSection,
     section: CorpusSection,
     part: Part,
@@ -166,9 +166,9 @@ def chat(
     Sequences.of(rows).save(out / "sequences.safetensors")
 
 
-@artifacts.cached
+@store.cached
 def labelled(
-    out: Path, prompt_set: artifacts.Artifact, lm: ModelSection, part: Literal["all", "user"], limit: int = 1024
+    out: Path, prompt_set: store.Artifact, lm: ModelSection, part: Literal["all", "user"], limit: int = 1024
 ) -> None:
     """Step: every prompt of a labelled set, its text cut to ``limit`` tokens; kept is all but the first token, or the
     user's text alone. ``spans.json`` has the tokens before the user's text and after it: {system, tail}.

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-from lib import artifacts, sources
+from lib import sources, store
 from lib.config import ModelSection
 from lib.fused import speed_up
 
@@ -58,7 +58,7 @@ class LM:
             raise ModelError(f"layer {layer}: the model has blocks 0 to {len(self.blocks) - 1}")
 
 
-@artifacts.cached
+@store.cached
 def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     """Step: the packaged GGUF as a float32 safetensors folder that ``from_pretrained`` loads in a second.
 

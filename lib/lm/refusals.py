@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from lib import artifacts, prompts
+from lib import prompts, store
 from lib.config import ModelSection, RefusalSection
 from lib.lm import model, spans
 from lib.lm.model import LM
@@ -100,8 +100,8 @@ def asked(labelled: Sequence[prompts.Example], section: RefusalSection, seed: in
     return rows
 
 
-@artifacts.result
-def measure(labelled: artifacts.Artifact, lm: ModelSection, section: RefusalSection, seed: int) -> dict[str, list[Any]]:
+@store.result
+def measure(labelled: store.Artifact, lm: ModelSection, section: RefusalSection, seed: int) -> dict[str, list[Any]]:
     """Step: of every prompt of :func:`asked`, in columns {kind, transform, base, group, refused, log_odds}; no answer is kept."""
     loaded = model.load(lm)
     rows = asked(prompts.read(labelled), section, seed)

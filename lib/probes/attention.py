@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.probes.protocol import TIE, Fitted, Labels
 
 BATCH = 256  # prompts
@@ -28,7 +28,7 @@ class Tokens:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, harvested: artifacts.Artifact, layer: int, count: int) -> Tokens:
+    def of(cls, harvested: store.Artifact, layer: int, count: int) -> Tokens:
         """The tokens from the user's text on, attention sinks left out."""
         source = activations.read(harvested, layer)
         sequence = source.column("sequence")

@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
-from lib import activations, artifacts, prompts, sources, surface
+from lib import activations, prompts, sources, store, surface
 from lib.fused import speed_up
 from lib.probes.protocol import Labels, Matrix
 from lib.sae import training
@@ -33,8 +33,8 @@ View = dict[str, Any]
 EMBEDDER_TOKENS = 256
 
 
-@artifacts.cached
-def embeddings(out: Path, prompt_set: artifacts.Artifact, digest: str) -> None:
+@store.cached
+def embeddings(out: Path, prompt_set: store.Artifact, digest: str) -> None:
     """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``digest`` is the wheel's hash.
 
     Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
@@ -96,8 +96,8 @@ class Fidelity:
         }
 
 
-@artifacts.cached
-def pooled(out: Path, harvested: artifacts.Artifact, trained: artifacts.Artifact, layer: int) -> None:
+@store.cached
+def pooled(out: Path, harvested: store.Artifact, trained: store.Artifact, layer: int) -> None:
     """Step: an SAE over the tokens of each prompt's user text, pooled: ``latents max`` and ``latents mean`` [n, M] float16,
     ``reconstruction max`` and ``reconstruction mean`` [n, d] float32; ``fidelity.json`` has its L0 and FVU there.
 
@@ -137,8 +137,8 @@ def pooled(out: Path, harvested: artifacts.Artifact, trained: artifacts.Artifact
 class Data:
     """A labelled prompt set with its harvest: what every view is made of."""
 
-    prompt_set: artifacts.Artifact
-    harvested: artifacts.Artifact
+    prompt_set: store.Artifact
+    harvested: store.Artifact
     layer: int
 
     def examples(self) -> list[prompts.Example]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lib import activations, artifacts, prompts, surface
+from lib import activations, prompts, store, surface
 from lib.probes import attention, features, protocol
 from lib.probes.features import Data, View
 from lib.probes.protocol import Labels
@@ -28,23 +28,23 @@ def _write(out: Path, scores: dict[str, np.ndarray], choices: Any) -> None:
     save_file(
         {name: np.ascontiguousarray(s, dtype=np.float32) for name, s in scores.items()}, out / "scores.safetensors"
     )
-    (out / "choices.json").write_text(json.dumps(artifacts.plain(choices)), encoding="utf-8")
+    (out / "choices.json").write_text(json.dumps(store.plain(choices)), encoding="utf-8")
 
 
-def scores(fitted: artifacts.Artifact, setting: str | None = None) -> list[np.ndarray]:
+def scores(fitted: store.Artifact, setting: str | None = None) -> list[np.ndarray]:
     """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one."""
     found, chosen = load_file(fitted.path / "scores.safetensors"), choices(fitted)
     names = [f"{run}/{setting if setting is not None else choice['best']}" for run, choice in enumerate(chosen)]
     return [found[name].astype(np.float64) for name in names]
 
 
-def choices(fitted: artifacts.Artifact) -> list[dict[str, Any]]:
+def choices(fitted: store.Artifact) -> list[dict[str, Any]]:
     """What each run chose: {best: name of the setting, val: its AUROC, ...}."""
     found: list[dict[str, Any]] = json.loads((fitted.path / "choices.json").read_text(encoding="utf-8"))
     return found
 
 
-def settings(fitted: artifacts.Artifact) -> list[str]:
+def settings(fitted: store.Artifact) -> list[str]:
     """Names of the settings that every run has scores of."""
     first, *others = (choice["settings"] for choice in choices(fitted))
     return [name for name in first if all(name in other for other in others)]
@@ -55,8 +55,8 @@ Found = tuple[dict[str, np.ndarray], dict[str, Any]]  # a run's scores by settin
 
 def _every_run(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: Sequence[View],
     fit: Callable[[Data, View, Labels, int], Found],
@@ -72,11 +72,11 @@ def _every_run(
     _write(out, found, chosen)
 
 
-@artifacts.apart
+@store.apart
 def logistic(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: tuple[View, ...],
     penalties: tuple[float, ...],
@@ -90,9 +90,9 @@ def logistic(
     _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.apart
+@store.apart
 def difference_of_means(
-    out: Path, prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, views: tuple[View, ...]
+    out: Path, prompt_set: store.Artifact, harvested: store.Artifact, layer: int, views: tuple[View, ...]
 ) -> None:
     """Step: projection on the difference between the class means of train prompts."""
 
@@ -103,11 +103,11 @@ def difference_of_means(
     _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.apart
+@store.apart
 def attention_probe(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     decays: tuple[float, ...],
     epochs: int,
@@ -123,9 +123,9 @@ def attention_probe(
     _every_run(out, prompt_set, harvested, layer, [{}] * runs, fit)
 
 
-@artifacts.apart
+@store.apart
 def single_latent(
-    out: Path, prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, views: tuple[View, ...]
+    out: Path, prompt_set: store.Artifact, harvested: store.Artifact, layer: int, views: tuple[View, ...]
 ) -> None:
     """Step: the one latent with the best AUROC on train, its sign included."""
 
@@ -172,11 +172,11 @@ def k_sparse_scores(
     return found, {"best": best[0], "val": best[1], "latents": order[:20].tolist()}
 
 
-@artifacts.apart
+@store.apart
 def k_sparse(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: tuple[View, ...],
     ks: tuple[int, ...],
@@ -191,11 +191,11 @@ def k_sparse(
     _every_run(out, prompt_set, harvested, layer, views, fit)
 
 
-@artifacts.apart
+@store.apart
 def by_size(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: tuple[View, ...],
     ks: tuple[int, ...],
@@ -269,11 +269,11 @@ def changed(
     return train, y, labels
 
 
-@artifacts.apart
+@store.apart
 def controlled(
     out: Path,
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: tuple[View, ...],
     control: str,

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from lib import activations, artifacts, prompts
+from lib import activations, prompts, store
 from lib.probes import methods, protocol
 from lib.probes.features import Data, Fidelity, matrix
 from lib.probes.protocol import SPLITS, Labels
@@ -19,14 +19,14 @@ from lib.probes.protocol import SPLITS, Labels
 SHOWN = 80  # characters of a prompt that an excerpt shows
 
 
-def _runs(prompt_set: artifacts.Artifact, count: int) -> list[Labels]:
+def _runs(prompt_set: store.Artifact, count: int) -> list[Labels]:
     labels = Labels.of(prompts.read(prompt_set))
     return [labels.drawn(run) for run in range(count)]
 
 
-@artifacts.result
+@store.result
 def sweep(
-    prompt_set: artifacts.Artifact, harvested: artifacts.Artifact, layers: tuple[int, ...], c: float
+    prompt_set: store.Artifact, harvested: store.Artifact, layers: tuple[int, ...], c: float
 ) -> list[dict[str, Any]]:
     """Step: train and validation AUROC of the dense probe, with one C, at every layer and place: rows {layer, place, train,
     val}. OOD data are not looked at."""
@@ -40,9 +40,9 @@ def sweep(
     return rows
 
 
-@artifacts.result
+@store.result
 def tables(
-    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int, slices: bool = True
+    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], times: int, seed: int, slices: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Step: of several probes, :func:`lib.probes.protocol.table` at each one's own choice, with its choices by run."""
     found = {}
@@ -53,9 +53,9 @@ def tables(
     return found
 
 
-@artifacts.result
+@store.result
 def curves(
-    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], times: int, seed: int
+    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], times: int, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Step: of several probes, rows {setting, train, val, ood} over their settings (k, or the amount of a control)."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -68,12 +68,12 @@ def curves(
     return found
 
 
-Pair = tuple[artifacts.Artifact, str | None]  # fitted probes, and a setting or None for their own choice
+Pair = tuple[store.Artifact, str | None]  # fitted probes, and a setting or None for their own choice
 
 
-@artifacts.result
+@store.result
 def differences(
-    prompt_set: artifacts.Artifact, pairs: dict[str, tuple[Pair, Pair]], times: int, seed: int
+    prompt_set: store.Artifact, pairs: dict[str, tuple[Pair, Pair]], times: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Step: {name: :func:`lib.probes.protocol.differences`, first minus second}."""
     found: dict[str, dict[str, Any]] = {}
@@ -84,12 +84,12 @@ def differences(
     return found
 
 
-@artifacts.result
+@store.result
 def closed_gap(
-    prompt_set: artifacts.Artifact,
-    dense: artifacts.Artifact,
-    before: artifacts.Artifact,
-    after: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    dense: store.Artifact,
+    before: store.Artifact,
+    after: store.Artifact,
     setting: str,
     times: int,
     seed: int,
@@ -122,10 +122,10 @@ def _compatible(samples: Sequence[Sequence[np.ndarray]], seeds: Sequence[Sequenc
     return low <= 0 <= high
 
 
-@artifacts.result
+@store.result
 def fidelity(
-    prompt_set: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    prompt_set: store.Artifact,
+    harvested: store.Artifact,
     layer: int,
     views: dict[str, dict[str, dict[str, Any]]],
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -150,9 +150,9 @@ def fidelity(
     return found
 
 
-@artifacts.result
+@store.result
 def errors(
-    prompt_set: artifacts.Artifact, fitted: dict[str, artifacts.Artifact], count: int
+    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], count: int
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Step: of each probe's first run, the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct
     clusters: {probe: {harmless, harmful: rows {slice, excerpt, rank}}}; rank is the share of the other class beyond it."""
@@ -186,8 +186,8 @@ def excerpt(text: str) -> str:
     return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
 
 
-@artifacts.result
-def refusal_rates(measured: artifacts.Artifact, times: int, seed: int) -> list[dict[str, Any]]:
+@store.result
+def refusal_rates(measured: store.Artifact, times: int, seed: int) -> list[dict[str, Any]]:
     """Step: rows {kind, transform, n, rate, log_odds, log_odds_interval}, bootstrap over base prompts."""
     columns = {name: np.array(values) for name, values in measured.value.items()}
     rows = []
@@ -202,8 +202,8 @@ def refusal_rates(measured: artifacts.Artifact, times: int, seed: int) -> list[d
     return rows
 
 
-@artifacts.result
-def rule_check(measured: artifacts.Artifact, judged: list[list[Any]]) -> dict[str, Any]:
+@store.result
+def rule_check(measured: store.Artifact, judged: list[list[Any]]) -> dict[str, Any]:
     """Step: the refusal rule against a reader's judgement of the same answers: {n, both, rule_only, reader_only, neither}.
 
     ``judged`` has rows [kind, transform, base, refused].

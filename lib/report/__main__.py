@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from lib import artifacts, config, labelled, results, sources
+from lib import config, labelled, results, sources, store
 from lib.lm.model import ModelError
 from lib.probes.protocol import LeakError
 from lib.report import bench, compare, notebooks, promotion, runner, site
@@ -16,7 +16,7 @@ EXPECTED = (
     config.ConfigError,
     sources.SourceError,
     ModelError,
-    artifacts.ArtifactError,
+    store.ArtifactError,
     notebooks.ReportError,
     labelled.DataError,
     LeakError,
@@ -66,9 +66,9 @@ def _run(options: argparse.Namespace) -> None:
     if complete:
         print(f"site: {site.build(options.profile)}")
     record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
-    artifacts.write_atomic(runner.build_folder(options.profile) / "cost.json", json.dumps(record, indent=1) + "\n")
+    store.write_atomic(runner.build_folder(options.profile) / "cost.json", json.dumps(record, indent=1) + "\n")
     if complete and not overrides:
-        artifacts.write_atomic(runner.build_folder(options.profile) / promotion.COMPLETE, "{}\n")
+        store.write_atomic(runner.build_folder(options.profile) / promotion.COMPLETE, "{}\n")
     if complete and not overrides and options.profile == "report":
         promotion.promote("report")
         print("promoted to notebooks/, figures/ and data/results/")
@@ -81,7 +81,7 @@ def _probe(options: argparse.Namespace) -> str:
         raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .jsonl, .parquet, hub:owner/name)")
     overrides = dict(runner.parse_setting(text) for text in options.settings) | {"probes.data": options.data}
     profile = config.load(options.profile, overrides)
-    artifacts.open_store("probe")
+    store.open_store("probe")
     study = Study(profile)
     try:
         recipe = study.probe_tables if options.saes else study.plain_tables

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import activations, artifacts, config, study
+from lib import activations, config, store, study
 from lib.config import TrainingSection
 from lib.lm import contexts
 from lib.lm import model as models
@@ -393,7 +393,7 @@ def _texts() -> dict[str, list[np.ndarray]]:
     """Token sequences to harvest: long texts, and labelled prompts in their templates, in a random order."""
     s = study.open_study("report")
     rng, found = np.random.default_rng(0), {}
-    recipes: Iterable[tuple[str, artifacts.Artifact, int]] = (
+    recipes: Iterable[tuple[str, store.Artifact, int]] = (
         ("long texts", s.contexts_of("pretraining", "eval"), 120),
         ("probe set", contexts.labelled(s.prompts, s.profile.model, "all"), 1200),
     )
@@ -615,7 +615,7 @@ def run() -> str:
     finally:
         for left in folder.glob("*.safetensors"):
             left.unlink()
-    artifacts.write_atomic(path(), json.dumps(artifacts.plain(record), indent=1) + "\n")
+    store.write_atomic(path(), json.dumps(store.plain(record), indent=1) + "\n")
     return table(record)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lib import artifacts, config
+from lib import config, store
 from lib.report import notebooks
 from lib.report.notebooks import ReportError
 
@@ -93,7 +93,7 @@ def promote(profile: str) -> None:
             raise ReportError(f"the run has no {folder}: run make report again")
     if not (stage / "results" / "headlines.json").is_file():
         raise ReportError("the run has no headlines: run make report again")
-    artifacts.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
+    store.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
     finish()
 
 
@@ -115,7 +115,7 @@ def finish() -> bool:
     summary = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text(encoding="utf-8"))
     readme = config.ROOT / "README.md"
     text = with_headline(readme.read_text(encoding="utf-8"), as_list(summary["payload"]))
-    artifacts.write_atomic(readme, text)
+    store.write_atomic(readme, text)
     _journal().unlink()
     shutil.rmtree(stage, ignore_errors=True)
     return True

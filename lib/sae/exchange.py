@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.sae import training
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -38,7 +38,7 @@ class ExchangeError(ValueError):
 # ---------------------------------------------------------------------------------------------------------- out
 
 
-def export(trained: artifacts.Artifact, folder: Path, model: str, layer: int, context: int) -> Path:
+def export(trained: store.Artifact, folder: Path, model: str, layer: int, context: int) -> Path:
     """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
 
     ``model`` is the name under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
@@ -77,12 +77,12 @@ def export(trained: artifacts.Artifact, folder: Path, model: str, layer: int, co
     folder.mkdir(parents=True, exist_ok=True)
     weights = {theirs: tensors[ours].detach().contiguous() for theirs, ours in NAMES[architecture].items()}
     save_file(weights, folder / "sae_weights.safetensors")
-    artifacts.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
-    artifacts.write_atomic(folder / "README.md", card(trained, cfg, config, scale))
+    store.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
+    store.write_atomic(folder / "README.md", card(trained, cfg, config, scale))
     return folder
 
 
-def card(trained: artifacts.Artifact, cfg: dict[str, Any], config: SAEConfig, scale: float) -> str:
+def card(trained: store.Artifact, cfg: dict[str, Any], config: SAEConfig, scale: float) -> str:
     """A model card in Markdown: what the SAE reads, how it was trained, on what, and how to load it."""
     meta = json.loads((trained.path / "meta.json").read_text(encoding="utf-8"))
     log = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
@@ -190,8 +190,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
-@artifacts.cached
-def imported(out: Path, path: str, digest: str, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> None:
+@store.cached
+def imported(out: Path, path: str, digest: str, harvested: store.Artifact, layer: int, config: SAEConfig) -> None:
     """Step: an SAE from elsewhere, ready to finetune: scaled to inputs of unit mean square on ``harvested``.
 
     ``config`` is how it is to be trained on; its variant, latents and k must be the SAE's own.
@@ -212,6 +212,6 @@ def imported(out: Path, path: str, digest: str, harvested: artifacts.Artifact, l
     training.save(sae, [], out)
 
 
-def bring(path: Path, harvested: artifacts.Artifact, layer: int, config: SAEConfig) -> artifacts.Artifact:
+def bring(path: Path, harvested: store.Artifact, layer: int, config: SAEConfig) -> store.Artifact:
     """The :func:`imported` recipe of a folder or file, keyed by its content."""
     return imported(str(path), _digest(path), harvested, layer, config)

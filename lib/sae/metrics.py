@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.config import ModelSection
 from lib.lm import contexts
 from lib.lm.model import LM
 from lib.lm.model import load as load_lm
+from lib.lm.residual import Replace, spliced
 from lib.sae import training
 from lib.sae.variants import SAE
 
@@ -72,9 +71,9 @@ def bias(sums: dict[str, np.ndarray]) -> float:
     return float(sums["hat_hat"].sum() / sums["hat_x"].sum())
 
 
-@artifacts.result
+@store.result
 def evaluate(
-    trained: artifacts.Artifact, harvested: artifacts.Artifact, layer: int, bootstrap: int, seed: int
+    trained: store.Artifact, harvested: store.Artifact, layer: int, bootstrap: int, seed: int
 ) -> dict[str, Any]:
     """Step: {n, sinks, fvu, fvu_interval, l0, l0_interval, bias, latents, dead, frequent, frequent_share, high,
     high_share, max_frequency, histogram}.
@@ -117,27 +116,6 @@ def evaluate(
 
 PASS_TOKENS = 1024  # padded tokens per forward pass; the logits of one take 200 MB
 
-Replace = Callable[[torch.Tensor], torch.Tensor]  # residuals [n, d] to what stands in for them
-
-
-@contextmanager
-def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: float = np.inf) -> Iterator[None]:
-    """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool, but for
-    residuals of a norm over ``limit``: attention sinks stay as they are."""
-
-    def hook(module: Any, inputs: Any, output: Any) -> Any:
-        x = (output[0] if isinstance(output, tuple) else output).clone()
-        chosen = x[where]
-        ordinary = chosen.float().norm(dim=1) <= limit
-        x[where] = torch.where(ordinary[:, None], replace(chosen.float()).to(x.dtype), chosen)
-        return (x, *output[1:]) if isinstance(output, tuple) else x
-
-    handle = lm.blocks[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
 
 def _cross_entropies(lm: LM, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """[batch]: summed cross-entropy, in nats, of the tokens that follow those at ``where`` [batch, tokens] bool."""
@@ -146,11 +124,11 @@ def _cross_entropies(lm: LM, ids: torch.Tensor, where: torch.Tensor) -> torch.Te
     return (losses * where[:, :-1]).sum(1)
 
 
-@artifacts.result
+@store.result
 def loss_recovered(
-    saes: dict[str, artifacts.Artifact],
-    sequences: artifacts.Artifact,
-    harvested: artifacts.Artifact,
+    saes: dict[str, store.Artifact],
+    sequences: store.Artifact,
+    harvested: store.Artifact,
     lm: ModelSection,
     layer: int,
     tokens: int,

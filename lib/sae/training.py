@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from lib import activations, artifacts
+from lib import activations, store
 from lib.activations import Activations, Mixture
 from lib.config import TrainingSection
 from lib.matmul import keep_memory
@@ -33,7 +33,7 @@ SAVE_SECONDS = 30.0  # work that a kill may cost
 SAMPLE = 16_384  # tokens that set the input scale and the initial biases
 
 Source = Activations | Mixture
-Sources = artifacts.Artifact | tuple[tuple[artifacts.Artifact, float], ...]  # one harvest, or several with weights
+Sources = store.Artifact | tuple[tuple[store.Artifact, float], ...]  # one harvest, or several with weights
 
 
 class TrainingError(RuntimeError):
@@ -79,11 +79,11 @@ class Trainee:
         self.adam, self.step = Adam(self.sae), 0
         self.log: list[dict[str, float]] = []
         self.kept: dict[int, dict[str, torch.Tensor]] = {}  # checkpoints by number of steps
-        self.failed = False
+        self.error: TrainingError | None = None  # why it was left behind
 
     @property
     def done(self) -> bool:
-        return self.failed or self.step >= self.section.steps
+        return self.error is not None or self.step >= self.section.steps
 
     def advance(self, x: torch.Tensor) -> None:
         """One step on residuals x [batch, d].
@@ -161,10 +161,9 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
     """Train in place, all on the same batches, each for as many steps as its section says.
 
     Every batch is drawn without replacement until all tokens have been seen. With ``states``, one file for each trainee
-    is written now and then, and read first. If one other than the first diverges, it is left behind as ``failed``.
+    is written now and then, and read first. One that diverges is left behind, with its ``error``.
 
     Raises:
-        TrainingError: the first trainee diverged.
         ValueError: the trainees differ in batch size, or the source has no tokens.
     """
     batches = {trainee.section.batch for trainee in trainees}
@@ -182,15 +181,18 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
             if trainee.step == step and not trainee.done:
                 try:
                     trainee.advance(x)
-                except TrainingError:
-                    if trainee is trainees[0]:
-                        raise
-                    trainee.failed = True
+                except TrainingError as error:
+                    trainee.error = error
         if states and time.monotonic() - saved > SAVE_SECONDS:
             for trainee, state in zip(trainees, states, strict=True):
-                if not trainee.failed:
+                if trainee.error is None:
                     trainee.save(state)
             saved = time.monotonic()
+    for trainee in trainees:
+        try:
+            trainee.check_weights()
+        except TrainingError as error:
+            trainee.error = trainee.error or error
 
 
 # --------------------------------------------------------------------------------------------------------- steps
@@ -209,7 +211,7 @@ def _prepare(
     config: SAEConfig,
     section: TrainingSection,
     seed: int,
-    start: artifacts.Artifact | None,
+    start: store.Artifact | None,
     checkpoint: int | None,
     redrawn: float,
 ) -> Trainee:
@@ -235,52 +237,52 @@ def _prepare(
     return Trainee(sae, section)
 
 
-@artifacts.cached
+def _given_together(
+    config: SAEConfig, sources: Sources, layer: int, section: TrainingSection, seed: int, *others: object
+) -> list[object]:
+    """What SAEs trained in one pass have in common: their batches."""
+    return [sources, layer, section.batch, seed]
+
+
+@store.together(_given_together)
 def train(
-    out: Path,
+    jobs: list[store.Job],
     config: SAEConfig,
     sources: Sources,
     layer: int,
     section: TrainingSection,
     seed: int,
-    start: artifacts.Artifact | None = None,
+    start: store.Artifact | None = None,
     checkpoint: int | None = None,
     redrawn: float = 0.0,
-) -> None:
-    """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json``.
+) -> list[Exception | None]:
+    """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json``; those that read the same
+    batches are trained in one pass, each as if alone.
 
     ``start`` is an SAE to finetune (one of :func:`train`, of its ``checkpoint`` after so many steps, or one that
     :mod:`lib.sae.exchange` imported): its weights and its input scale are taken over, the optimiser starts afresh. A
     share ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
 
-    Raises:
-        TrainingError: training diverged.
-        ValueError: ``start`` has another variant, width or number of latents, or no such checkpoint.
+    Errors: TrainingError where training diverged; ValueError where ``start`` has another variant, width or number of latents,
+    or no such checkpoint.
     """
-    store, own = artifacts.active(), artifacts.computing()
-    others = (
-        [r for r in (_PASSES.get(own.key, ()) if own else ()) if r.key != own.key and not store.has(r)] if own else []
-    )
-    source = activations.mixture(sources, layer, seed)
-    trainees = [_prepare(source, config, section, seed, start, checkpoint, redrawn)]
-    beside: list[artifacts.Artifact] = []
-    for other in others:
-        given = {name: other.arguments[name] for name in ("config", "section", "start", "checkpoint", "redrawn")}
+    source, errors = activations.mixture(sources, layer, seed), dict[int, Exception]()
+    trainees: dict[int, Trainee] = {}
+    for number, job in enumerate(jobs):
+        own = {name: job.arguments[name] for name in ("config", "section", "start", "checkpoint", "redrawn")}
         try:
-            trainees.append(_prepare(source, seed=seed, **given))
-            beside.append(other)
-        except ValueError:
-            continue  # it says so when it is asked for itself
-    states = [store.partial(recipe) / "state.safetensors" for recipe in (own, *beside)] if own else []
-    fit(trainees, source, seed, states)
-    trainees[0].check_weights()
-    _write(trainees[0], out)
-    for other, trainee in zip(beside, trainees[1:], strict=True):
-        if trainee.failed:
-            shutil.rmtree(store.partial(other), ignore_errors=True)
+            trainees[number] = _prepare(source, seed=seed, **own)
+        except ValueError as error:
+            errors[number] = error
+    if trainees:
+        fit(list(trainees.values()), source, seed, [jobs[number].partial / "state.safetensors" for number in trainees])
+    for number, trainee in trainees.items():
+        if trainee.error is None:
+            _write(trainee, jobs[number].out)
         else:
-            with store.writing(other) as folder:
-                _write(trainee, folder)
+            errors[number] = trainee.error
+            shutil.rmtree(jobs[number].partial, ignore_errors=True)
+    return [errors.get(number) for number in range(len(jobs))]
 
 
 def _write(trainee: Trainee, folder: Path) -> None:
@@ -289,37 +291,7 @@ def _write(trainee: Trainee, folder: Path) -> None:
         write_atomic(tensors, folder / f"step_{step:06d}.safetensors")
 
 
-_PASSES: dict[str, tuple[artifacts.Artifact, ...]] = {}
-
-
-def together(recipes: Sequence[artifacts.Artifact]) -> Sequence[artifacts.Artifact]:
-    """Declare that these :func:`train` recipes be trained in one pass when the first of them is needed.
-
-    Each comes out as if it had been trained alone.
-
-    Raises:
-        ValueError: they do not read the same batches.
-    """
-    unique = {recipe.key: recipe for recipe in recipes}
-    passes = {
-        json.dumps(
-            artifacts.canonical([*(r.arguments[k] for k in ("sources", "layer", "seed")), r.arguments["section"].batch])
-        )
-        for r in unique.values()
-    }
-    if len(passes) > 1:
-        raise ValueError("SAEs trained in one pass need the same sources, layer, seed and batch size")
-    for recipe in unique.values():
-        before = recipe.arguments["start"]
-        while before is not None:
-            if before.key in unique:
-                raise ValueError("an SAE cannot be trained in one pass with the one it starts from")
-            before = before.arguments.get("start")
-    _PASSES.update({key: tuple(unique.values()) for key in unique})
-    return recipes
-
-
-def load(trained: artifacts.Artifact, checkpoint: int | None = None) -> SAE:
+def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
     """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
 
     Raises:
@@ -335,8 +307,8 @@ def load(trained: artifacts.Artifact, checkpoint: int | None = None) -> SAE:
     return sae.eval().requires_grad_(False)
 
 
-@artifacts.result
-def log(trained: artifacts.Artifact) -> list[dict[str, float]]:
+@store.result
+def log(trained: store.Artifact) -> list[dict[str, float]]:
     """Step: the training log, rows {step, l0, dead, one entry per named loss}."""
     rows: list[dict[str, float]] = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
     return rows

@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import artifacts
+from lib import store
 
 calls: list[str] = []
 
 
-@artifacts.cached
+@store.cached
 def number(out: Path, value: int) -> None:
     calls.append("number")
     (out / "n.txt").write_text(str(value))
 
 
-@artifacts.result
-def doubled(source: artifacts.Artifact, factor: int = 2) -> dict:
+@store.result
+def doubled(source: store.Artifact, factor: int = 2) -> dict:
     calls.append("doubled")
     return {"x": factor * int((source.path / "n.txt").read_text()), "array": np.array([0.1, 0.2], np.float32)}
 
@@ -33,7 +33,7 @@ def _clear() -> None:
     calls.clear()
 
 
-def test_nothing_is_computed_until_read_and_then_once(store: artifacts.Store) -> None:
+def test_nothing_is_computed_until_read_and_then_once(empty_store: store.Store) -> None:
     recipe = doubled(number(21), name="answer")
     assert calls == []
     assert recipe.value["x"] == 42
@@ -41,7 +41,7 @@ def test_nothing_is_computed_until_read_and_then_once(store: artifacts.Store) ->
     assert calls == ["number", "doubled"]
 
 
-def test_keys_follow_arguments_and_inputs_not_names(store: artifacts.Store) -> None:
+def test_keys_follow_arguments_and_inputs_not_names(empty_store: store.Store) -> None:
     base = doubled(number(1))
     assert base.key == doubled(number(1), factor=2, name="other").key
     assert len({base.key, doubled(number(2)).key, doubled(number(1), factor=3).key}) == 3
@@ -68,67 +68,67 @@ def test_code_hash_follows_imports() -> None:
 
 
 def test_flipped_byte_in_the_cache_is_noticed_and_rebuilt(
-    store: artifacts.Store, capsys: pytest.CaptureFixture
+    empty_store: store.Store, capsys: pytest.CaptureFixture
 ) -> None:
     path = number(7).path
     (path / "n.txt").write_text("8")
-    fresh = artifacts.use(artifacts.Store("report", store.cache, store.results, None))
+    fresh = store.use(store.Store("report", empty_store.cache, empty_store.results, None))
     assert (fresh.fetch(number(7)) / "n.txt").read_text() == "7"
     assert "damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"key": 1}', "edit"])
-def test_damaged_result_is_rebuilt(store: artifacts.Store, damage: str) -> None:
+def test_damaged_result_is_rebuilt(empty_store: store.Store, damage: str) -> None:
     recipe = doubled(number(3), name="r")
     text = recipe.path.read_text()
     recipe.path.write_text(text.replace('"x": 6', '"x": 7') if damage == "edit" else damage)
     assert doubled(number(3), name="r").value["x"] == 6
 
 
-def test_frozen_reads_current_results_and_refuses_stale_ones(store: artifacts.Store) -> None:
+def test_frozen_reads_current_results_and_refuses_stale_ones(empty_store: store.Store) -> None:
     value = doubled(number(3), name="r").value
-    store.results.rename(store.committed)
-    artifacts.use(artifacts.Store("report", store.cache / "none", store.results, store.committed, "frozen"))
+    empty_store.results.rename(empty_store.committed)
+    store.use(store.Store("report", empty_store.cache / "none", empty_store.results, empty_store.committed, "frozen"))
     calls.clear()
     assert doubled(number(3), name="r").value == value
     assert calls == []
-    with pytest.raises(artifacts.ArtifactError, match="make report PROFILE=report"):
+    with pytest.raises(store.ArtifactError, match="make report PROFILE=report"):
         doubled(number(4), name="r").value
-    with pytest.raises(artifacts.ArtifactError, match="frozen"):
+    with pytest.raises(store.ArtifactError, match="frozen"):
         number(3).path
 
 
-def test_fresh_ignores_committed_results(store: artifacts.Store) -> None:
+def test_fresh_ignores_committed_results(empty_store: store.Store) -> None:
     doubled(number(3), name="r").path
-    store.results.rename(store.committed)
+    empty_store.results.rename(empty_store.committed)
     calls.clear()
-    artifacts.use(artifacts.Store("report", store.cache, store.results, store.committed, "auto"))
+    store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, "auto"))
     doubled(number(3), name="r").value
     assert calls == []
-    artifacts.use(artifacts.Store("report", store.cache, store.results, store.committed, "fresh"))
+    store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, "fresh"))
     doubled(number(3), name="r").value
     assert calls == ["doubled"]
 
 
-def test_failed_step_leaves_nothing(store: artifacts.Store) -> None:
-    @artifacts.cached
+def test_failed_step_leaves_nothing(empty_store: store.Store) -> None:
+    @store.cached
     def broken(out: Path) -> None:
         (out / "half").write_text("half")
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
         broken().path
-    assert [p for p in store.cache.rglob("*") if p.is_file()] == []
+    assert [p for p in empty_store.cache.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_results_refuse_what_json_cannot_hold(value: float) -> None:
     with pytest.raises(ValueError, match="NaN"):
-        artifacts.plain({"x": [value]})
+        store.plain({"x": [value]})
 
 
-@artifacts.apart
-def fitted(out: Path, value: int, source: artifacts.Artifact | None = None) -> None:
+@store.apart
+def fitted(out: Path, value: int, source: store.Artifact | None = None) -> None:
     import torch
 
     if value < 0:
@@ -141,12 +141,12 @@ def fitted(out: Path, value: int, source: artifacts.Artifact | None = None) -> N
     )
 
 
-@artifacts.result
+@store.result
 def gathered(parts: dict) -> list:
     return [json.loads((part.path / "where.json").read_text()) for part in parts.values()]
 
 
-def test_steps_apart_run_in_other_processes_on_one_thread(store: artifacts.Store) -> None:
+def test_steps_apart_run_in_other_processes_on_one_thread(empty_store: store.Store) -> None:
     """Together or alone, computed first or last: always elsewhere, always one thread, so always the same bits."""
     shared = number(7)
     parts = {str(n): fitted(n, shared) for n in range(4)}
@@ -162,26 +162,26 @@ def test_steps_apart_run_in_other_processes_on_one_thread(store: artifacts.Store
     assert again[:4] == found, "what was there is not computed again"
 
 
-def test_code_that_changed_meanwhile_is_told(store: artifacts.Store) -> None:
+def test_code_that_changed_meanwhile_is_told(empty_store: store.Store) -> None:
     """Processes import the code as it is now; what they would compute is not what this one asked for."""
     old = dataclasses.replace(fitted(1), key="0" * 24)  # as if the source had been another when this process began
-    with pytest.raises(artifacts.ArtifactError, match=r"code of .*fitted changed while this process ran: restart"):
-        store.fetch(old)
-    assert not store.has(old) and not store.has(fitted(1))
+    with pytest.raises(store.ArtifactError, match=r"code of .*fitted changed while this process ran: restart"):
+        empty_store.fetch(old)
+    assert not empty_store.has(old) and not empty_store.has(fitted(1))
 
 
-def test_a_recipe_travels(store: artifacts.Store) -> None:
+def test_a_recipe_travels(empty_store: store.Store) -> None:
     again, given = fitted(1, number(2)).__reduce__()
     there = again(*given)
     assert there == fitted(1, number(2)) and there.apart
     assert there.arguments["source"].key == number(2).key
 
 
-def test_a_failure_apart_is_told_and_leaves_nothing(store: artifacts.Store) -> None:
+def test_a_failure_apart_is_told_and_leaves_nothing(empty_store: store.Store) -> None:
     with pytest.raises(ValueError, match="cannot fit -1"):
         gathered({"good": fitted(70), "bad": fitted(-1)}, name="bad").value
-    assert not store.has(fitted(-1)) and not (store.results / "bad.json").exists()
-    with pytest.raises(artifacts.ArtifactError, match="out of memory"):
+    assert not empty_store.has(fitted(-1)) and not (empty_store.results / "bad.json").exists()
+    with pytest.raises(store.ArtifactError, match="out of memory"):
         gathered({"killed": fitted(99)}, name="killed").value
     assert gathered({"good": fitted(70)}, name="good").value[0]["n"] == 70, "the next one gets new processes"
 
@@ -196,9 +196,9 @@ def test_a_notebooks_own_step_may_stand_in_a_recipe(tmp_path: Path) -> None:
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from pathlib import Path
             import test_artifacts as t
-            from lib import artifacts
-            artifacts.use(artifacts.Store("report", Path({str(tmp_path)!r}) / "c", Path({str(tmp_path)!r}) / "r", None))
-            @artifacts.cached
+            from lib import store
+            store.use(store.Store("report", Path({str(tmp_path)!r}) / "c", Path({str(tmp_path)!r}) / "r", None))
+            @store.cached
             def mine(out):
                 (out / "n.txt").write_text("5")
             row, = t.gathered({{"x": t.fitted(1, mine())}}, name="x").value
@@ -218,21 +218,21 @@ def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
             """
             import sys, time
             from pathlib import Path
-            from lib import artifacts
+            from lib import store
             root = Path(sys.argv[1])
-            artifacts.use(artifacts.Store("report", root / "cache", root / "results", None))
-            @artifacts.cached
+            store.use(store.Store("report", root / "cache", root / "results", None))
+            @store.cached
             def first(out):
                 (out / "a").write_text("a" * 1000)
                 print("first computed", flush=True)
-            @artifacts.cached
+            @store.cached
             def second(out, source, slow):
                 (out / "b").write_text("half")
                 print("second begun", flush=True)
                 if Path(slow).exists():
                     time.sleep(60)
                 (out / "b").write_text((source.path / "a").read_text() + "b")
-            @artifacts.result
+            @store.result
             def last(source):
                 return (source.path / "b").read_text()
             print(len(last(second(first(), str(root / "slow")), name="last").value), flush=True)
@@ -262,14 +262,14 @@ def test_kill_9_while_steps_run_apart_then_run_again(tmp_path: Path) -> None:
             """
             import time
             from pathlib import Path
-            from lib import artifacts
-            @artifacts.apart
+            from lib import store
+            @store.apart
             def fit(out, n, root):
                 (Path(root) / f"begun{n}").touch()
                 if n and (Path(root) / "slow").exists():
                     time.sleep(2)
                 (out / "x").write_text(str(n) * 1000)
-            @artifacts.result
+            @store.result
             def last(parts):
                 return [len((p.path / "x").read_text()) for p in parts]
             """
@@ -277,7 +277,7 @@ def test_kill_9_while_steps_run_apart_then_run_again(tmp_path: Path) -> None:
     )
     script = (
         "import sys; from pathlib import Path; import steps; from lib import artifacts; root = Path(sys.argv[1]);"
-        "artifacts.use(artifacts.Store('report', root / 'cache', root / 'results', None));"
+        "store.use(store.Store('report', root / 'cache', root / 'results', None));"
         "print(steps.last([steps.fit(n, str(root)) for n in range(6)], name='last').value)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -1,0 +1,167 @@
+"""Artifacts: every heavy step is a recipe, known by its key before anything is computed.
+
+A *step* is a function under one of four decorators. Calling it computes nothing: it returns an :class:`Artifact`. Reading
+``.path`` or ``.value`` asks the open store (:mod:`lib.store.store`) for it, which computes only what is missing.
+
+- :func:`cached`: writes files into a folder. - :func:`apart`: so does this, in a process of its own and on one thread, so to
+the same bits on any number of cores. - :func:`together`: several at once, in one pass over what they share. - :func:`result`:
+returns plain JSON values, which git tracks.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from lib.config import Expected
+from lib.store.keys import canonical, code_of, digest
+
+Kind = Literal["cached", "apart", "together", "result"]
+
+
+class ArtifactError(Expected, RuntimeError):
+    """A result that is missing, stale or unreadable and may not be recomputed here."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A recipe: a step with its arguments."""
+
+    step: str
+    kind: Kind
+    function: Callable[..., Any] = field(repr=False, compare=False)
+    arguments: dict[str, Any] = field(repr=False, compare=False)
+    key: str
+    name: str  # file name under results/; the step's name in the cache
+    shared: Any = field(default=None, repr=False, compare=False)  # what steps of one pass have in common
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as its recipe."""
+        return _again, (self.step, self.arguments, self.name)
+
+    @property
+    def path(self) -> Path:
+        """Folder (cache) or file (results) holding the artifact, computed if need be."""
+        return active().path(self)
+
+    @property
+    def value(self) -> Any:
+        """Payload of a results artifact (plain JSON values)."""
+        return active().value(self)
+
+
+def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
+    module, function = step.rsplit(".", 1)
+    return getattr(importlib.import_module(module), function)(**arguments, name=name)
+
+
+def _step(
+    kind: Kind, by: Callable[[Any], Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
+        step, signature = f"{function.__module__}.{function.__name__}", inspect.signature(function)
+        code = code_of(function)  # now, at import: the source on disk may change while this process runs the old one
+
+        @functools.wraps(function)
+        def recipe(*args: Any, name: str | None = None, **kwargs: Any) -> Artifact:
+            given: tuple[Any, ...] = () if kind == "result" else (None,)  # where to write, told by the store
+            bound = signature.bind(*given, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(list(bound.arguments.items())[len(given) :])
+            key = digest([step, code, canonical(arguments)])[:24]
+            shared = None if by is None else digest([step, canonical(by(*arguments.values()))])
+            return Artifact(step, kind, function, arguments, key, name or function.__name__, shared)
+
+        return recipe
+
+    return decorate
+
+
+cached, apart, result = _step("cached"), _step("apart"), _step("result")
+
+
+class Job(NamedTuple):
+    """One of the artifacts that a pass makes: where to write, where half-done work may stay, and its arguments."""
+
+    out: Path
+    partial: Path
+    arguments: dict[str, Any]
+
+
+def together(by: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+    """Make ``function(jobs, ...)`` a cache step that makes several artifacts at once: those that are missing and for which
+    ``by`` of the arguments is the same. It takes a list of :class:`Job` alone, and returns for each an error or None."""
+    return _step("together", by)
+
+
+def inputs_of(value: Any) -> Iterator[Artifact]:
+    """The artifacts in whatever dicts, sequences and objects they stand, in order."""
+    if isinstance(value, Artifact):
+        yield value
+        return
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, f.name) for f in fields(value)]
+    for part in parts:
+        yield from inputs_of(part)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with numpy and torch scalars and arrays turned into plain JSON values, floats rounded to 7 digits.
+
+    Raises:
+        TypeError: for anything without a JSON form.
+        ValueError: for NaN or infinity, which JSON cannot hold: a result must say ``None`` where it has no number.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a result holds NaN or infinity")
+        return float(f"{value:.7g}")
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"a result must be plain JSON values, not {type(value).__name__}")
+
+
+_active: Any = None
+
+
+def use(reader: Any) -> Any:
+    """Make ``reader`` the one that artifacts are read through."""
+    global _active
+    _active = reader
+    return reader
+
+
+def active() -> Any:
+    """The store in use.
+
+    Raises:
+        ArtifactError: none has been opened.
+    """
+    if _active is None:
+        raise ArtifactError("no store is open: call lib.study.open_study(profile) first")
+    return _active
+
+
+def values(recipes: Any) -> Any:
+    """The values of result artifacts, in whatever dicts and lists they stand; what is missing is computed side by side."""
+    active().ensure(list(inputs_of(recipes)))
+    if isinstance(recipes, Artifact):
+        return recipes.value
+    return {k: values(v) for k, v in recipes.items()} if isinstance(recipes, dict) else [values(v) for v in recipes]

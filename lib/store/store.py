@@ -1,0 +1,282 @@
+"""The store: looks artifacts up by key, checks what it reads, writes atomically, and computes what is missing.
+
+Two tiers: *cache* (folders of files under ``data/cache``, each file hashed) and *results* (small JSON files, tracked by git
+in ``data/results``).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from tqdm.auto import tqdm
+
+from lib import config
+from lib.store.artifacts import Artifact, ArtifactError, Job, inputs_of, plain, use
+from lib.store.keys import canonical, digest
+
+PROCESSES = 4  # side by side at most: each holds matrices of half a gigabyte
+IDLE_SECONDS = 20
+
+Mode = Literal["auto", "fresh", "frozen"]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of ``path`` when the block ends well: whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old or its new content, never a part."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class Store:
+    """``mode``: "auto" reads committed results whose key is current and computes the rest; "fresh" ignores committed
+    results (a run that regenerates them); "frozen" reads committed results only and computes nothing."""
+
+    def __init__(self, profile: str, cache: Path, results: Path, committed: Path | None, mode: Mode = "auto") -> None:
+        self.profile, self.cache, self.results, self.committed, self.mode = profile, cache, results, committed, mode
+        self._verified: set[Path] = set()
+
+    # looking up
+
+    def _record(self, artifact: Artifact) -> tuple[Path, Any] | None:
+        """(path, record) of a current, undamaged result; None if missing, stale or damaged."""
+        order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": (self.results, self.committed)}
+        for folder in order[self.mode]:
+            path = (folder or Path()) / f"{artifact.name}.json"
+            try:
+                record = json.loads(path.read_text(encoding="utf-8")) if folder is not None else {}
+                if record["key"] == artifact.key and record["sha256"] == digest(record["payload"]):
+                    return path, record
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
+    def folder(self, artifact: Artifact) -> Path:
+        """Where a cache artifact lives, there or not."""
+        return self.cache / artifact.step.removeprefix("lib.") / artifact.key
+
+    def partial(self, artifact: Artifact) -> Path:
+        """A folder beside the artifact where its step may keep half-done work: a kill leaves it, completion removes it."""
+        return self.folder(artifact).with_name(f"partial.{artifact.key}")
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether an artifact is there, current and whole."""
+        if artifact.kind == "result":
+            return self._record(artifact) is not None
+        folder = self.folder(artifact)
+        if folder not in self._verified and folder.exists():
+            try:
+                meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+                whole = meta["key"] == artifact.key and bool(meta["files"])
+                whole = whole and all(_file_hash(folder / name) == found for name, found in meta["files"].items())
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                whole = False
+            if not whole:
+                print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
+                return False
+            self._verified.add(folder)
+        return folder in self._verified
+
+    # reading
+
+    def path(self, artifact: Artifact) -> Path:
+        """Folder or file of an artifact, computed first where the mode allows it.
+
+        Raises:
+            ArtifactError: the store is frozen and the artifact is not there as a current committed result.
+        """
+        self.ensure([artifact])
+        found = self._record(artifact) if artifact.kind == "result" else (self.folder(artifact), None)
+        if found is None:
+            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
+        return found[0]
+
+    def value(self, artifact: Artifact) -> Any:
+        """Payload of a result."""
+        if artifact.kind != "result":
+            raise TypeError(f"{artifact.step} is a cache step: read its .path")
+        self.path(artifact)
+        found = self._record(artifact)
+        if found is None:
+            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
+        for used in (artifact, *(a for a in inputs_of(artifact.arguments) if a.kind == "result")):
+            _note(used, event="used")
+        return found[1]["payload"]
+
+    # computing
+
+    def ensure(self, wanted: Iterable[Artifact]) -> None:
+        """Compute what is missing of these artifacts, their inputs first: fits side by side, SAEs of one pass together."""
+        missing = {a.key: a for a in wanted if not self.has(a)}
+        for artifact in missing.values():
+            self._refuse_if_frozen(artifact)
+        if missing:
+            self.ensure(i for a in missing.values() for i in inputs_of(a.arguments))
+        elsewhere = [a for a in missing.values() if a.kind == "apart" and _travels(a)]
+        passes: dict[str, list[Artifact]] = {}
+        for artifact in missing.values():
+            if artifact.kind == "together":
+                passes.setdefault(str(artifact.shared), []).append(artifact)
+            elif artifact not in elsewhere:
+                with _announced(artifact):
+                    self._compute(artifact)
+        for group in passes.values():
+            self._compute_together(group)
+        if elsewhere:
+            self._compute_apart(elsewhere)
+
+    def _refuse_if_frozen(self, artifact: Artifact) -> None:
+        if self.mode != "frozen":
+            return
+        where = f"{self.committed}/{artifact.name}.json" if artifact.kind == "result" else "the cache"
+        raise ArtifactError(
+            f"frozen: {artifact.name!r} ({artifact.step}, key {artifact.key}) is missing or stale in {where}. "
+            f"Rebuild the committed results with: make report PROFILE={self.profile}"
+        )
+
+    def _compute(self, artifact: Artifact) -> None:
+        about = {"key": artifact.key, "step": artifact.step, "config": canonical(artifact.arguments)}
+        if artifact.kind == "result":
+            payload = plain(artifact.function(**artifact.arguments))
+            record = {**about, "sha256": digest(payload), "payload": payload}
+            write_atomic(self.results / f"{artifact.name}.json", json.dumps(record, indent=1) + "\n")
+        else:
+            with self.writing(artifact) as out:
+                artifact.function(out, **artifact.arguments)
+
+    @contextmanager
+    def writing(self, artifact: Artifact) -> Iterator[Path]:
+        """A new folder that becomes the cache artifact when the block ends well, and vanishes when it does not."""
+        folder = self.folder(artifact)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{artifact.key}.*"):
+            if not _alive(int(left.name.split(".")[2])):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}.{os.getpid()}."))
+        try:
+            yield temporary
+            paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+            if not paths:  # of a pass, one that failed
+                return
+            files = {str(path.relative_to(temporary)): _file_hash(path) for path in paths}
+            about = {"key": artifact.key, "step": artifact.step, "config": canonical(artifact.arguments)}
+            write_atomic(temporary / "meta.json", json.dumps({**about, "files": files}, indent=1))
+            if not self.has(artifact):  # else another process was first
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                self._verified.add(folder)
+            shutil.rmtree(self.partial(artifact), ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _compute_together(self, group: list[Artifact]) -> None:
+        """Compute cache artifacts in one pass; one that fails does not keep the others from being kept."""
+        with _announced(group[0]), ExitStack() as kept:
+            outs = [kept.enter_context(self.writing(a)) for a in group]
+            jobs = [Job(out, self.partial(a), a.arguments) for out, a in zip(outs, group, strict=True)]
+            errors = [error for error in group[0].function(jobs, **group[0].arguments) if error is not None]
+        if errors:
+            raise errors[0]
+
+    def _compute_apart(self, missing: list[Artifact]) -> None:
+        """Compute cache artifacts in processes of their own, as many at a time as there are cores, at most
+        :data:`PROCESSES`."""
+        settings = (self.profile, self.cache, self.results, self.committed, self.mode)
+        count, name = min(os.cpu_count() or 1, PROCESSES), missing[0].step.removeprefix("lib.")
+        # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
+        with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
+            jobs = (delayed(_compute_here)(settings, a, a.key) for a in missing)
+            try:
+                for _ in tqdm(Parallel(return_as="generator_unordered")(jobs), name, len(missing), disable=None):
+                    pass
+            except TerminatedWorkerError:
+                raise ArtifactError(
+                    f"a process that computed {name} was killed, probably out of memory: close other programs, or take a "
+                    "smaller profile, and run again; what is finished is kept"
+                ) from None
+
+
+def _travels(artifact: Artifact) -> bool:
+    """Another process can import every step that the recipe names; those of a notebook's own cells it cannot."""
+    return not artifact.step.startswith("__main__.") and all(map(_travels, inputs_of(artifact.arguments)))
+
+
+@functools.cache
+def _store_here(*settings: Any) -> Store:
+    """One for all that a process computes: what it has verified stays verified."""
+    return Store(*settings)
+
+
+def _compute_here(settings: tuple[Any, ...], artifact: Artifact, key: str) -> None:
+    """In a process of its own: compute a cache artifact whose inputs are there."""
+    if artifact.key != key:
+        raise ArtifactError(f"the code of {artifact.step} changed while this process ran: restart it, and run again")
+    with _announced(artifact):
+        use(_store_here(*settings))._compute(artifact)
+
+
+def _note(artifact: Artifact, **event: Any) -> None:
+    """Add a line to ``$SAE_REPORT_STEPS``, which the runner reads: which steps run, which results a run uses."""
+    if log := os.environ.get("SAE_REPORT_STEPS"):
+        with Path(log).open("a", encoding="utf-8") as stream:
+            stream.write(
+                json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event}) + "\n"
+            )
+
+
+@contextmanager
+def _announced(artifact: Artifact) -> Iterator[None]:
+    _note(artifact, event="start")
+    start = time.perf_counter()
+    yield
+    _note(artifact, event="end", seconds=round(time.perf_counter() - start, 2))
+
+
+def open_store(profile: str, frozen: bool = False) -> Store:
+    """Open and activate the store of ``profile``; ``$SAE_REPORT_STORE`` (fresh or frozen) overrides the mode."""
+    mode = os.environ.get("SAE_REPORT_STORE") or ("frozen" if frozen else "auto")
+    if mode not in ("auto", "fresh", "frozen"):
+        raise config.ConfigError(f"SAE_REPORT_STORE={mode!r}: use auto, fresh or frozen")
+    committed = config.ROOT / "data" / "results" if profile == "report" else None
+    results = config.build_dir() / profile / "results"
+    return use(Store(profile, config.cache_dir(), results, committed, mode))  # type: ignore[arg-type]

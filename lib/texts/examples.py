@@ -1,0 +1,116 @@
+"""A labelled prompt, and a labelled set's columns: splits, clusters, what is checked about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from lib import store
+from lib.config import Expected
+
+Split = Literal["train", "val", "ood"]
+
+
+class Example(BaseModel):
+    """One labelled prompt. ``text`` is the whole user turn; ``group`` the cluster of its base prompt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    label: int  # 1 harmful, 0 harmless
+    split: Split
+    slice: str
+    transform: str
+    base: str
+    group: int
+    overall: bool = (
+        True  # False: a diagnostic slice, which no probe is fit on and no overall figure holds, but for a control
+    )
+
+
+def read(prompts: store.Artifact) -> list[Example]:
+    """Examples of a step that writes ``examples.jsonl``: a prompt set, a file of somebody's prompts."""
+    lines = (prompts.path / "examples.jsonl").read_text(encoding="utf-8").split("\n")
+    return [Example.model_validate_json(line) for line in lines if line]
+
+
+SPLITS = ("train", "val", "ood")
+
+
+class LeakError(Expected, ValueError):
+    """A cluster of base prompts in more than one split: scores would be of prompts that were trained on."""
+
+
+class TooFew(Expected, ValueError):
+    """Too little is left to fit on or to choose with; a table leaves the row out and says so."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Columns of a prompt set, one entry a prompt."""
+
+    y: np.ndarray  # [n] int, 1 harmful
+    split: np.ndarray  # [n] str; "" is left out
+    slice: np.ndarray  # [n] str
+    group: np.ndarray  # [n] int
+    overall: np.ndarray  # [n] bool
+    taught: np.ndarray  # [n] int, the label that training is told
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Labels:
+        """From a prompt set.
+
+        Raises:
+            LeakError: a cluster is in two splits.
+            TooFew: a split has one class only.
+        """
+        columns = {
+            name: np.array([getattr(e, name) for e in examples]) for name in ("split", "slice", "group", "overall")
+        }
+        y = np.array([e.label for e in examples])
+        return cls(y=y, taught=y, **columns).checked()
+
+    def checked(self) -> Labels:
+        """Itself, if no cluster is in two splits and every split has both classes."""
+        of_split = {split: np.unique(self.group[self.split == split]) for split in SPLITS}
+        for a, b in (("train", "val"), ("train", "ood"), ("val", "ood")):
+            if len(shared := np.intersect1d(of_split[a], of_split[b])):
+                rows = np.flatnonzero(self.group == shared[0])[:4].tolist()
+                raise LeakError(
+                    f"{len(shared)} groups are in both {a} and {b}, first group {shared[0]} at prompts {rows}: "
+                    "a group must be in one split"
+                )
+        for split in SPLITS:
+            if len(np.unique(self.y[self.where(split)])) < 2:
+                raise TooFew(f"the split {split!r} needs prompts of both labels")
+        return self
+
+    def where(self, split: str) -> np.ndarray:
+        """[n] bool: the prompts that the figures of ``split`` are taken over."""
+        return (self.split == split) & self.overall
+
+    def drawn(self, run: int) -> Labels:
+        """Run 0 is the split as it stands; others draw validation anew, by cluster and class, of the same size."""
+        if run == 0:
+            return self
+        rng, inside = np.random.default_rng(run), np.flatnonzero(self.split != "ood")
+        names, first = np.unique(self.group[inside], return_index=True)
+        harmful = np.isin(names, self.group[inside][self.y[inside] == 1])  # the cluster holds a harmful prompt
+        held = self.split[inside][first] == "val"
+        for _ in range(50):  # few clusters can leave a split without a class
+            chosen = [rng.permutation(names[harmful == kind])[: held[harmful == kind].sum()] for kind in (True, False)]
+            split = self.split.copy()
+            split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
+            drawn = dataclasses.replace(self, split=split)
+            if all(len(np.unique(self.y[drawn.where(name)])) == 2 for name in SPLITS):
+                return drawn.checked()
+        raise TooFew("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
+
+    def only(self, kept: np.ndarray) -> Labels:
+        """In distribution the prompts ``kept`` [n] bool alone, diagnostic ones among them; OOD as it stands."""
+        return dataclasses.replace(self, overall=np.where(self.split == "ood", self.overall, kept)).checked()
