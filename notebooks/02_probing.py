@@ -1,325 +1,611 @@
 # %% [markdown]
 # # 02 · Probing for harmful intent, out of distribution
 #
-# **Question.** Do SAE latents make a better detector of harmful requests than the residual stream they are computed from,
-# when the requests come from data sets and jailbreaks that training never saw?
+# Somebody runs a chat service and wants to know which requests are harmful, by looking inside the model that reads them. The model's
+# *residual stream* is a list of several hundred numbers a token. A *sparse autoencoder* (SAE) rewrites that list as a few active
+# *latents* out of thousands, each meant to stand for one thing. If latents hold what the model means, then a detector that sees a
+# handful of them should keep working on requests unlike those it was taught with.
 #
-# **Method.** Harmful prompts (HarmBench) and harmless ones (chat first turns) are split by cluster of base prompt, *before*
-# they are wrapped in jailbreaks; a jailbroken prompt stays harmful, a harmful text inside an innocuous task is harmless.
-# Every probe is fit on train; all its choices (regularisation C, number of latents k, weight decay) are made on validation;
-# out-of-distribution (OOD) data are used for no choice. Each probe is fit in several runs, each with its own draw of train and
-# validation and, where there is an SAE, its own SAE seed. Figures are means over runs. Intervals are 95 %, of a bootstrap over
-# clusters of base prompts and of the spread over runs; differences between probes are paired, on the same prompts and runs.
+# We teach detectors, called *probes*, the difference between "How do I pick a lock?" and "How do I oil a lock?", bare and wrapped in
+# jailbreaks (texts that talk a model out of refusing). Then we test them on other collections of requests and on other jailbreaks:
+# *out of distribution* (OOD). The score is the AUROC: the chance that a harmful prompt ranks above a harmless one. One is perfect, a
+# half is a coin. [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks),
+# "the post", found that SAE latents lose this race on a large model. Here it is run again, with error bars and with rivals that the post
+# does not have.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
 frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my_prompts.csv"}
 
-# %%
+# %% tags=["hide-input"]
+import json
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown
 
-from lib import claims, figures, results
-from lib.store import values
+from lib import claims, config, figures, pages, stats
+from lib.lm import answers, model, spans
+from lib.lm.activations import POOLS
+from lib.pages import expect
+from lib.probes import methods
+from lib.probes.changes import Fewer, Mislabelled, OneLength, OneStyle, Plain, Shuffled, Wrapped
+from lib.probes.methods import (
+    AtRandom,
+    ByL1Path,
+    ByMeanDifference,
+    Logistic,
+    PrincipalComponents,
+    RandomDirections,
+    SingleLatent,
+)
+from lib.probes.tables import TRANSFER
+from lib.probes.views import Error, Latents, Reconstruction, Residual, kept
+from lib.sae.penalties import QuadraticFrequency
+from lib.store import result
 from lib.study import open_study
+from lib.texts import examples, transforms
 
 study = open_study(profile, overrides, frozen)
-p, q = study.profile, study.profile.probes
-counts = study.prompt_counts.value
-Markdown(
-    results.table(
-        ((r["split"], r["slice"], "harmful" if r["label"] else "harmless", f"{r['n']:,}") for r in counts),
-        ("split", "slice", "label", "prompts"),
-    )
-)
+p, q, t = study.profile, study.profile.probes, study.profile.training
 
 # %% [markdown]
-# *Benign in a jailbreak* is a diagnostic: no probe is fit on it (but for one control, below) and no overall figure holds it, as
-# the post has no such prompts.
+# ## The comparison
 #
-# ## Do the jailbreaks work on this model?
-#
-# Each base prompt is asked plainly and inside every jailbreak; the model answers greedily, and a rule on the first tokens says
-# whether it refuses. Small models refuse little, so the right panel has a graded quantity: the log-odds that the answer opens
-# with one of a few refusals.
+# Which SAEs. Each is trained once for every *run*; a run also draws anew which prompts are for training and which for validation. The
+# *pretraining* SAE has read encyclopaedia text, the *finetuned* one goes on from there on chat, the *chat* one has read chat only; *QF*
+# is a chat SAE with another sparsity penalty (notebook 05).
 
 # %%
-if not q.data:  # the transforms belong to the report's own prompts
-    rates = study.refusal_rates.value
-    plain = {r["kind"]: r for r in rates if r["transform"] == "plain"}
-    broken = sorted((r for r in rates if r["kind"] == "harmful" and r["transform"] != "plain"), key=lambda r: r["rate"])
-    figures.publish(
-        figures.refusals(rates),
-        "02_refusals",
-        f"Refusals by transform. Asked plainly, the model refuses {plain['harmful']['rate']:.0%} of harmful prompts "
-        f"(n = {plain['harmful']['n']}), {plain['over-refusal']['rate']:.0%} of over-refusal and {plain['chat']['rate']:.0%} of chat prompts; "
-        f"inside jailbreaks {broken[0]['rate']:.0%} ({broken[0]['transform']}) to {broken[-1]['rate']:.0%} ({broken[-1]['transform']}) of "
-        f"harmful ones, and up to {max(r['rate'] for r in rates if r['kind'] == 'chat'):.0%} of chat prompts. Left: Wilson intervals; right: bootstrap over base prompts.",
-    )
+def three_ways(coefficient, run=0):
+    """Three ways to get a chat SAE; finetuning takes half as many steps again."""
+    sae = study.sae("jumprelu", coefficient=coefficient)
+    before = study.train("pretraining", sae, run=run)
+    return {
+        "pretraining": before,
+        "finetuned": study.train("chat", sae, start=before, share=0.5, run=run),
+        "chat": study.train("chat", sae, run=run),
+    }
 
-# %%
-check = study.refusal_check.value if not q.data else {"n": 0, "both": 0, "rule_only": 0, "reader_only": 0}
-wrong = check["rule_only"] + check["reader_only"]
-Markdown(
-    f"The rule was set beside one reader's judgement of {check['n']} of these answers: {wrong} differ "
-    f"({wrong / max(1, check['n']):.1%}); the rule alone called {check['rule_only']} a refusal, the reader alone "
-    f"{check['reader_only']}, both {check['both']}."
-)
+
+every = [three_ways(t.coefficient, run) for run in range(q.seeds)]
+saes = {name: [ways[name] for ways in every] for name in every[0]}
+three = tuple(saes)  # those of the post's claims
+penalised = study.sae("jumprelu", coefficient=t.coefficient, penalty=QuadraticFrequency(t.omegas[0]))
+saes["QF"] = [study.train("chat", penalised, run=run) for run in range(q.seeds)]
 
 # %% [markdown]
-# ## The site: layer, position, pooling
-#
-# The dense probe with one fixed C, scored on validation only, at each layer and each position after the user's text, and on
-# residuals pooled over the user's text or over everything but the first token. The report's site (layer 12 at +1) was fixed
-# from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed.
+# More SAEs, in one run each: the same three at other sparsity, and two other kinds (appendix).
 
 # %%
-sweep = study.sweep.value
-best = max(sweep, key=lambda row: row["val"])
-saturated = sum(row["val"] > 0.99 for row in sweep)
-site = next(row for row in sweep if (row["layer"], row["place"]) == (p.layer, str(q.position)))
-pooled = {
-    name: max(r["val"] for r in sweep if r["place"] == name) for name in {r["place"] for r in sweep} if " " in name
+others = {f"{name}, λ={c:g}": sae for c in t.sweep if c != t.coefficient for name, sae in three_ways(c).items()}
+others["TopK"] = study.train("chat", study.sae("topk", k=t.k_sweep[len(t.k_sweep) // 2]))
+others["Gated"] = study.train("chat", study.sae("gated", coefficient=t.gated_sweep[len(t.gated_sweep) // 2]))
+
+# %% [markdown]
+# Which probes, and what each of them sees. The *dense* probe is a logistic regression on the residual stream at one token. A *k-sparse*
+# probe sees k latents: those whose means differ most between the two classes. Its rivals see as many principal components, random
+# directions, or random latents. Everything is taught on training prompts; whatever has to be chosen (regularisation, k) is chosen on
+# validation prompts; OOD prompts choose nothing. To try a probe of your own, add a line here: only that line is computed.
+
+# %%
+linear, site = Logistic(q.penalties), Residual(q.position)
+by_mean, by_path = study.few(ByMeanDifference()), study.few(ByL1Path())
+dense = study.baselines["dense"]
+latents = {name: study.fit(by_mean, *study.see(Latents, trained)) for name, trained in saes.items()}
+paths = {name: study.fit(by_path, *study.see(Latents, saes[name])) for name in three}
+singles = {name: study.fit(SingleLatent(), *study.see(Latents, trained)) for name, trained in saes.items()}
+rebuilt = {name: study.fit(linear, *study.see(Reconstruction, saes[name])) for name in three}
+missed = {name: study.fit(linear, *study.see(Error, saes[name])) for name in three}
+pooled = study.fit(by_mean, *study.see(Latents, saes["finetuned"], "max user"))
+rivals = {
+    "principal components": study.fit(study.few(PrincipalComponents()), site),
+    "random directions": study.fit(study.few(RandomDirections()), site),
+    "random latents": study.fit(study.few(AtRandom()), *study.see(Latents, saes["finetuned"])),
 }
-figures.publish(
-    figures.layer_sweep(sweep, p.layer, str(q.position)),
-    "02_layer_sweep",
-    f"Validation AUROC of the dense probe (n = {sum(r['n'] for r in counts if r['split'] == 'val' and r['slice'] != 'benign in a jailbreak'):,} prompts) "
-    f"by layer and place. The site of this report, layer {p.layer} at +{q.position} (framed), has {site['val']:.4f} and ranks "
-    f"{1 + sum(row['val'] > site['val'] for row in sweep)} of {len(sweep)}; the best cell, layer {best['layer']} at “{best['place']}”, has "
-    f"{best['val']:.4f}. {saturated} of {len(sweep)} cells are above 99 %. Best pooled over the user's text: mean {pooled['mean user']:.4f}, "
-    f"maximum {pooled['max user']:.4f}; over everything: mean {pooled['mean all']:.4f}, maximum {pooled['max all']:.4f}.",
-)
+
+# %%
+fits = {
+    **study.baselines,
+    **{f"reconstruction, {name}": fit for name, fit in rebuilt.items()},
+    **{f"error, {name}": fit for name, fit in missed.items()},
+    **{f"k latents, {name}": fit for name, fit in latents.items()},
+    **{f"k latents by L1 path, {name}": fit for name, fit in paths.items()},
+    "k latents, finetuned, max over user turn": pooled,
+}  # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
+probes = study.table(fits, name="02_probes").value
+sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**latents, **rivals}.items() for k in q.ks}
+by_k = study.table(sizes, name="02_k_sparse", slices=False).value
+
+
+def at(name, k, split="ood"):
+    """A probe's entry at one k; None where so many columns do not exist."""
+    return by_k[f"{name}, k={k}"].get(split)
+
 
 # %% [markdown]
-# ## Every probe on equal footing
+# ## Latents are no better a summary than principal components
 #
-# The *dense* probe is a logistic regression on the residual stream at the site. *k-sparse* probes see k SAE latents only.
-# Beside them: the same dense probe on SAE reconstructions and on what SAEs leave out (error), on pooled residuals, an attention
-# probe over all tokens from the user's text on, the difference of class means, and three that never see the model: MiniLM
-# sentence embeddings, a bag of words (TF-IDF of words and pairs), and 33 surface features that know no topic.
+# Each panel is one SAE. From twenty features on, the first principal components of the same residual stream transfer better than that
+# SAE's latents, though no SAE chose them. No SAE's probes reach the dense probe at any k.
 
 # %%
-tables = study.probe_tables.value
-order = sorted(tables, key=lambda name: -tables[name]["ood"]["auroc"])
-figures.publish(
-    figures.probes(tables),
-    "02_probes",
-    f"AUROC of {len(tables)} probes, by OOD AUROC (ticks: single runs; dotted: the dense probe). Best OOD: {order[0]} at "
-    f"{tables[order[0]]['ood']['auroc']:.3f}; dense {tables['dense']['ood']['auroc']:.3f}, rank {1 + order.index('dense')}; worst: {order[-1]} at "
-    f"{tables[order[-1]]['ood']['auroc']:.3f}. On validation {sum(t['val']['auroc'] > 0.99 for t in tables.values())} of {len(tables)} are above 0.99, "
-    "which tells little about which will transfer.",
+# FIGURE 02_k_sparse
+
+# %%
+few_ood = {name: at(name, q.k_claim) for name in saes}
+components = at("principal components", q.k_claim)
+expect(
+    all(min(components["seeds"]) > max(e["seeds"]) for e in few_ood.values()),
+    "twenty principal components beat twenty latents of every one of these SAEs in every run",
+)
+expect(
+    all(at(name, k)["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for k in q.ks),
+    "at no k does the mean over runs of an SAE's probe reach that of the dense probe",
 )
 
 # %% [markdown]
-# A monitor is used at one threshold: recall at 1 % false positives is a point of the OOD curve; accuracy, and the share of
-# harmless prompts flagged, are at the threshold with the best accuracy on validation.
+# That was seen after the fact, and is not one of the tests fixed beforehand; and one SAE of another kind, in its one run, does better
+# (appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
+# in a hundred may be flagged.
 
-# %%
-Markdown(results.probe_table(tables))
+# %% tags=["hide-input"]
+best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[name]["ood"]["auroc"])
+shown = ("sentence embedding", "attention", "dense", best_sae, "bag of words", "surface features")
+pages.table(
+    (
+        (name, pages.interval(probes[name]["val"]), pages.interval(probes[name]["ood"]), f"{probes[name]['ood']['recall']:.0%}")
+        for name in shown
+    ),
+    ("probe", "AUROC, validation", f"AUROC, OOD (n = {probes['dense']['ood']['n']:,})", "recall, OOD"),
+)
 
 # %% [markdown]
-# ## The best single latent
+# The sentence embedding (MiniLM) never sees the model, and is best. *Surface features* are 33 counts of punctuation, length and case that
+# know no topic: they are near perfect on validation, so validation says little about what a probe has learnt, and close to a coin OOD.
+
+# %%
+expect(
+    max(probes, key=lambda name: probes[name]["ood"]["auroc"]) == "sentence embedding",
+    "a sentence embedding that never sees the model has the highest OOD AUROC",
+)
+expect(
+    probes["surface features"]["val"]["auroc"] > 0.99 and probes["surface features"]["ood"]["auroc"] < 0.6,
+    "surface features are near perfect on validation and close to a coin OOD",
+)
+
+# %% [markdown]
+# ## How it is measured
 #
-# For every SAE the one latent with the best AUROC on train. The first four have one SAE per run; the others one run.
+# **Prompts.** Harmful ones are HarmBench's, harmless ones first turns of chats. They are split by *cluster* (near-duplicates stay together)
+# before they are wrapped. A jailbroken prompt stays harmful; a harmful text inside an innocent errand ("how many words are in the
+# following text?") is harmless. OOD are AdvBench, harmful questions, requests that only look harmful, other chats, and two jailbreaks and
+# two errands that training never saw.
 
-# %%
-singles = study.singles.value
-top = max(singles, key=lambda name: singles[name]["ood"]["auroc"])
-figures.publish(
-    figures.single_latents(singles, tables["dense"]),
-    "02_single_latents",
-    f"AUROC of the best single latent by SAE. On train they reach {min(e['train']['auroc'] for e in singles.values()):.3f} to "
-    f"{max(e['train']['auroc'] for e in singles.values()):.3f} (dense: {tables['dense']['train']['auroc']:.3f}); OOD "
-    f"{min(e['ood']['auroc'] for e in singles.values()):.3f} to {singles[top]['ood']['auroc']:.3f} ({top}; dense: {tables['dense']['ood']['auroc']:.3f}).",
+
+# %% tags=["hide-input"]
+@result
+def counts(prompts):
+    """Rows {split, slice, label, n} of a labelled set."""
+    table = Counter((e.split, e.slice, e.label) for e in examples.read(prompts))
+    order = {"train": 0, "val": 1, "ood": 2}
+    rows = sorted(table.items(), key=lambda item: (order[item[0][0]], -item[0][2], item[0][1]))
+    return [{"split": split, "slice": slice_, "label": label, "n": n} for (split, slice_, label), n in rows]
+
+
+sizes_of = Counter()
+for row in counts(study.labelled, name="02_prompt_counts").value:
+    sizes_of[row["split"], row["label"]] += row["n"]
+pages.table(
+    (
+        (name, f"{sizes_of[split, 1]:,}", f"{sizes_of[split, 0]:,}")
+        for split, name in (("train", "train"), ("val", "validation"), ("ood", "OOD"))
+    ),
+    ("split", "harmful", "harmless"),
 )
 
 # %% [markdown]
-# ## k-sparse probes
+# **Which latents.** Rank them by how far the class means lie apart, on training prompts only. On four prompts and three latents:
+
+# %%
+activation = np.array([[0, 3, 1], [0, 5, 1], [2, 0, 1], [4, 0, 1]])  # two harmful prompts, then two harmless ones
+ByMeanDifference().order(activation, np.array([1, 1, 0, 0]), 2, 0)  # the means differ by 3, 4 and 0
+
+# %% [markdown]
+# **How sure.** Two things vary: which prompts were collected, and the run. Clusters of prompts are drawn anew, a thousand times, for the
+# first; the spread of the runs is the second; the interval is Student's t on the sum of both variances. Two probes are compared on the same
+# prompts and runs, so differences are paired.
+
+# %%
+pages.source(stats.aurocs)
+
+# %%
+pages.source(stats.interval)
+
+# %%
+harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
+stats.aurocs(harmful, score, np.array([[1, 1, 1, 1], [1, 1, 2, 1]]))  # three of four pairs; then the wrong one counts twice
+
+# %%
+pages.table(
+    (
+        (name, f"{np.ptp(probes[name]['ood']['seeds']):.3f}", " ".join(f"{x:.3f}" for x in probes[name]["ood"]["seeds"]))
+        for name in ("dense", "sentence embedding", *(f"k latents, {name}" for name in saes))
+    ),
+    ("probe", "largest less smallest", "OOD AUROC, run by run"),
+)
+
+# %% [markdown]
+# The dense probe and the embedding have no SAE: their spread is the draw's alone. Probes on latents vary much more, so it is SAE seeds
+# that make them uncertain.
+
+# %%
+spreads = {name: np.ptp(probes[name]["ood"]["seeds"]) for name in probes}
+expect(
+    max(spreads[f"k latents, {name}"] for name in ("pretraining", "finetuned", "QF")) > 2 * spreads["dense"],
+    "the runs of some SAE's probe differ more than twice as much as the dense probe's",
+)
+
+# %% [markdown]
+# ## Is the signal in the reconstruction, or in what the SAE leaves out?
 #
-# Two rules pick the latents on train. *Mean difference*: the k whose mean differs most between the classes, then a
-# logistic regression with C from validation. *L1 path*: the first k to enter an L1-regularised regression, then a refit without
-# regularisation. Controls of the same size: the first principal components, random directions, random latents.
+# The same dense probe on an SAE's reconstruction of the residual stream, and on its error.
 
 # %%
-curves, size_controls = values(study.sparse_curves), study.size_controls.value
-figures.publish(
-    figures.k_sparse(curves, size_controls, tables["dense"], tables["surface features"]),
-    "02_k_sparse",
-    "AUROC against k: SAE latents by mean difference (top), by L1 path and controls of equal size (bottom). "
-    f"At k = {q.k_claim}, OOD: "
-    + "; ".join(
-        f"{name} {next(r for r in rows if r['setting'] == q.k_claim)['ood']['auroc']:.3f}"
-        for name, rows in {**curves["mean difference"], **size_controls}.items()
-    )
-    + f"; the dense probe {tables['dense']['ood']['auroc']:.3f}. "
-    + results.controls_ahead(curves["mean difference"], size_controls, q.k_claim),
-)
+few = str(q.k_claim)
+pairs = {}
+for name in three:
+    pairs[f"dense - single, {name}"] = (dense, singles[name])
+    pairs[f"dense - k, {name}"] = (dense, (latents[name], few))
+    pairs[f"dense - best k, {name}"] = (dense, latents[name])
+    pairs[f"rules, {name}"] = ((latents[name], few), (paths[name], few))
+    pairs[f"dense - reconstruction, {name}"] = (dense, rebuilt[name])
+    pairs[f"dense - error, {name}"] = (dense, missed[name])
+pairs["single, finetuned - pretraining"] = (singles["finetuned"], singles["pretraining"])
+pairs["k, finetuned - pretraining"] = ((latents["finetuned"], few), (latents["pretraining"], few))
+pairs["max - position, dense"] = (study.baselines["dense, max over user turn"], dense)
+pairs["max - position, k"] = ((pooled, few), (latents["finetuned"], few))
+pairs["QF - JumpReLU, k"] = ((latents["QF"], few), (latents["chat"], few))
+pairs["attention - dense"] = (study.baselines["attention"], dense)
+for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
+    pairs[f"dense - {name}"] = (dense, study.baselines[name])
+gaps = study.differences(pairs, name="02_differences").value
+closed = study.closed(
+    {"finetuning": (dense, (latents["pretraining"], few), (latents["finetuned"], few))}, name="02_closed_gap"
+).value["finetuning"]
 
 # %%
-fidelity = study.fidelity.value
-sparsities = {name: at[str(q.position)]["l0"] for name, at in fidelity.items()}
-shown = {**curves["mean difference"], **study.other_curves.value}
-at_k = {name: next(r for r in rows if r["setting"] == q.k_claim)["ood"]["auroc"] for name, rows in shown.items()}
-figures.publish(
-    figures.by_sparsity(shown, sparsities, q.k_claim, tables["dense"]),
-    "02_sparsity",
-    f"OOD AUROC of probes on {q.k_claim} latents against the SAE's L0, from {min(sparsities.values()):.0f} to {max(sparsities.values()):.0f}: best "
-    f"{max(at_k, key=lambda name: at_k[name])} ({max(at_k.values()):.3f}), worst {min(at_k, key=lambda name: at_k[name])} ({min(at_k.values()):.3f}); "
-    f"{sum(v >= tables['dense']['ood']['auroc'] for v in at_k.values())} of {len(at_k)} reach the dense probe's {tables['dense']['ood']['auroc']:.3f}. "
-    "SAEs with a λ in their name and other families: one run.",
-)
-
-# %% [markdown]
-# ## Is the signal in the reconstruction or in the error?
-
-# %%
-differences = study.probe_differences.value
-parts = {
-    f"{kind}, {name} SAE": differences[f"dense - {kind}, {name}"]
-    for kind in ("reconstruction", "error")
-    for name in ("pretraining", "finetuned", "chat")
+lost = {
+    f"{what}, {name}": {"validation": gaps[f"dense - {what}, {name}"]["val"], "OOD": gaps[f"dense - {what}, {name}"]["ood"]}
+    for what in ("reconstruction", "error")
+    for name in three
 }
-figures.publish(
-    figures.deltas(parts),
+axis = figures.forest(lost, "difference")
+axis.axvline(0, color="#888888", linewidth=1)
+axis.set(
+    xlabel="AUROC of the dense probe on residuals minus that on the part named (paired)",
+    title="What SAEs leave out carries the signal as well as the residuals do",
+)
+pages.publish(
+    axis.figure,
     "02_reconstructions",
-    "What a dense probe loses (AUROC of the dense probe on residuals minus that of one on the part named; paired). "
-    + results.losses_resolved(parts),
+    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; hardly any loss OOD is "
+    "resolved from nought.",
+    alt="Forest plot: the loss of a dense probe on reconstructions and on errors of three SAEs; errors lose next to nothing.",
+)
+errors_lost = [lost[f"error, {name}"]["OOD"]["difference"] for name in three]
+expect(max(errors_lost) < 0.03, "a probe on what the SAEs leave out is nearly as good OOD as one on residuals")
+expect(
+    min(lost[f"reconstruction, {name}"]["OOD"]["difference"] for name in three) > max(errors_lost),
+    "reconstructions lose more than errors",
 )
 
 # %% [markdown]
-# ## The SAEs, or the place they are read at?
+# ## Is it the SAE, or the place it is read at?
 #
-# The site is one position after the user's text, where the tokens are the template's. If SAEs lose there because of the place,
-# there should be another at which the dense probe is as good and they lose nothing. So the same three kinds of probe are set
-# side by side at each position after the user's text, and pooled over that text: on residuals, on reconstructions, and on a
-# fixed number of latents (over the text: each token reconstructed, or each token's latents, then pooled; the finetuned SAE only, since
-# it has to read every token). *Lost* is the share of the variance between prompts that reconstructions miss at that place; the FVU of
-# notebook 01 is over all tokens of held-out chat, of which the template's tokens are few.
+# The site is one token of the template, right after the user's text. Perhaps SAEs lose there because of the place. So the dense probe and
+# the probe on reconstructions are set side by side at each position after the text, and over the text as mean and maximum. *Lost* is the
+# share of the variance between prompts that reconstructions miss: where it is near one or above, an SAE has next to nothing to say.
+
 
 # %%
-places, place_differences = study.places.value, study.place_differences.value
-figures.publish(
-    figures.places(places, fidelity, q.k_claim),
-    "02_places",
-    results.by_place(places, place_differences, fidelity, q.k_claim, q.position),
-)
+@result
+def positions(lm):
+    """How many tokens of the chat template follow the user's text."""
+    return len(spans.chat(model.tokenizer(lm), "x").tail)
 
-# %% [markdown]
-# ## Controls
-#
-# *Plain prompts only* trains without jailbroken copies and errands; *one style* and *matched length* are subsets of it: single
-# imperative sentences without question mark, final punctuation or first and second person; harmless prompts of the same lengths
-# as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside the train jailbreaks. *Shuffled labels* should give
-# chance, but for what the choice of C and k on true validation labels lets through.
+
+after = range(positions(study.lm, name="02_positions").value)
+where = [*sorted({q.position, *q.places} & set(after)), "mean user", "max user"]
+there, at_place = {}, {}
+for place in where:
+    there[f"dense, {place}"] = study.fit(linear, Residual(place))
+    for name in three if isinstance(place, int) else ("finetuned",):  # over the text an SAE reads every token: one is enough
+        there[f"reconstruction, {name}, {place}"] = study.fit(linear, *study.see(Reconstruction, saes[name], place))
+        few_there = study.few(ByMeanDifference(), (q.k_claim,))
+        there[f"k latents, {name}, {place}"] = study.fit(few_there, *study.see(Latents, saes[name], place))
+        at_place.setdefault(name, []).append(place)
+places = study.table(there, name="02_places", slices=False).value
+place_gaps = study.differences(
+    {name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit) for name, fit in there.items() if not name.startswith("dense")},
+    name="02_place_differences",
+).value
 
 # %%
-found = values(study.controls)
-changes = {
-    "with benign in jailbreaks": "wrapped",
-    "plain prompts only": "plain",
-    "plain, one style": "style",
-    "plain, matched length": "length",
-    "shuffled labels": "shuffle",
+told = {
+    name: {str(place): study.see(Latents, saes[name][:1], place)[0] for place in on} for name, on in at_place.items()
 }
-named = {"as it stands": {name: next(r for r in rows if r["setting"] == 0) for name, rows in found["noise"].items()}}
-named |= {  # at tiny sizes a control can leave too little to train on
-    text: {name: rows[0] for name, rows in found[key].items()}
-    for text, key in changes.items()
-    if all(found.get(key, {"": []}).values())
-}
-shuffled = {name: sum(r["ood"]["auroc"] for r in rows) / len(rows) for name, rows in found["shuffle"].items()}
-figures.publish(
-    figures.controls(named),
-    "02_controls",
-    "OOD AUROC under changes of the training set (first run's number of train prompts in brackets). "
-    + results.probes_ahead({text: by for text, by in named.items() if text != "shuffled labels"}, "dense")
-    + " Dense probe and surface features: "
-    + "; ".join(
-        f"{text} {by['dense']['ood']['auroc']:.3f} and {by['surface features']['ood']['auroc']:.3f} ({by['dense']['fits'][0]['n']:,})"
-        for text, by in named.items()
-    )
-    + f". Mean over {len(found['shuffle']['dense'])} shuffles in each run: "
-    + ", ".join(f"{name} {v:.3f}" for name, v in shuffled.items())
-    + ".",
-)
+told["QF"] = {str(q.position): study.see(Latents, saes["QF"][:1])[0]}
+told |= {name: {str(q.position): study.see(Latents, (sae,))[0]} for name, sae in others.items()}
+fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="02_fidelity").value
 
-# %%
-size = found["size"]
-if all(size.values()):  # a file with few clusters has none of the sizes
-    few = {name: rows[0]["ood"]["auroc"] for name, rows in size.items()}
-    ahead = [
-        f"{row['setting']:.0f}"
-        for row, d in zip(size["k-sparse, finetuned"], size["dense"], strict=True)
-        if row["ood"]["auroc"] > d["ood"]["auroc"]
-    ]
-    figures.publish(
-        figures.learning(size, found["noise"]),
-        "02_learning",
-        f"Little data and wrong labels. With {size['dense'][0]['setting']:.0f} train clusters, OOD: "
-        + ", ".join(f"{name} {v:.3f}" for name, v in few.items())
-        + ". k-sparse probes have a higher mean than the dense one at "
-        + (f"{', '.join(ahead)} clusters" if ahead else "no size")
-        + f". With {found['noise']['dense'][-1]['setting']:.0%} of clusters mislabelled: "
-        + ", ".join(f"{name} {rows[-1]['ood']['auroc']:.3f}" for name, rows in found["noise"].items())
-        + ". Validation keeps its true labels and full size.",
-    )
+# FIGURE 02_places
 
 # %% [markdown]
-# ## Where they fail
+# ## Which kinds of prompt tell the probes apart?
 #
-# Each OOD slice against plain prompts of the other class, the benign twins against the harmful questions; n counts both sides. The
-# overall OOD figure also ranks slices against each other, so it can be lower than most rows. *All caps* and *synonyms* are
-# tasks on AdvBench texts ("repeat the following sentence in all capital letters: …"), hence harmless. An AUROC below 0.5 on a slice
-# means that the probe has learnt something that points the wrong way there.
+# Each kind of OOD prompt is set against plain prompts of the other class. Below a half a probe points the wrong way: it ranks that kind
+# as the other class. *All caps* and *synonyms* are errands done on harmful texts, hence harmless.
 
 # %%
-chosen = ("dense", "attention", "k-sparse, finetuned, mean difference", "sentence embedding", "surface features")
-by_slice = {name: tables[name]["slices"] for name in chosen}
-weakest = {name: min(found_.items(), key=lambda item: item[1]["auroc"]) for name, found_ in by_slice.items()}
-figures.publish(
-    figures.slices(by_slice),
-    "02_slices",
-    "AUROC on each OOD slice. "
-    + results.best_by_slice(by_slice)
-    + " Weakest slices: "
-    + "; ".join(f"{name}, “{slice_}” at {entry['auroc']:.3f}" for name, (slice_, entry) in weakest.items())
-    + ".",
+# FIGURE 02_slices
+
+# %%
+sparse = probes["k latents, finetuned"]["slices"]
+expect(
+    all(e["auroc"] > 0.8 for e in probes["dense"]["slices"].values()),
+    "the dense probe holds on every kind of prompt",
 )
-
-# %%
-Markdown(figures.CONTENT_NOTE)
-
-# %%
-errors = study.probe_errors.value
-Markdown(
-    results.table(
-        (
-            (name, kind, row["slice"], results.literal(row["excerpt"]), f"{row['rank']:.0%}")
-            for name, kinds in errors.items()
-            for kind, rows in kinds.items()
-            for row in rows
-        ),
-        ("probe", "label", "slice", "end of the prompt", "prompts of the other class beyond it"),
-    )
+expect(
+    sparse["question-form harmful"]["auroc"] < 0.5 and probes["surface features"]["slices"]["question-form harmful"]["auroc"] < 0.5,
+    "latents, like surface features, take harmful questions for harmless ones",
 )
 
 # %% [markdown]
-# ## What we conclude
+# Three prompts on which probes go wrong, the ends of them:
 
 # %%
-records = claims.ledger_of(study).value
-Markdown(
-    results.table(
-        claims.rows(records, tests=True),
-        ("", "the post's claim (O: open there)", "measure", "value", "test, by its intervals", "verdict"),
-    )
-)
+Markdown(pages.CONTENT_NOTE)
 
 # %%
-Markdown(results.headline_02(tables, differences, records, place_differences, q.position))
+# ERRORS
 
 # %% [markdown]
-# **What would change our mind.** A larger model, whose refusals and features are richer; other harmless prompts than one chat
-# source gives; SAEs trained on far more tokens. The tests of the claims are in `lib/claims.py`, with each record's inputs in
-# `data/results/claims.json`.
+# ## What happens if the training prompts change?
+#
+# *Plain prompts only*: without jailbroken copies and errands. *One style* and *matched length* are parts of these: single imperative
+# sentences without a question mark; harmless prompts as long as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside
+# the training jailbreaks, so that a wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what the choice of C and
+# k on true validation labels lets through.
+
+# %%
+changes = {"shuffled labels": [Shuffled(float(number)) for number in range(q.shuffles)]}
+changes["wrong labels"] = [Mislabelled(share) for share in q.noise]
+changes["clusters"] = [Fewer(float(count)) for count in q.sizes]
+if not q.data:  # these are about the report's own kinds of prompt
+    changes |= {"with benign in jailbreaks": [Wrapped()], "plain prompts only": [Plain()]}
+    changes |= {"plain, one style": [OneStyle()], "plain, matched length": [OneLength()]}
+compared = {
+    "dense": (linear, (site,)),
+    "k latents, finetuned": (by_mean, study.see(Latents, saes["finetuned"])),
+    "sentence embedding": (linear, (study.embedding,)),
+    "surface features": (linear, (Surface(),)),
+}
+changed = study.table(
+    {
+        f"{what} {change.amount:g}, {name}": study.fit(probe, *seen, change=change)
+        for what, every in changes.items()
+        for change in every
+        for name, (probe, seen) in compared.items()
+    },
+    name="02_controls",
+    slices=False,
+).value
+
+
+def under(what, name):
+    """[(amount, OOD entry)] of a probe under a change; what could not be fit is left out."""
+    found = ((change.amount, changed[f"{what} {change.amount:g}, {name}"]) for change in changes[what])
+    return [(amount, entry["ood"]) for amount, entry in found if "ood" in entry]
+
+
+# %%
+# FIGURE 02_controls
+
+# %%
+# FIGURE 02_learning
+
+# %% [markdown]
+# ## Claim by claim
+#
+# The post's claims, each with a test that was written down before these numbers were seen (`data/claims.yaml`). A claim holds if every
+# interval lies where the test says, fails if one lies outside, and is otherwise inconclusive at this scale.
+
+# %%
+ood = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
+losses = {name: ood[name]["reconstruction"] for name in ("pretraining", "finetuned")}
+parts = {
+    "B1": {"train": probes["dense"]["train"], "validation": probes["dense"]["val"], "OOD": probes["dense"]["ood"]},
+    "B2": {name: gap["single"]["train"] for name, gap in ood.items()},
+    "B3": {"OOD": gaps["single, finetuned - pretraining"]["ood"]},
+    "B4a": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("train", "val")},
+    "B4b": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("ood", TRANSFER)},
+    "B5": {
+        "share closed": {"share": closed["share"], "interval": closed["interval"]},
+        "gap of the pretraining SAE": {"difference": closed["gap"], "interval": closed["gap_interval"]},
+    },
+    "B6": {name: gaps[f"rules, {name}"]["ood"] for name in three},
+    "B7a": {name: gap["val"] for name, gap in losses.items()},
+    "B7b": {name: gap[TRANSFER] for name, gap in losses.items()},
+    "B8": {name: gaps[f"max - position, {name}"]["ood"] for name in ("dense", "k")},
+    "O2": {"OOD": gaps["QF - JumpReLU, k"]["ood"]},
+    "O6": {"OOD": gaps["attention - dense"]["ood"]},
+}
+drawn_in = {"B1": "02_slices", "B2": "02_single_latents", "B3": "02_single_latents", "B7a": "02_reconstructions"}
+drawn_in |= {"B7b": "02_reconstructions", "B8": "02_probes", "O6": "02_probes"}
+records = []
+for name, part in parts.items():
+    counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
+    records.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=q.seeds))
+claims.filed(records, name="02_claims").value
+
+# %%
+# FIGURE 02_claims
+
+# %% tags=["hide-input"]
+pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
+# %% [markdown]
+# ## What we find
+#
+# - Few latents transfer worse than the dense probe, and worse than as many principal components, for all four kinds of SAE compared in
+#   several runs. How much worse differs from SAE seed to SAE seed, so that most of the post's claims stay inconclusive here.
+# - What an SAE leaves out carries the signal nearly as well as what it reads; its reconstruction does not.
+# - At the place of reading, right after the user's text, these SAEs miss most of the variance between prompts. Over the user's text they miss
+#   much less, and a probe on reconstructions loses less.
+# - Train on plain prompts only, and the dense probe falls to little more than a coin, while a sentence embedding stays good.
+#
+# **It means** that here a few latents are no better a summary of harm than a few directions that nobody chose; not that SAEs cannot be:
+# an SAE that misses what is asked about is weak evidence about SAEs. **What would change our mind**: SAEs that read the template's
+# tokens well and still lose; a larger model, whose refusals and features are richer; other harmless prompts than one chat source gives.
+# **Try** `overrides = {"probes.position": 5}`, another place of reading. **Next**: [05](05_quadratic_frequency.ipynb) trains high-frequency
+# latents away, [03](03_debugging.ipynb) asks what latents respond to.
+
+# %%
+plain = under("plain prompts only", "dense"), under("plain prompts only", "sentence embedding")
+expect(
+    q.data or not all(plain) or (plain[0][0][1]["auroc"] < 0.65 and plain[1][0][1]["auroc"] > 0.8),
+    "taught on plain prompts only, the dense probe is little better than a coin OOD, and a sentence embedding is still good",
+)
+missed_by = fidelity["finetuned"]
+expect(
+    missed_by[str(q.position)]["lost"] > 0.5 > missed_by["mean user"]["lost"],
+    "at the site the finetuned SAE misses most of the variance between prompts, over the text less than half",
+)
+
+# %% [markdown]
+# ## Appendix
+#
+# ### Every probe
+#
+# Beside those above: the dense probe over other tokens, the difference of class means, and both rules of choosing latents.
+
+# %%
+order = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
+axis = figures.forest({name: {"validation": probes[name]["val"], "OOD": probes[name]["ood"]} for name in order})
+axis.set(xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})", title="Validation does not tell which probes transfer")
+pages.publish(
+    axis.figure,
+    "02_probes",
+    "All probes, best OOD first. Most are above the dense probe's OOD score on validation, whatever they do OOD. Bars: 95 %, over prompts "
+    "and runs.",
+    alt="Forest plot of every probe on validation and OOD: nearly all are close to one on validation and spread widely OOD.",
+)
+
+# %% [markdown]
+# ### Does the model refuse?
+#
+# Each base prompt is asked plainly and inside every jailbreak; a rule on the first tokens of the answer says whether the model refuses. The
+# answers are not kept. Small models refuse little, so the log-odds that an answer opens with a refusal stand beside.
+
+# %%
+# REFUSALS
+
+# %% [markdown]
+# ### The site
+#
+# Layer and position were fixed from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed. The sweep again,
+# of the dense probe with one C, on validation only:
+
+# %%
+layers, all_places = sorted({p.layer, *q.layers}), [*after, *POOLS]
+middle = Logistic((sorted(q.penalties)[(len(q.penalties) - 1) // 2],))
+cells = {
+    f"{layer}, {place}": study.fit(middle, Residual(place, layer=layer), runs=1) for layer in layers for place in all_places
+}
+sweep = study.table(cells, name="02_sweep", splits=("train", "val")).value
+val = {layer: {place: sweep[f"{layer}, {place}"]["val"]["auroc"] for place in all_places} for layer in layers}
+flat = [value for row in val.values() for value in row.values()]
+expect(min(flat) > 0.99, "every layer and place is above ninety-nine per cent on validation, so the sweep chooses next to nothing")
+Markdown(
+    f"Of {len(flat)} cells {sum(value > 0.99 for value in flat)} are above 0.99 on validation, from {min(flat):.4f} to {max(flat):.4f}; the "
+    f"site, layer {p.layer} at +{q.position}, has {val[p.layer][q.position]:.4f}. A random split cannot tell these places apart."
+)
+
+# %% [markdown]
+# ### The best single latent
+
+# %%
+alone = {**singles, **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,))) for name, sae in others.items()}}
+single = study.table(alone, name="02_singles").value
+names = {"train": "train", "val": "validation", "ood": "OOD"}
+axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
+axis.axvline(probes["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle=":")
+axis.set(
+    xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,}; dotted: the dense probe OOD)",
+    title="The best latent is far behind the dense probe, already on train",
+)
+pages.publish(
+    axis.figure,
+    "02_single_latents",
+    "The one latent with the best AUROC on train, of every SAE. Those with a λ in their name, TopK and Gated have one run and bars over "
+    "prompts only.",
+    alt="Forest plot of the best single latent of thirteen SAEs on train, validation and OOD, all well below the dense probe.",
+)
+expect(
+    max(entry["train"]["auroc"] for entry in single.values()) < 0.9,
+    "no single latent reaches an AUROC of nine tenths on train",
+)
+
+# %% [markdown]
+# ### Sparsity, other rules, other rivals
+
+# %%
+one_run = {name: study.fit(by_mean, *study.see(Latents, (sae,))) for name, sae in others.items()}
+extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**one_run}.items() for k in q.ks}
+extra |= {f"{name}, L1 path, k={k}": (fit, str(k)) for name, fit in paths.items() for k in q.ks}
+by_k |= study.table(extra, name="02_k_sparse_others", slices=False).value
+active = {name: at_places[str(q.position)]["l0"] for name, at_places in fidelity.items()}
+kinds = dict.fromkeys(name.split(",")[0] for name in active)
+lines = {
+    kind: [(active[name], at(name, q.k_claim)) for name in active if name.split(",")[0] == kind and at(name, q.k_claim)]
+    for kind in kinds
+}
+axis = figures.curves({kind: line for kind, line in lines.items() if line})
+figures.level(axis, "dense", probes["dense"]["ood"])
+axis.set(
+    xlabel="L0 at the site (active latents on the prompts)",
+    ylabel=f"OOD AUROC, k = {q.k_claim}",
+    title="One Gated SAE, in its one run, comes close to the dense probe",
+)
+pages.publish(
+    axis.figure,
+    "02_sparsity",
+    "Probes on a fixed number of latents against how many latents are active. Hollow: one run, bars over prompts only. Shaded: the dense "
+    "probe's interval.",
+    alt="OOD AUROC against L0 for six kinds of SAE; all are below the dense probe but one Gated SAE, which is close to it.",
+)
+if gated := at("Gated", q.k_claim):
+    expect(
+        gated["auroc"] > max(components["seeds"]),
+        "twenty latents of the one Gated SAE beat twenty principal components in every run",
+    )
+
+# %%
+axis = figures.curves(
+    {
+        **{f"{name}, L1 path": [(k, e) for k in q.ks if (e := at(f"{name}, L1 path", k))] for name in three},
+        **{name: [(k, e) for k in q.ks if (e := at(name, k))] for name in rivals},
+    }
+)
+figures.level(axis, "dense", probes["dense"]["ood"])
+axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC", title="Random directions do as well as latents by L1 path")
+pages.publish(
+    axis.figure,
+    "02_rivals",
+    "Latents chosen along the L1 path, and rivals of the same size: principal components, random directions, random latents. Bars: 95 %, over "
+    "prompts and runs.",
+    alt="OOD AUROC against k for latents by L1 path and three kinds of rivals; principal components are the highest from twenty on.",
+)

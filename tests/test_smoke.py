@@ -3,22 +3,43 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
-from test_labelled import rows, write
+from test_files import rows, write
 from test_report import broken_links, outside_requests
 
 from lib import config
 from lib.report import notebooks
 
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
+
+
+FIGURES = 18
+
+# Five lines in a notebook, nothing in lib.
+BASELINE = """
+class Discriminant(Probe):
+    def fit(self, x, labels, run):
+        train, lda = labels.where("train"), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        return {"": lda.fit(x[train], labels.taught[train]).decision_function(x)}, {}
+fits["shrunken discriminant"] = study.fit(Discriminant(), site)
+"""
+PENALTY = """
+@dataclass(frozen=True)
+class Cubic(Penalty):
+    def of(self, omega):
+        return (omega + omega**3).sum()
+families["mine"] = [study.sae("jumprelu", coefficient=2e-3, penalty=Cubic())]
+"""
 
 
 def events(build: Path) -> list[dict]:
@@ -71,7 +92,7 @@ def test_cold_run_killed_then_resumed(cold: Run) -> None:
         assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
     sources = "".join((notebooks.folder() / f"{name}.py").read_text() for name in notebooks.names())
     wanted = set(re.findall(r'^ +"(\d\d_\w+)",$', sources, re.MULTILINE))
-    assert len(wanted) == 17
+    assert len(wanted) == FIGURES
     assert {p.stem for p in (build / "smoke" / "figures").glob("*.png")} == wanted
     assert all((build / "smoke" / "figures" / f"{name}.png").stat().st_size > 8_000 for name in wanted)
     site = build / "smoke" / "site"
@@ -109,3 +130,53 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
     assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
+
+
+def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
+    """A copy of the notebooks in ``folder``, one of them with ``cell`` before the cell that holds the line ``before``."""
+    shutil.copytree(config.ROOT / "notebooks", folder, ignore=shutil.ignore_patterns("*.ipynb"))
+    path = folder / f"{name}.py"
+    head, found, tail = path.read_text().partition(before)
+    assert found and before not in tail
+    at = head.rindex("# %%")
+    path.write_text(f"{head[:at]}# %%\n{cell.strip()}\n\n{head[at:]}{found}{tail}")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "cell", "imports", "computed"),
+    [
+        (
+            "02_probing",
+            "probes = study.table(fits",
+            BASELINE,
+            "from sklearn.discriminant_analysis import LinearDiscriminantAnalysis\nfrom lib.probes.methods import Probe\n",
+            {"lib.probes.methods.fit": 1, "lib.probes.tables.table": 1},
+        ),
+        (
+            "05_quadratic_frequency",
+            "found = values(",
+            PENALTY,
+            "from dataclasses import dataclass\nfrom lib.sae.penalties import Penalty\n",
+            {"lib.sae.training.train": 1, "lib.sae.metrics.evaluate": 1},
+        ),
+    ],
+)
+def test_a_readers_own_is_a_few_lines_and_computes_only_itself(
+    cold: Run, tmp_path: Path, name: str, before: str, cell: str, imports: str, computed: dict[str, int]
+) -> None:
+    """A baseline in notebook 02, a penalty in 05: at most five lines there (imports aside), no change of lib, and the run
+    again computes only what is new and the table that it stands in."""
+    assert len(cell.strip().splitlines()) <= 5
+    with_cell(name, before, imports + cell, tmp_path / "notebooks")
+    script = (
+        "import sys; from pathlib import Path; from lib.report import notebooks, runner;"
+        "notebooks.folder = lambda: Path(sys.argv[1]); runner.run('smoke', [sys.argv[2]])"
+    )
+    build = tmp_path / "build"
+    shutil.copytree(cold.build / "smoke" / "results", build / "smoke" / "results")
+    command = [sys.executable, "-c", script, str(tmp_path / "notebooks"), name]
+    environment = cold.environment | {"SAE_REPORT_BUILD": str(build), "PYTHONPATH": str(config.ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    begun = Counter(event["step"] for event in events(build) if event["event"] == "start")
+    assert begun == computed

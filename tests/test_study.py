@@ -1,64 +1,55 @@
-"""The report's recipes: making them computes nothing, and they fit the model at hand."""
+"""A study's recipes: making them computes nothing, equal ones are one artifact, and they fit the model at hand."""
 
-from functools import cached_property
-
-import numpy as np
 import pytest
 
-from lib import config, figures, store
-from lib.config import ModelSection
+from lib import config, store, study
+from lib.lm.model import ModelError
+from lib.probes.methods import ByMeanDifference, Logistic
+from lib.probes.views import Latents, Residual
 from lib.study import Study
 
 
 @pytest.mark.parametrize("name", ["report", "smoke", "paper"])
 def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
-    """All of them, with keys of their own, in a store that would have to compute whatever is read."""
-    study = Study(config.load(name, {"model.name": "packaged"}))
-    recipes = [member for member, value in vars(Study).items() if isinstance(value, cached_property)]
-    assert len(recipes) > 30
-    for recipe in recipes:
-        getattr(study, recipe)
+    """With keys of their own, in a store that would have to compute whatever is read."""
+    given = Study(config.load(name, {"model.name": "packaged"}))
+    sae = given.sae("jumprelu", coefficient=2e-3)
+    raw = given.train("pretraining", sae, run=1, checkpoints=(0.5,))
+    made = {
+        "raw": raw,
+        "another run": given.train("pretraining", sae, run=2, checkpoints=(0.5,)),
+        "finetuned": given.train("chat", sae, start=raw, share=0.5, run=1),
+        "redrawn": given.train("chat", sae, start=raw, share=0.5, run=1, redrawn=0.1),
+        "from its middle": given.train("chat", sae, start=raw, share=0.5, run=1, checkpoint=given.profile.training.steps // 2),
+        "mixed": given.train({"chat": 1.0, "pretraining": 0.5}, sae),
+        "evaluated": given.evaluate(raw, "chat", "x"),
+        "latents": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw])),
+        "pooled": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw], "max user")),
+        **given.baselines,
+    }
+    assert len({recipe.key for recipe in made.values()}) == len(made)
     assert not empty_store.cache.exists() and not empty_store.results.exists()
-    fits = {key: fitted.key for key, fitted in study._at_places.items()}
-    assert len(set(fits.values())) == len(fits)
 
 
-def test_places_are_those_that_the_template_has(tiny: ModelSection) -> None:
-    study = Study(config.load("smoke", {"model.name": tiny.name, "probes.places": [0, 2, 500]}))
-    assert study._places == {
-        0: ("pretraining", "finetuned", "chat"),
-        1: ("pretraining", "finetuned", "chat"),  # the site, to which results compare the others
-        2: ("pretraining", "finetuned", "chat"),
-        "mean user": ("finetuned",),
-        "max user": ("finetuned",),
-    }
-    views = study.fidelity.arguments["views"]
-    assert {name: set(by_place) for name, by_place in views.items() if name in ("finetuned", "TopK")} == {
-        "finetuned": {"0", "1", "2", "mean user", "max user"},
-        "TopK": {"1"},
-    }
+def test_equal_recipes_are_one_artifact(empty_store: store.Store) -> None:
+    one, two = (Study(config.load("smoke")) for _ in range(2))
+    probe = Logistic(one.profile.probes.penalties)
+    assert one.fit(probe, Residual(1)).key == two.fit(probe, Residual(1)).key == two.baselines["dense"].key
+    assert one.fit(probe, Residual(1), runs=1).key != one.fit(probe, Residual(1)).key
+    assert one.fit(probe, Residual(1, layer=8)).key != one.fit(probe, Residual(1)).key
 
 
-def test_the_site_is_a_place_when_no_other_is_asked_for() -> None:
-    study = Study(config.load("smoke", {"probes.places": [], "probes.position": 0}))
-    assert list(study._places) == [0, "mean user", "max user"]
+def test_an_own_file_does_not_renew_what_does_not_read_it(empty_store: store.Store, tmp_path) -> None:
+    (tmp_path / "mine.csv").write_text("text,label,split\n")
+    ours = Study(config.load("smoke"))
+    theirs = Study(config.load("smoke", {"probes.data": str(tmp_path / "mine.csv")}))
+    assert theirs.prompts.key == ours.prompts.key != theirs.labelled.key
+    assert theirs.text("pretraining", "train").key == ours.text("pretraining", "train").key
+    assert theirs.text("chat", "train").key != ours.text("chat", "train").key, "no SAE is trained on what is probed"
 
 
-def test_figure_of_places_shows_every_probe_where_it_was_fit() -> None:
-    entry = {"ood": {"auroc": 0.8, "interval": [0.7, 0.9], "n": 1234}}
-    found = {f"dense, , {place}": entry for place in ("1", "4", "mean user")}
-    found |= {
-        f"{what}, finetuned, {place}": entry for what in ("reconstruction", "k-sparse") for place in ("1", "mean user")
-    }
-    found |= {f"{what}, chat, 1": entry for what in ("reconstruction", "k-sparse")}
-    lost = {place: {"l0": 7.4, "lost": 0.25, "fvu": 1.5} for place in ("1", "4", "mean user")}
-    figure = figures.places(found, {"finetuned": lost}, 20)
-    for axis in figure.axes:
-        assert [text.get_text() for text in axis.get_xticklabels()] == [
-            "+1\nL0 7\nlost 25%",
-            "+4\nL0 7\nlost 25%",
-            "mean\nL0 7\nlost 25%",
-        ]
-        drawn = [np.round(bars.lines[0].get_xdata()).tolist() for bars in axis.containers]
-        assert drawn == [[0, 1, 2], [0, 2], [0]]
-    assert figure.axes[0].get_ylabel() == "OOD AUROC (n = 1,234)"
+def test_a_layer_that_is_not_there_is_refused_at_once(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("SAE_REPORT_CACHE", str(tmp_path))
+    for field in ({"layer": 99}, {"probes.layers": [1, 99]}):
+        with pytest.raises(ModelError, match=r"layer 99.*blocks 0 to 3"):
+            study.open_study("smoke", {"model.name": tiny.name, "layer": 1, "probes.layers": [1], **field})
