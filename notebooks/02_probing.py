@@ -42,7 +42,7 @@ from lib.probes.methods import (
     SingleLatent,
 )
 from lib.probes.tables import TRANSFER
-from lib.probes.views import Error, Latents, Reconstruction, Residual, kept
+from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, kept
 from lib.sae.penalties import QuadraticFrequency
 from lib.store import result
 from lib.study import open_study
@@ -132,7 +132,24 @@ def at(name, k, split="ood"):
 # SAE's latents, though no SAE chose them. No SAE's probes reach the dense probe at any k.
 
 # %%
-# FIGURE 02_k_sparse
+def curve(name):
+    """[(k, OOD entry)]; what a matrix cannot give is left out."""
+    return [(k, entry) for k in q.ks if (entry := at(name, k))]
+
+
+axes = figures.panels([f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2)
+for name, axis in zip(three, axes.values(), strict=True):
+    figures.curves({"principal components": curve("principal components"), f"{name} SAE": curve(name)}, axis=axis, ticks=(1, 5, 20, 100))
+    figures.level(axis, "dense probe", probes["dense"]["ood"], said=name == three[0])
+figures.name_ends(axes["chat SAE"], ["principal components"])
+figures.headed(axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents")
+pages.publish(
+    axes["chat SAE"].figure,
+    "02_k_sparse",
+    "OOD AUROC of probes on k latents of an SAE and on k principal components. Thin: runs; thick: their mean. Shaded: the dense probe's 95 % "
+    "interval, over prompts and runs.",
+    alt="Three panels, one an SAE: from k = 20 on the line of principal components lies above that of the SAE's latents, below the dense probe.",
+)
 
 # %%
 few_ood = {name: at(name, q.k_claim) for name in saes}
@@ -341,7 +358,32 @@ told["QF"] = {str(q.position): study.see(Latents, saes["QF"][:1])[0]}
 told |= {name: {str(q.position): study.see(Latents, (sae,))[0]} for name, sae in others.items()}
 fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="02_fidelity").value
 
-# FIGURE 02_places
+# %%
+read = fidelity["finetuned"]
+labels = {place: f"+{place}" if place.isdigit() else f"{place.split()[0]} over the text" for place in read}
+figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6), width_ratios=(3, 1), sharey=True)
+rows = {
+    f"{label} (L0 {read[place]['l0']:.0f})": {"finetuned SAE": place_gaps[f"reconstruction, finetuned, {place}"]["ood"]}
+    for place, label in labels.items()
+}
+figures.forest(rows, "difference", left)
+figures.shade(left, -0.02, 0.02, "no loss", "#009E73")
+left.axvline(0, color="#444444", linewidth=1)
+left.set(xlabel="OOD AUROC lost (dense − reconstruction, paired)", ylabel="tokens after the user's text, or pooled")
+right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
+right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
+figures.headed(figure, "At no place is the SAE shown to lose nothing")
+pages.publish(
+    figure,
+    "02_places",
+    "What a probe on the finetuned SAE's reconstruction loses, by place of reading. Dots: runs; bars: 95 %, over prompts and runs. Right: share "
+    "of the variance between prompts that reconstructions miss, first run.",
+    alt="Loss by place of reading; every interval reaches beyond the band of no loss, and at the template's tokens most variance is lost.",
+)
+expect(
+    all(place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"][1] > 0.02 for place in labels),
+    "at no place is a loss of more than two hundredths ruled out for the finetuned SAE",
+)
 
 # %% [markdown]
 # ## Which kinds of prompt tell the probes apart?
@@ -350,7 +392,27 @@ fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="0
 # as the other class. *All caps* and *synonyms* are errands done on harmful texts, hence harmless.
 
 # %%
-# FIGURE 02_slices
+chosen = {name: probes[name]["slices"] for name in ("dense", "attention", "k latents, finetuned", "sentence embedding", "surface features")}
+of_dense = chosen["dense"]
+order = sorted((name for name in of_dense if name != "chat"), key=lambda name: -of_dense[name]["auroc"])  # AdvBench has the same pair
+harmful_kinds = [name for name in order if of_dense[name]["harmful"] and of_dense[name]["against"] in ("chat", "all others")]
+axes = figures.panels(list(chosen), columns=5, x="AUROC on the slice (prompts in brackets)", height=3.7)
+for name, axis in axes.items():
+    rows = {f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in harmful_kinds}
+    rows |= {"harmful ↑   harmless ↓": {}}
+    rows |= {f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in order if kind not in harmful_kinds}
+    figures.forest(rows, axis=axis)
+    figures.shade(axis, 0, 0.5)
+    axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
+axes["dense"].text(0.25, 0, "wrong way", rotation=90, ha="center", va="top", color=figures.WARNING)
+figures.headed(axes["dense"].figure, "Only probes on all of the residual stream are right on every kind of prompt")
+pages.publish(
+    axes["dense"].figure,
+    "02_slices",
+    "AUROC on each kind of OOD prompt, harmful ones above. Shaded: worse than a coin. Latents and surface features point the wrong way on "
+    "some kinds. Bars: 95 %, over prompts and runs.",
+    alt="Five panels, one a probe: dense and attention probes are right on every kind of prompt; latents and surface features are inverted on some.",
+)
 
 # %%
 sparse = probes["k latents, finetuned"]["slices"]
@@ -369,8 +431,42 @@ expect(
 # %%
 Markdown(pages.CONTENT_NOTE)
 
-# %%
-# ERRORS
+# %% tags=["hide-input"]
+@result
+def errors(prompts, fitted, count):
+    """Of each probe's first run the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct clusters: {probe: {harmless,
+    harmful: rows {slice, excerpt, rank}}}; rank is the share of the other class beyond it."""
+    every = examples.read(prompts)
+    labels = examples.Labels.of(every)
+    ood, found = np.flatnonzero(labels.where("ood")), {}
+    for name, fit in fitted.items():
+        score, found[name] = methods.scores(fit)[0], {}
+        for label, kind, sign in ((0, "harmless", -1), (1, "harmful", 1)):
+            mine, other = ood[labels.y[ood] == label], score[ood[labels.y[ood] != label]]
+            worst = {}  # by cluster
+            for i in mine[np.argsort(sign * score[mine], kind="stable")].tolist():
+                worst.setdefault(int(labels.group[i]), i)
+            found[name][kind] = [
+                {
+                    "slice": str(labels.slice[i]),
+                    "excerpt": pages.excerpt(every[i].text),
+                    "rank": (other < score[i]).mean() if label == 0 else (other > score[i]).mean(),
+                }
+                for i in list(worst.values())[:count]
+            ]
+    return found
+
+
+wrong = errors(study.labelled, {name: fits[name] for name in chosen}, 5, name="02_errors").value
+hardest = (("dense", "harmless"), ("dense", "harmful"), ("k latents, finetuned", "harmful"))
+pages.table(
+    (
+        (name, f"{kind}, {row['slice']}", pages.literal(row["excerpt"]), f"{row['rank']:.0%}")
+        for name, kind in hardest
+        for row in wrong[name][kind][:1]
+    ),
+    ("probe", "what it is", "its end", "of the other class beyond it"),
+)
 
 # %% [markdown]
 # ## What happens if the training prompts change?
@@ -412,10 +508,48 @@ def under(what, name):
 
 
 # %%
-# FIGURE 02_controls
+def mean_of(draws):
+    """An entry of several draws: their mean, and their range in place of an interval."""
+    values = [entry["auroc"] for _, entry in draws]
+    return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": values}
+
+
+trained_on = {"as it stands": {name: probes[name]["ood"] for name in compared}}
+for what in changes:
+    drawn = {name: under(what, name) for name in compared}
+    if what not in ("wrong labels", "clusters") and all(drawn.values()):  # at tiny sizes too little may be left to train on
+        trained_on[what] = {name: mean_of(found) if len(found) > 1 else found[0][1] for name, found in drawn.items()}
+axis = figures.forest(trained_on)
+axis.axvline(0.5, color=figures.CONTEXT, linewidth=1, linestyle=":")
+axis.set_xlabel(f"OOD AUROC (n = {probes['dense']['ood']['n']:,}; dotted: a coin)")
+figures.headed(axis.figure, "Taught on plain prompts only, the dense probe is little better than a coin")
+pages.publish(
+    axis.figure,
+    "02_controls",
+    "Rows: what probes were taught on. Bars: 95 %, over prompts and runs; of shuffled labels the mean and range of the draws. Only the sentence "
+    "embedding stays good on plain prompts.",
+    alt="OOD AUROC of four probes under seven training sets; on plain prompts only the sentence embedding stays above the others.",
+)
 
 # %%
-# FIGURE 02_learning
+learnt = {what: {name: under(what, name) for name in compared} for what in ("clusters", "wrong labels")}
+if all(learnt["clusters"].values()):  # a file with few clusters has none of the sizes
+    figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), sharey=True)
+    figures.curves(learnt["clusters"], axis=left, ticks=(16, 64, 256, 1024))
+    figures.curves(learnt["wrong labels"], log=False, axis=right)
+    left.set(xlabel="train clusters of prompts", ylabel="OOD AUROC")
+    right.set_xlabel("share of them with wrong labels")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figures.headed(figure, "With little data or wrong labels, latents gain nothing on the dense probe")
+    pages.publish(
+        figure,
+        "02_learning",
+        "OOD AUROC by number of train clusters and by share of wrong train labels; validation stays whole and true. Thin: runs; thick: "
+        "their mean.",
+        alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
+    )
+    pairs_of = zip(learnt["clusters"]["dense"], learnt["clusters"]["k latents, finetuned"], strict=False)
+    expect(all(d["auroc"] > l["auroc"] for (_, d), (_, l) in pairs_of), "at no size are probes on latents ahead of the dense probe")
 
 # %% [markdown]
 # ## Claim by claim
@@ -450,9 +584,6 @@ for name, part in parts.items():
     counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
     records.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=q.seeds))
 claims.filed(records, name="02_claims").value
-
-# %%
-# FIGURE 02_claims
 
 # %% tags=["hide-input"]
 pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
@@ -510,8 +641,63 @@ pages.publish(
 # Each base prompt is asked plainly and inside every jailbreak; a rule on the first tokens of the answer says whether the model refuses. The
 # answers are not kept. Small models refuse little, so the log-odds that an answer opens with a refusal stand beside.
 
+# %% tags=["hide-input"]
+@result
+def refusal_rates(measured, times, seed):
+    """Rows {kind, transform, n, rate, log_odds, log_odds_interval}; a kind's base prompts are drawn anew, each in a cluster of its own."""
+    columns, rows = {name: np.array(values) for name, values in measured.value.items()}, []
+    for kind in dict.fromkeys(columns["kind"].tolist()):
+        for transform in dict.fromkeys(columns["transform"].tolist()):
+            here = (columns["kind"] == kind) & (columns["transform"] == transform)
+            odds = columns["log_odds"][here]
+            drawn = np.random.default_rng(seed).choice(odds, (times, len(odds))).mean(1)
+            row = {"kind": kind, "transform": transform, "n": int(here.sum()), "rate": columns["refused"][here].mean()}
+            rows.append(row | {"log_odds": odds.mean(), "log_odds_interval": np.percentile(drawn, [2.5, 97.5])})
+    return rows
+
+
+@result
+def rule_check(measured, judged):
+    """The rule against a reader's judgement of the same answers, rows [kind, transform, base, refused]: {n, both, rule_only, ...}."""
+    columns = measured.value
+    keys = zip(columns["kind"], columns["transform"], columns["base"], strict=True)
+    rule = dict(zip(keys, columns["refused"], strict=True))
+    pairs = [(rule[tuple(key)], bool(reader)) for *key, reader in judged if tuple(key) in rule]
+    counts = {"both": (True, True), "rule_only": (True, False), "reader_only": (False, True), "neither": (False, False)}
+    return {"n": len(pairs), **{name: sum(pair == which for pair in pairs) for name, which in counts.items()}}
+
+
 # %%
-# REFUSALS
+if not q.data:  # the jailbreaks belong to the report's own prompts
+    refusals = answers.measure(study.prompts, study.lm, p.refusals, transforms.every(), p.seed, name="02_refusals")
+    rates = refusal_rates(refusals, q.bootstrap, p.seed, name="02_refusal_rates").value
+    reading = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))
+    same = (reading["model"], reading["tokens"]) == (p.model.name, p.refusals.tokens)  # else these are other answers
+    check = rule_check(refusals, reading["rows"] if same else [], name="02_refusal_check").value
+    by_kind = {"harmful": {}, "over-refusal": {}, "chat": {}}
+    for row in rates:
+        interval = stats.share_interval(round(row["rate"] * row["n"]), row["n"])
+        by_kind[row["kind"]][row["transform"]] = row | {"rate_interval": interval}
+    rows = {name: {kind: by_kind[kind][name] for kind in by_kind} for name in by_kind["harmful"]}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.2), sharey=True)
+    figures.forest(rows, "rate", left).set_xlabel("refusal rate")
+    figures.forest(rows, "log_odds", right).set_xlabel("log-odds of a refusal opening (nats)")
+    right.get_legend().remove()
+    figures.headed(figure, "The model refuses little, and most where a jailbreak plays a villain")
+    pages.publish(
+        figure,
+        "02_refusals",
+        "Refusals by jailbreak and kind of prompt. Left: rates with Wilson's interval; right: log-odds, bars over base prompts. Two role-plays "
+        "raise refusals, of harmless prompts too.",
+        alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are about half or more.",
+    )
+    rate = {(row["kind"], row["transform"]): row["rate"] for row in rates}
+    expect(rate["harmful", "plain"] < 0.1, "asked plainly, the model refuses fewer than one harmful prompt in ten")
+    expect(rate["harmful", "evil confidant"] > 0.5, "under the evil confidant it refuses more than half of them")
+    expect(
+        check["n"] == 0 or check["rule_only"] + check["reader_only"] < 0.05 * check["n"],
+        "the rule differs from a reader's judgement in fewer than one answer in twenty",
+    )
 
 # %% [markdown]
 # ### The site
