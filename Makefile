@@ -29,7 +29,7 @@ test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, co
 	$(ENV)/bin/python -m pytest
 
 bench: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## speed of training and harvest beside the peers, in one run
-	$(RUN) bench
+	$(ENV)/bin/python -m tests.bench.bench
 
 lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .py sources
 	$(ENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_summary.ipynb
@@ -49,10 +49,10 @@ $(ENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 # SAELens, dictionary_learning and TransformerLens, apart from ours but on the same torch: an oracle and a benchmark
-$(PEERS)/installed: $(ENV)/installed lib/report/peers.txt
+$(PEERS)/installed: $(ENV)/installed tests/bench/peers.txt
 	$(ENV)/bin/python -m venv $(PEERS)
 	$(ENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
-	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r lib/report/peers.txt
+	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r tests/bench/peers.txt
 	@touch $@
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py

@@ -1,7 +1,7 @@
 """Other people's SAE trainers and activation harvesters, timed on our batches: SAELens, dictionary_learning,
 TransformerLens, plain transformers.
 
-Run as a script by the peers' own interpreter, ``python peers.py {train,harvest} JOB.json``; so it imports nothing of
+Run as a script by the peers' own interpreter, ``python -P peers.py {train,harvest} JOB.json``; so it imports nothing of
 lib. It writes its measurements to the job's ``out``. Peers keep their own defaults but for what the job sets; CPU,
 float32. Weights go in and out under our names; inside, peers keep the memory layout they chose.
 """
@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import resource
 import sys
 import time
 import warnings
@@ -21,11 +22,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    # Python puts a script's folder first on its path, where our site.py and runner.py would pass for modules of theirs.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TQDM_DISABLE="1")
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -52,9 +48,11 @@ PACKAGES = {"saelens": "sae-lens", "transformer_bridge": "transformer-lens"}  # 
 
 
 def memory(field: str) -> int:
-    """Bytes of ``VmHWM`` (peak resident set) or ``VmRSS`` (resident now)."""
-    status = Path("/proc/self/status").read_text()  # getrusage would start at what the parent process held
-    return int(re.findall(rf"{field}:\s+(\d+)", status)[0]) * 1024
+    """Bytes of ``VmHWM`` (peak resident set) or ``VmRSS`` (resident now); elsewhere than on Linux always the peak."""
+    status = Path("/proc/self/status")  # getrusage would start at what the parent process held
+    if status.exists():
+        return int(re.findall(rf"{field}:\s+(\d+)", status.read_text())[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def uncentred(weights: Weights, sign: int) -> Weights:
