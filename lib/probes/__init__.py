@@ -1,1 +1,1 @@
-"""Probes for a label of prompts: the protocol, what probes look at, how they are fit, and the tables made of them."""
+"""Probes for a label of prompts: what they see, how they are fit, what a control changes, and the tables made of them."""

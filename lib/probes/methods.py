@@ -1,306 +1,254 @@
-"""Steps that fit probes and keep their scores of every prompt, for tables and paired differences.
+"""Probes, and the one step that fits them: on train, choosing on validation, scoring every prompt.
 
-A step writes ``scores.safetensors``, one vector [n] float32 for each run and setting ("0/20": run 0, k = 20), and
-``choices.json``, what each run chose. OOD prompts are scored like all others and looked at by no choice.
+A *run* is one draw of the split into train and validation together with one SAE seed. The step writes
+``scores.safetensors``, one vector [n] float32 for each run and setting ("0/20": run 0, k = 20), and ``choices.json``, what each
+run chose. OOD prompts are scored like all others and looked at by no choice.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
-from lib import activations, prompts, store, surface
-from lib.probes import attention, features, protocol
-from lib.probes.features import Data, View
-from lib.probes.protocol import Labels
+from lib.probes.changes import Change
+from lib.probes.views import Data, Matrix, View
+from lib.stats import column_aurocs
+from lib.store import Artifact, apart, plain
+from lib.texts.examples import Labels, TooFew
 
-Rule = Literal["mean difference", "L1 path"]
-UNREGULARISED = 1e4  # C of the refit after the L1 path; larger ones change nothing but the time
+TIE = 1e-6  # validation AUROCs closer than this are equal; the simpler choice wins
+UNREGULARISED = (1e4,)  # C of the refit after the L1 path; larger ones change nothing but the time
 
-
-def _write(out: Path, scores: dict[str, np.ndarray], choices: Any) -> None:
-    save_file(
-        {name: np.ascontiguousarray(s, dtype=np.float32) for name, s in scores.items()}, out / "scores.safetensors"
-    )
-    (out / "choices.json").write_text(json.dumps(store.plain(choices)), encoding="utf-8")
-
-
-def scores(fitted: store.Artifact, setting: str | None = None) -> list[np.ndarray]:
-    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one."""
-    found, chosen = load_file(fitted.path / "scores.safetensors"), choices(fitted)
-    names = [f"{run}/{setting if setting is not None else choice['best']}" for run, choice in enumerate(chosen)]
-    return [found[name].astype(np.float64) for name in names]
+Fitted = tuple[dict[str, np.ndarray], dict[str, Any]]  # a run's scores [n] by setting, and what it chose
+Columns = Iterator[
+    tuple[int, np.ndarray, np.ndarray]
+]  # k, a matrix [n, k], and which of the columns these are (or none)
 
 
-def choices(fitted: store.Artifact) -> list[dict[str, Any]]:
-    """What each run chose: {best: name of the setting, val: its AUROC, ...}."""
-    found: list[dict[str, Any]] = json.loads((fitted.path / "choices.json").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Probe:
+    """How scores come from a matrix and labels. A new probe is a class with this method."""
+
+    def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
+        """({setting: scores [n]}, {"best": setting, ...}) of a view's ``x`` [n, features]; fit on the train prompts with the
+        labels ``taught``, choices on validation with the true ones. "best" is "" where there is one setting only.
+
+        Raises:
+            TooFew: there is too little to fit or to choose with.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Logistic(Probe):
+    """Logistic regression on standardised features, C the one of ``penalties`` with the best validation AUROC; of equal
+    ones the smallest."""
+
+    penalties: tuple[float, ...]
+
+    def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
+        train, val = np.flatnonzero(labels.where("train")), labels.where("val")
+        scaler = StandardScaler(with_mean=not sparse.issparse(x)).fit(x[train])
+        z, best = scaler.transform(x), (-1.0, 0.0, np.zeros(0))
+        probe = LogisticRegression(max_iter=1000, warm_start=True)
+        for c in sorted(self.penalties):
+            score = probe.set_params(C=c).fit(z[train], labels.taught[train]).decision_function(z)
+            value = float(roc_auc_score(labels.y[val], score[val]))
+            if value > best[0] + TIE:
+                best = value, c, score
+        return {"": best[2]}, {"val": best[0], "C": best[1]}
+
+
+class DifferenceOfMeans(Probe):
+    """Projection on the difference between the class means of train prompts."""
+
+    def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
+        train, taught = labels.where("train"), labels.taught
+        return {"": x @ (x[train & (taught == 1)].mean(0) - x[train & (taught == 0)].mean(0))}, {}
+
+
+class SingleLatent(Probe):
+    """The one latent with the best AUROC on train, its sign included."""
+
+    def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
+        train = labels.where("train")
+        values = column_aurocs(_living(x[train]), labels.taught[train])
+        latent = int(np.argmax(np.abs(values - 0.5)))
+        sign = 1 if values[latent] >= 0.5 else -1
+        return {"": sign * x[:, latent]}, {"latent": latent, "sign": sign}
+
+
+@dataclass(frozen=True)
+class KSparse(Probe):
+    """Logistic regressions on the k columns that ``rule`` makes of a matrix, k chosen on validation; of equal k the
+    smallest. A k that the matrix cannot give is left out."""
+
+    ks: tuple[int, ...]
+    penalties: tuple[float, ...]
+    rule: Rule
+
+    def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
+        _living(x[labels.where("train")])
+        probe, found = Logistic(self.rule.penalties or self.penalties), {}
+        best: dict[str, Any] = {"best": "", "val": -1.0}
+        for k, columns, which in self.rule.columns(x, labels, sorted(self.ks), run):
+            scores, choice = probe.fit(columns, labels, run)
+            found[str(k)] = scores[""]
+            if choice["val"] > best["val"] + TIE:
+                best |= {"best": str(k), "val": choice["val"]}
+            best |= {"latents": which[:20]} if len(which) else {}
+        if not found:
+            raise TooFew(f"fewer columns to choose from than the smallest k, {min(self.ks)}")
+        return found, best
+
+
+def _living(x: np.ndarray) -> np.ndarray:
+    """Itself, train prompts [n, M], if a column of it varies."""
+    if not np.ptp(x, axis=0).any():
+        raise TooFew("no living latents: none varies between the train prompts")
+    return x
+
+
+# ------------------------------------------------------------------------------------------------ k columns out of many
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How k columns come out of a matrix, from train prompts only."""
+
+    penalties: ClassVar[tuple[float, ...]] = ()  # C of the fits, if not the probe's
+
+    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
+        """For every k of ``ks`` that ``x`` [n, M] can give."""
+        train = labels.where("train")
+        order = self.order(x[train], labels.taught[train], max(ks), run)
+        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        """Columns of train prompts ``x`` [n, M] with labels ``y`` [n], the first to take first, at least ``count`` if it can."""
+        raise NotImplementedError
+
+
+class ByMeanDifference(Rule):
+    """The columns whose class means differ most."""
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        return np.argsort(-np.abs(x[y == 1].mean(0) - x[y == 0].mean(0)), kind="stable")
+
+
+class ByL1Path(Rule):
+    """The order in which columns of unit variance enter an L1-regularised logistic regression as C grows; of those that
+    enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference. The
+    refit is without regularisation."""
+
+    penalties = UNREGULARISED
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        deviation, order = x.std(0), list[int]()
+        used = np.flatnonzero(deviation > 0)
+        z = sparse.csr_matrix(x[:, used] / deviation[used])
+        for c in np.geomspace(1e-4, 1.0, 25):
+            probe = LogisticRegression(C=c, l1_ratio=1.0, solver="liblinear", max_iter=200, random_state=0).fit(z, y)
+            weight = np.abs(probe.coef_[0])
+            seen = set(order)
+            order += [i for i in np.argsort(-weight, kind="stable") if weight[i] > 0 and i not in seen]
+            if len(order) >= count:
+                break
+        first = used[order]
+        others = ByMeanDifference().order(x / np.where(deviation > 0, deviation, 1), y, count, run)
+        return np.concatenate([first, others[~np.isin(others, first)]])
+
+
+class AtRandom(Rule):
+    """Columns that fire on at least 1 % of train prompts, at random."""
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        return np.random.default_rng(run).permutation(np.flatnonzero((x > 0).mean(0) >= 0.01))
+
+
+class PrincipalComponents(Rule):
+    """The first k principal components of train prompts."""
+
+    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
+        train = x[labels.where("train")]
+        for k in (k for k in ks if k <= min(train.shape)):
+            yield k, PCA(k, svd_solver="full").fit(train).transform(x), np.arange(0)
+
+
+class RandomDirections(Rule):
+    """Projections on k random directions."""
+
+    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
+        for k in ks:
+            directions = np.random.default_rng(run).normal(size=(x.shape[1], k)).astype(np.float32)
+            yield k, x @ directions, np.arange(0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the step
+
+
+@apart
+def fit(
+    out: Path, prompts: Artifact, harvest: Artifact, layer: int, probe: Probe, views: tuple[View, ...], change: Change
+) -> None:
+    """Step: run r fits ``probe`` on the r-th of ``views`` and the r-th draw of the split, after ``change``.
+
+    Where there is too little to fit in one of the runs, ``choices.json`` is the reason, and there are no scores.
+    """
+    data, found = Data(prompts, harvest, layer), dict[str, np.ndarray]()
+    chosen: Any = []
+    labels = Labels.of(data.examples)
+    runs = [labels.drawn(run) for run in range(len(views))]
+    try:
+        with threadpool_limits(1):  # as fast at these sizes, and the same bits on any number of cores
+            for run, view in enumerate(views):
+                mine = change.apply(runs[run], data.texts, run)
+                scored, choice = probe.fit(view.matrix(data, mine), mine, run)
+                found |= {f"{run}/{name}": np.ascontiguousarray(s, dtype=np.float32) for name, s in scored.items()}
+                train = mine.where("train")
+                taught = {"n": train.sum(), "harmful": mine.taught[train].sum()}
+                chosen.append({"best": "", "settings": list(scored), **taught, **choice})
+    except TooFew as reason:
+        found, chosen = {}, str(reason)
+    save_file(found, out / "scores.safetensors")
+    (out / "choices.json").write_text(json.dumps(plain(chosen)), encoding="utf-8")
+
+
+def choices(fitted: Artifact) -> list[dict[str, Any]]:
+    """What each run chose: {best: name of the setting, settings, n and harmful: train prompts, val: its AUROC, ...}; raises
+    :class:`TooFew`, with the reason, where the probe could not be fit."""
+    found: list[dict[str, Any]] | str = json.loads((fitted.path / "choices.json").read_text(encoding="utf-8"))
+    if isinstance(found, str):
+        raise TooFew(found)
     return found
 
 
-def settings(fitted: store.Artifact) -> list[str]:
+def settings(fitted: Artifact) -> list[str]:
     """Names of the settings that every run has scores of."""
     first, *others = (choice["settings"] for choice in choices(fitted))
     return [name for name in first if all(name in other for other in others)]
 
 
-Found = tuple[dict[str, np.ndarray], dict[str, Any]]  # a run's scores by setting, and what it chose
-
-
-def _every_run(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: Sequence[View],
-    fit: Callable[[Data, View, Labels, int], Found],
-) -> None:
-    """Run r fits the r-th of ``views`` on the r-th draw of the split; write all scores and choices."""
-    data, labels = Data(prompt_set, harvested, layer), Labels.of(prompts.read(prompt_set))
-    found: dict[str, np.ndarray] = {}
-    chosen = []
-    for run, view in enumerate(views):
-        scored, choice = fit(data, view, labels.drawn(run), run)
-        found |= {f"{run}/{setting}": score for setting, score in scored.items()}
-        chosen.append({"best": "", "settings": list(scored), **choice})
-    _write(out, found, chosen)
-
-
-@store.apart
-def logistic(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: tuple[View, ...],
-    penalties: tuple[float, ...],
-) -> None:
-    """Step: a logistic regression on a view in every run."""
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        fitted = protocol.fit(features.matrix(data, view, labels), labels, penalties)
-        return {"": fitted.score}, {"val": fitted.val, "C": fitted.c}
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
-
-
-@store.apart
-def difference_of_means(
-    out: Path, prompt_set: store.Artifact, harvested: store.Artifact, layer: int, views: tuple[View, ...]
-) -> None:
-    """Step: projection on the difference between the class means of train prompts."""
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        x, train = np.asarray(features.matrix(data, view, labels)), labels.where("train")
-        return {"": x @ (x[train & (labels.y == 1)].mean(0) - x[train & (labels.y == 0)].mean(0))}, {}
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
-
-
-@store.apart
-def attention_probe(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    decays: tuple[float, ...],
-    epochs: int,
-    runs: int,
-) -> None:
-    """Step: one learned query attends over the tokens from the user's text on; its weight decay is chosen on validation."""
-    tokens = attention.Tokens.of(harvested, layer, activations.summary_shape(harvested, layer)[0])
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        fitted = attention.fit(tokens, labels, decays, epochs, seed=run)
-        return {"": fitted.score}, {"val": fitted.val, "decay": fitted.c}
-
-    _every_run(out, prompt_set, harvested, layer, [{}] * runs, fit)
-
-
-@store.apart
-def single_latent(
-    out: Path, prompt_set: store.Artifact, harvested: store.Artifact, layer: int, views: tuple[View, ...]
-) -> None:
-    """Step: the one latent with the best AUROC on train, its sign included."""
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        x, train = np.asarray(features.matrix(data, view, labels)), labels.where("train")
-        values = protocol.column_aurocs(x[train], labels.y[train])
-        latent = int(np.argmax(np.abs(values - 0.5)))
-        sign = 1 if values[latent] >= 0.5 else -1
-        return {"": sign * x[:, latent]}, {"latent": latent, "sign": sign}
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
-
-
-def _ranked(x: np.ndarray, y: np.ndarray, rule: Rule, count: int) -> np.ndarray:
-    return protocol.by_mean_difference(x, y) if rule == "mean difference" else protocol.by_l1_path(x, y, count)
-
-
-def k_sparse_scores(
-    x: np.ndarray,
-    labels: Labels,
-    ks: Sequence[int],
-    penalties: Sequence[float],
-    rule: Rule = "mean difference",
-    train: np.ndarray | None = None,
-    y: np.ndarray | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """({k: scores}, choice): probes on the k latents that ``rule`` picks on train prompts, k chosen on validation.
-
-    By mean difference, then a logistic regression with C chosen on validation; by L1 path, then one without
-    regularisation. Of equal k the smallest wins.
-    """
-    train = labels.where("train") if train is None else train
-    y = labels.y if y is None else y
-    order = _ranked(x[train], y[train], rule, max(ks))
-    by_k = {str(k): order[:k] for k in sorted(ks) if k <= len(order)}
-    found, best = {}, ("", -1.0)
-    for k, which in by_k.items():
-        fitted = protocol.fit(
-            x[:, which], labels, penalties if rule == "mean difference" else (UNREGULARISED,), train, y
-        )
-        found[k] = fitted.score
-        if fitted.val > best[1] + protocol.TIE:
-            best = (k, fitted.val)
-    return found, {"best": best[0], "val": best[1], "latents": order[:20].tolist()}
-
-
-@store.apart
-def k_sparse(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: tuple[View, ...],
-    ks: tuple[int, ...],
-    penalties: tuple[float, ...],
-    rule: Rule = "mean difference",
-) -> None:
-    """Step: :func:`k_sparse_scores` of a view in every run."""
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        return k_sparse_scores(np.asarray(features.matrix(data, view, labels)), labels, ks, penalties, rule)
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
-
-
-@store.apart
-def by_size(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: tuple[View, ...],
-    ks: tuple[int, ...],
-    penalties: tuple[float, ...],
-) -> None:
-    """Step: a control's curve over k: the views with ``k`` and ``draw`` filled in, k chosen on validation; a k that a view
-    cannot give is left out."""
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        found, best = {}, ("", -1.0)
-        for k in sorted(ks):
-            x = features.matrix(data, {**view, "k": k, "draw": run}, labels)
-            if x.shape[1] < k:
-                break
-            fitted = protocol.fit(x, labels, penalties)
-            found[str(k)] = fitted.score
-            if fitted.val > best[1] + protocol.TIE:
-                best = (str(k), fitted.val)
-        return found, {"best": best[0], "val": best[1]}
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
-
-
-# -------------------------------------------------------------------------------------------------------- controls
-
-
-def changed(
-    labels: Labels, control: str, amount: float, run: int, texts: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, Labels]:
-    """(train [n] bool, labels to train on [n], labels to choose and report with) of a control.
-
-    These change what is trained on and leave validation as it is: "shuffle", train labels dealt out anew (``amount`` only
-    numbers the draw); "noise", a share ``amount`` of train clusters with their labels turned round; "size", ``amount``
-    train clusters, in the proportion of the classes. These change train and validation alike: "wrapped", with the benign
-    prompts inside train jailbreaks; "plain", without jailbroken copies and errands; "style" and "length", of those the
-    prompts of one style (:func:`lib.surface.one_style`) or of matched length.
+def scores(fitted: Artifact, setting: str | None = None) -> list[np.ndarray]:
+    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one.
 
     Raises:
-        ValueError: the control leaves too little to train on or to choose with.
+        TooFew: the probe could not be fit, or not with this setting in every run.
     """
-    rng = np.random.default_rng([run, round(1000 * amount)])
-    train, y = labels.where("train"), labels.y.copy()
-    groups = np.unique(labels.group[train])
-    if control == "shuffle":
-        y[train] = rng.permutation(y[train])
-    elif control == "noise":
-        here = train & np.isin(labels.group, rng.permutation(groups)[: round(amount * len(groups))])
-        y[here] = 1 - y[here]
-    elif control == "size":
-        if amount > len(groups):
-            raise ValueError(f"there are {len(groups)} train clusters, not {amount:g}")
-        kept: list[np.ndarray] = []
-        of_class = np.array([labels.y[train][labels.group[train] == g].max() for g in groups])
-        for label in (0, 1):
-            mine = rng.permutation(groups[of_class == label])
-            kept.append(mine[: max(2, round(amount * len(mine) / len(groups)))])
-        train = train & np.isin(labels.group, np.concatenate(kept))
-    elif control in ("wrapped", "plain", "style", "length"):
-        inside = labels.split != "ood"
-        plain = inside & labels.overall & np.isin(labels.slice, ["HarmBench", "chat"])
-        kept_inside = {
-            "wrapped": lambda: inside,
-            "plain": lambda: plain,
-            "style": lambda: plain & surface.one_style(texts),
-            "length": lambda: surface.one_length(texts, labels.y, plain, rng),
-        }[control]()
-        labels = dataclasses.replace(labels, overall=np.where(inside, kept_inside, labels.overall)).checked()
-        train = labels.where("train")
-    else:
-        raise ValueError(f"unknown control {control!r}")
-    return train, y, labels
-
-
-@store.apart
-def controlled(
-    out: Path,
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: tuple[View, ...],
-    control: str,
-    amounts: tuple[float, ...],
-    ks: tuple[int, ...],
-    penalties: tuple[float, ...],
-) -> None:
-    """Step: a probe under a control (:func:`changed`), one setting per amount; with ``ks``, k-sparse by mean difference.
-
-    At tiny sizes an amount can leave too little to train on; it is left out.
-    """
-    texts = [example.text for example in prompts.read(prompt_set)]
-
-    def fit(data: Data, view: View, labels: Labels, run: int) -> Found:
-        x, found, fits = features.matrix(data, view, labels), {}, []
-        for amount in amounts:
-            try:
-                train, y, mine = changed(labels, control, amount, run, texts)
-            except ValueError:
-                continue
-            if ks:
-                scored, choice = k_sparse_scores(np.asarray(x), mine, ks, penalties, train=train, y=y)
-                found[f"{amount:g}"], note = scored[choice["best"]], choice["best"]
-            else:
-                fitted = protocol.fit(x, mine, penalties, train, y)
-                found[f"{amount:g}"], note = fitted.score, f"{fitted.c:g}"
-            fits.append({"n": int(train.sum()), "harmful": int(y[train].sum()), "choice": note})
-        return found, {"best": next(reversed(found), ""), "fits": dict(zip(found, fits, strict=True))}
-
-    _every_run(out, prompt_set, harvested, layer, views, fit)
+    chosen, found = choices(fitted), load_file(fitted.path / "scores.safetensors")
+    names = [f"{run}/{choice['best'] if setting is None else setting}" for run, choice in enumerate(chosen)]
+    if missing := [name for name in names if name not in found]:
+        raise TooFew(f"no fit of run/setting {', '.join(missing)}")
+    return [found[name].astype(np.float64) for name in names]

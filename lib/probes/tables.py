@@ -1,221 +1,154 @@
-"""Results made of probes' scores: tables, curves, paired differences, and what the errors are."""
+"""Results made of probes' scores: tables of AUROCs by split and slice, paired differences, shares of a gap.
+
+Figures are means over runs. Every 95 % interval is Student's t on two variances: that of the mean under a bootstrap over
+clusters of base prompts, since a prompt and its jailbroken copies are not independent, and that of a mean over so few runs
+(:func:`lib.stats.interval`). Probes are compared on the same prompts and runs, so that differences are paired. What cannot
+be fit is left out with its reason, {"left out": why}, and the others stand.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from lib import activations, prompts, store
-from lib.probes import methods, protocol
-from lib.probes.features import Data, Fidelity, matrix
-from lib.probes.protocol import SPLITS, Labels
+from lib import stats
+from lib.probes import methods
+from lib.store import Artifact, result
+from lib.texts import examples
+from lib.texts.examples import SPLITS, Labels, TooFew
 
-SHOWN = 80  # characters of a prompt that an excerpt shows
-
-
-def _runs(prompt_set: store.Artifact, count: int) -> list[Labels]:
-    labels = Labels.of(prompts.read(prompt_set))
-    return [labels.drawn(run) for run in range(count)]
-
-
-@store.result
-def sweep(
-    prompt_set: store.Artifact, harvested: store.Artifact, layers: tuple[int, ...], c: float
-) -> list[dict[str, Any]]:
-    """Step: train and validation AUROC of the dense probe, with one C, at every layer and place: rows {layer, place, train,
-    val}. OOD data are not looked at."""
-    labels, rows = Labels.of(prompts.read(prompt_set)), []
-    for layer in tqdm(layers, desc="sweep", disable=None):
-        for place in activations.places(harvested, layer):
-            x = matrix(Data(prompt_set, harvested, layer), {"of": "residual", "place": place}, labels)
-            score = protocol.fit(x, labels, [c]).score
-            values = {s: roc_auc_score(labels.y[labels.where(s)], score[labels.where(s)]) for s in ("train", "val")}
-            rows.append({"layer": layer, "place": str(place), **values})
-    return rows
+Pick = tuple[Artifact, str | None]  # what :func:`lib.probes.methods.fit` made, and a setting or None for its own choice
+Splits = tuple[str, ...]
+TRANSFER = "ood - val"  # how much more one probe is ahead of the other out of distribution than on validation
+Scores = Sequence[np.ndarray]  # [n] of each run
+Entries = dict[str, dict[str, Any]]
 
 
-@store.result
-def tables(
-    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], times: int, seed: int, slices: bool = True
-) -> dict[str, dict[str, Any]]:
-    """Step: of several probes, :func:`lib.probes.protocol.table` at each one's own choice, with its choices by run."""
-    found = {}
-    for name, f in tqdm(fitted.items(), desc="tables", disable=None):
-        scores = methods.scores(f)
-        found[name] = protocol.table(_runs(prompt_set, len(scores)), scores, times, seed, slices)
-        found[name]["choices"] = methods.choices(f)
+def _each(
+    prompts: Artifact, named: Mapping[str, Sequence[Pick]], times: int, seed: int, row: Callable[..., dict[str, Any]]
+) -> Entries:
+    """{name: ``row`` of the labels in each run, the weights of resampled clusters [times, n], and each pick's scores}, over
+    the runs that all picks of a name have."""
+    labels, found = Labels.of(examples.read(prompts)), Entries()
+    weights = stats.draws(labels.group, labels.split == "ood", times, seed)  # those of every run
+    for name, picks in tqdm(named.items(), desc="tables", disable=None):
+        try:
+            scores = [methods.scores(*pick) for pick in picks]
+        except TooFew as reason:
+            found[name] = {"left out": str(reason)}
+            continue
+        runs = [labels.drawn(run) for run in range(min(map(len, scores)))]
+        found[name] = row(runs, weights, *(s[: len(runs)] for s in scores))
     return found
 
 
-@store.result
-def curves(
-    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], times: int, seed: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Step: of several probes, rows {setting, train, val, ood} over their settings (k, or the amount of a control)."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, f in tqdm(fitted.items(), desc="curves", disable=None):
-        found[name], runs = [], _runs(prompt_set, len(methods.choices(f)))
-        for setting in methods.settings(f):
-            entry = protocol.table(runs, methods.scores(f, setting), times, seed, slices=False)
-            fits = [choice["fits"][setting] for choice in methods.choices(f) if "fits" in choice]
-            found[name].append({"setting": float(setting), **{s: entry[s] for s in SPLITS}, "fits": fits})
+@result
+def table(
+    prompts: Artifact, picks: dict[str, Pick], times: int, seed: int, slices: bool = True, splits: Splits = SPLITS
+) -> Entries:
+    """Step: {probe: {split: entry; slices: {name: entry}; choices: what each run chose}}, looking at ``splits`` only.
+
+    An entry is {auroc, interval, seeds, n, harmful, recall, accuracy, alarms}: AUROC with its interval and its value in
+    each run; recall at 1 % false positives; accuracy, and share of harmless prompts flagged, at the threshold that is
+    best on validation. Slices are of OOD data, each ``against`` prompts of the other class, and ``n`` counts both.
+    """
+
+    def row(runs: Sequence[Labels], weights: np.ndarray, scores: Scores) -> dict[str, Any]:
+        cuts = [stats.best_threshold(r.y[r.where("val")], s[r.where("val")]) for r, s in zip(runs, scores, strict=True)]
+        found: dict[str, Any] = {
+            split: _entry(runs, weights, scores, [labels.where(split) for labels in runs], cuts) for split in splits
+        }
+        if slices and "ood" in splits:
+            found["slices"] = {
+                name: _entry(runs, weights, scores, [here] * len(runs), cuts) | {"against": against}
+                for name, (here, against) in _slices(runs[0]).items()
+            }
+        return found
+
+    rows = _each(prompts, {name: (pick,) for name, pick in picks.items()}, times, seed, row)
+    return {n: r if "left out" in r else r | {"choices": methods.choices(picks[n][0])} for n, r in rows.items()}
+
+
+def _slices(labels: Labels) -> dict[str, tuple[np.ndarray, str]]:
+    """{OOD slice: ([n] bool of it and what it is set against, the name of that)}: a harmful slice against the plain chat
+    prompts, a harmless one against plain AdvBench, the benign twins against the harmful questions; where there are no such
+    slices, against all prompts of the other class."""
+    found: dict[str, tuple[np.ndarray, str]] = {}
+    ood = labels.split == "ood"
+    for name in sorted(set(labels.slice[ood])):
+        here = ood & (labels.slice == name)
+        classes = np.unique(labels.y[here])
+        if len(classes) == 2:
+            found[name] = here, "its other class"
+            continue
+        reference = "chat" if classes[0] else "AdvBench"
+        reference = "question-form harmful" if name == "benign twins" else reference  # holds their harmful halves
+        other = ood & (labels.slice == reference) & (labels.y != classes[0])
+        if not other.any():
+            reference, other = "all others", labels.where("ood") & (labels.y != classes[0])
+        found[name] = here | other, reference
     return found
 
 
-Pair = tuple[store.Artifact, str | None]  # fitted probes, and a setting or None for their own choice
-
-
-@store.result
-def differences(
-    prompt_set: store.Artifact, pairs: dict[str, tuple[Pair, Pair]], times: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Step: {name: :func:`lib.probes.protocol.differences`, first minus second}."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, (a, b) in pairs.items():
-        one, two = methods.scores(*a), methods.scores(*b)
-        count = min(len(one), len(two))
-        found[name] = protocol.differences(_runs(prompt_set, count), one[:count], two[:count], times, seed)
-    return found
-
-
-@store.result
-def closed_gap(
-    prompt_set: store.Artifact,
-    dense: store.Artifact,
-    before: store.Artifact,
-    after: store.Artifact,
-    setting: str,
-    times: int,
-    seed: int,
+def _entry(
+    runs: Sequence[Labels], weights: np.ndarray, scores: Scores, where: Sequence[np.ndarray], cuts: Sequence[float]
 ) -> dict[str, Any]:
-    """Step: share of the OOD gap between ``before`` and the dense probe that ``after`` closes, both at one setting:
-    {share, interval, gap, gap_interval}."""
-    scores = [methods.scores(dense), methods.scores(before, setting), methods.scores(after, setting)]
-    runs = _runs(prompt_set, len(scores[0]))
-    samples, seeds = [], []
-    for run, labels in enumerate(runs):
-        here = labels.where("ood")
-        weights = protocol.resampled(labels, times, seed)[:, here]
-        samples.append([protocol.weighted_aurocs(labels.y[here], s[run][here], weights) for s in scores])
-        seeds.append([float(roc_auc_score(labels.y[here], s[run][here])) for s in scores])
-    top, low, high = np.mean(seeds, axis=0)
-    gap = protocol.interval([a - b for a, b, _ in samples], [a - b for a, b, _ in seeds], (-2.0, 2.0))
-    found = {"gap": top - low, "gap_interval": gap, "share": 0.0, "interval": [-1e3, 1e3]}
-    if abs(top - low) > 1e-6:  # else there is no gap to close a share of
-        share = (high - low) / (top - low)
-        # Fieller's way: the share is whatever makes (high - low) - share * (top - low) compatible with 0.
-        inside = [r for r in np.linspace(-5, 6, 1101) if _compatible(samples, seeds, r)]
-        found |= {"share": share, "interval": [min(inside, default=share), max(inside, default=share)]}
-    return found
+    samples, rows = [], []
+    for labels, score, here, cut in zip(runs, scores, where, cuts, strict=True):
+        y, s = labels.y[here], score[here]
+        samples.append(stats.aurocs(y, s, weights[:, here]))
+        rows.append((roc_auc_score(y, s), stats.recall(y, s), ((s > cut) == y).mean(), (s[y == 0] > cut).mean()))
+    seeds, *others = (list(column) for column in zip(*rows, strict=True))
+    return {
+        "auroc": np.mean(seeds),
+        "interval": stats.interval(samples, seeds, (0.0, 1.0)),
+        "seeds": seeds,
+        "n": where[0].sum(),
+        "harmful": runs[0].y[where[0]].sum(),
+        **dict(zip(("recall", "accuracy", "alarms"), map(np.mean, others), strict=True)),
+    }
 
 
-def _compatible(samples: Sequence[Sequence[np.ndarray]], seeds: Sequence[Sequence[float]], share: float) -> bool:
-    rest = [(high - low) - share * (top - low) for top, low, high in samples]
-    values = [(high - low) - share * (top - low) for top, low, high in seeds]
-    low, high = protocol.interval(rest, values, (-100.0, 100.0))
-    return low <= 0 <= high
+def _compared(runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]) -> tuple[list, list]:
+    """(samples, values) of several probes' AUROCs on a split, both [run][probe]."""
+    samples, values = [], []
+    for labels, *of_run in zip(runs, *scores, strict=True):
+        here = labels.where(split)
+        samples.append([stats.aurocs(labels.y[here], s[here], weights[:, here]) for s in of_run])
+        values.append([float(roc_auc_score(labels.y[here], s[here])) for s in of_run])
+    return samples, values
 
 
-@store.result
-def fidelity(
-    prompt_set: store.Artifact,
-    harvested: store.Artifact,
-    layer: int,
-    views: dict[str, dict[str, dict[str, Any]]],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Step: {SAE: {place: :meth:`lib.probes.features.Fidelity.value`}} on the prompts, so relative to the variance between
-    prompts at that place. ``views`` {SAE: {place: view without "of"}} say which; pooled, L0 is that of the user's tokens.
-    """
-    labels, data = Labels.of(prompts.read(prompt_set)), Data(prompt_set, harvested, layer)
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, by_place in views.items():
-        found[name] = {}
-        for place, view in by_place.items():
-            x, again, f = (
-                torch.from_numpy(np.asarray(matrix(data, {**view, "of": of}, labels)))
-                for of in ("residual", "reconstruction", "latents")
-            )
-            here = Fidelity(x.shape[1])
-            here.add(x, again, f)
-            found[name][place] = here.value()
-            if "pooled" in view:
-                tokens = json.loads((view["pooled"].path / "fidelity.json").read_text(encoding="utf-8"))
-                found[name][place]["l0"] = tokens["l0"]
-    return found
+@result
+def differences(prompts: Artifact, pairs: dict[str, tuple[Pick, Pick]], times: int, seed: int) -> Entries:
+    """Step: {pair: {split or :data:`TRANSFER`: {difference, interval, seeds}}}: AUROC of the first minus the second, on the
+    same prompts and runs."""
+
+    def row(runs: Sequence[Labels], weights: np.ndarray, *scores: Scores) -> dict[str, Any]:
+        gaps = {}
+        for split in SPLITS:
+            samples, values = _compared(runs, weights, split, scores)
+            gaps[split] = [a - b for a, b in samples], [a - b for a, b in values]
+        more = [[x - y for x, y in zip(*of, strict=True)] for of in zip(gaps["ood"], gaps["val"], strict=True)]
+        gaps[TRANSFER] = more[0], more[1]
+        return {
+            split: {"difference": np.mean(seeds), "interval": stats.interval(drawn, seeds, (-2.0, 2.0)), "seeds": seeds}
+            for split, (drawn, seeds) in gaps.items()
+        }
+
+    return _each(prompts, pairs, times, seed, row)
 
 
-@store.result
-def errors(
-    prompt_set: store.Artifact, fitted: dict[str, store.Artifact], count: int
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Step: of each probe's first run, the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct
-    clusters: {probe: {harmless, harmful: rows {slice, excerpt, rank}}}; rank is the share of the other class beyond it."""
-    examples = prompts.read(prompt_set)
-    labels = Labels.of(examples)
-    ood = np.flatnonzero(labels.where("ood"))
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for name, f in fitted.items():
-        score = methods.scores(f)[0]
-        found[name] = {}
-        for label, kind, sign in ((0, "harmless", -1), (1, "harmful", 1)):
-            mine = ood[labels.y[ood] == label]
-            other = score[ood[labels.y[ood] != label]]
-            rows: list[dict[str, Any]] = []
-            seen: set[int] = set()
-            for i in mine[np.argsort(sign * score[mine], kind="stable")].tolist():
-                if labels.group[i] in seen:
-                    continue
-                seen.add(int(labels.group[i]))
-                beyond = (other < score[i]).mean() if label == 0 else (other > score[i]).mean()
-                rows.append({"slice": str(labels.slice[i]), "excerpt": excerpt(examples[i].text), "rank": beyond})
-                if len(rows) == count:
-                    break
-            found[name][kind] = rows
-    return found
+@result
+def closed(prompts: Artifact, triples: dict[str, tuple[Pick, Pick, Pick]], times: int, seed: int) -> Entries:
+    """Step: {name: {share, interval, gap, gap_interval}}: share of the OOD gap from the second to the first that the third
+    closes (:func:`lib.stats.share_closed`)."""
 
+    def row(runs: Sequence[Labels], weights: np.ndarray, *scores: Scores) -> dict[str, Any]:
+        return stats.share_closed(*_compared(runs, weights, "ood", scores))
 
-def excerpt(text: str) -> str:
-    """The end of a prompt, where jailbreaks put the request, in at most :data:`SHOWN` characters of one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
-
-
-@store.result
-def refusal_rates(measured: store.Artifact, times: int, seed: int) -> list[dict[str, Any]]:
-    """Step: rows {kind, transform, n, rate, log_odds, log_odds_interval}, bootstrap over base prompts."""
-    columns = {name: np.array(values) for name, values in measured.value.items()}
-    rows = []
-    for kind in dict.fromkeys(columns["kind"].tolist()):
-        for transform in dict.fromkeys(columns["transform"].tolist()):
-            here = (columns["kind"] == kind) & (columns["transform"] == transform)
-            # Base prompts of a kind are in clusters of their own, but for a few; a prompt is asked once in each transform.
-            odds, rate = columns["log_odds"][here], columns["refused"][here].mean()
-            drawn = np.random.default_rng(seed).choice(odds, (times, len(odds))).mean(1)
-            row = {"kind": kind, "transform": transform, "n": int(here.sum()), "rate": rate}
-            rows.append(row | {"log_odds": odds.mean(), "log_odds_interval": np.percentile(drawn, [2.5, 97.5])})
-    return rows
-
-
-@store.result
-def rule_check(measured: store.Artifact, judged: list[list[Any]]) -> dict[str, Any]:
-    """Step: the refusal rule against a reader's judgement of the same answers: {n, both, rule_only, reader_only, neither}.
-
-    ``judged`` has rows [kind, transform, base, refused].
-    """
-    columns = measured.value
-    rule = dict(
-        zip(zip(*(columns[n] for n in ("kind", "transform", "base")), strict=True), columns["refused"], strict=True)
-    )
-    pairs = [
-        (rule[(kind, transform, base)], bool(reader))
-        for kind, transform, base, reader in judged
-        if (kind, transform, base) in rule
-    ]
-    counts = {"both": (True, True), "rule_only": (True, False), "reader_only": (False, True), "neither": (False, False)}
-    return {"n": len(pairs), **{name: sum(pair == which for pair in pairs) for name, which in counts.items()}}
+    return _each(prompts, triples, times, seed, row)

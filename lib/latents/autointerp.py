@@ -8,7 +8,7 @@ over the quantiles, non-activating) and correlate with the truth. The explainer 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from lib import activations, store
+from lib import activations
 from lib.config import AutointerpSection, ModelSection
-from lib.debugging import token_texts
+from lib.latents.cards import token_texts
 from lib.lm import model
 from lib.sae import training
+from lib.sae.variants import SAE
+from lib.stats import percentiles
+from lib.store import Artifact, result
 
 LEVELS = 10  # activations are predicted on a scale of 0 to 10
 
@@ -34,6 +37,7 @@ class Window:
 
     @property
     def peak(self) -> float:
+        """Its strongest activation."""
         return max(self.values)
 
 
@@ -136,10 +140,18 @@ def windows_of(source: activations.Activations, width: int, limit: int, seed: in
     return np.stack(found), np.array(owners)
 
 
-@store.result
+def _encoded(sae: SAE, source: activations.Activations, rows: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(which windows, their latents [windows, width, M]), 256 windows at a time."""
+    with torch.inference_mode():
+        for at in range(0, len(rows), 256):
+            f = sae.encode(source.gather(rows[at : at + 256].ravel()))
+            yield slice(at, at + 256), f.view(-1, rows.shape[1], f.shape[1])
+
+
+@result
 def evaluate(
-    trained: store.Artifact,
-    harvested: store.Artifact,
+    sae: Artifact,
+    harvest: Artifact,
     lm: ModelSection,
     layer: int,
     section: AutointerpSection,
@@ -155,17 +167,14 @@ def evaluate(
     percentile bootstrap over the draws. Returns {uniform, weighted: {mean, interval, n}, eligible, latents,
     eligible_firing, windows, scored: [{latent, frequency, score, patterns}]}.
     """
-    source, sae = activations.read(harvested, layer), training.load(trained)
+    source, trained = activations.read(harvest, layer), training.load(sae)
     rows, owner = windows_of(source, section.window, limit, seed)
     tokens = source.column("token")[rows]
-    count, width = rows.shape
-    fired = np.zeros(sae.config.latents, np.int64)
-    in_windows = np.zeros(sae.config.latents, np.int64)
-    with torch.inference_mode():
-        for at in range(0, count, 256):
-            active = sae.encode(source.gather(rows[at : at + 256].ravel())) > 0
-            fired += active.sum(0).numpy()
-            in_windows += active.view(-1, width, active.shape[1]).any(1).sum(0).numpy()
+    fired = np.zeros(trained.config.latents, np.int64)
+    in_windows = np.zeros(trained.config.latents, np.int64)
+    for _, f in _encoded(trained, source, rows):
+        fired += (f > 0).sum((0, 1)).numpy()
+        in_windows += (f > 0).any(1).sum(0).numpy()
     needed = 2 * 2 * (section.examples // 3) + 4  # two halves, two active thirds each, and a margin for the split
     eligible = np.flatnonzero(in_windows >= needed)
     if not len(eligible):
@@ -177,35 +186,28 @@ def evaluate(
         "weighted": rng.choice(eligible, section.latents, p=weights),
     }
     wanted = np.unique(np.concatenate(list(draws.values())))
-    values = np.empty((len(wanted), count, width), np.float32)
-    columns = torch.from_numpy(wanted)
-    with torch.inference_mode():
-        for at in range(0, count, 256):
-            f = sae.encode(source.gather(rows[at : at + 256].ravel()))[:, columns]
-            values[:, at : at + 256] = f.T.reshape(len(wanted), -1, width).numpy()
+    values = np.empty((len(wanted), *rows.shape), np.float32)
+    for part, f in _encoded(trained, source, rows):
+        values[:, part] = f[:, :, torch.from_numpy(wanted)].permute(2, 0, 1).numpy()
     tokenizer = model.tokenizer(lm)
     scored: dict[int, dict[str, Any]] = {}
     for number, latent in enumerate(wanted.tolist()):
         done = score_latent(tokens, values[number], owner, section.examples, np.random.default_rng([seed, latent]))
         if done is not None:
-            scored[latent] = {
-                "latent": latent,
-                "frequency": float(fired[latent] / rows.size),
-                "score": done[0],
-                "patterns": _patterns(done[1], tokenizer),
-            }
+            frequency, patterns = fired[latent] / rows.size, _patterns(done[1], tokenizer)
+            scored[latent] = {"latent": latent, "frequency": frequency, "score": done[0], "patterns": patterns}
     out: dict[str, Any] = {}
     for scheme, drawn in draws.items():
         points = np.array([scored[i]["score"] for i in drawn.tolist() if i in scored])
         if not len(points):
             raise ValueError("no latent could be scored: raise corpora.train_tokens or lower autointerp.examples")
         means = rng.choice(points, (bootstrap, len(points))).mean(1)
-        out[scheme] = {"mean": points.mean(), "interval": np.percentile(means, [2.5, 97.5]), "n": len(points)}
+        out[scheme] = {"mean": points.mean(), "interval": percentiles(means), "n": len(points)}
     return out | {
         "eligible": len(eligible),
-        "latents": sae.config.latents,
+        "latents": trained.config.latents,
         "eligible_firing": float(fired[eligible].sum() / max(1, fired.sum())),
-        "windows": count,
+        "windows": len(rows),
         "scored": list(scored.values()),
     }
 

@@ -1,0 +1,1 @@
+"""Single latents: cards that show them, explanations and how well these predict."""

