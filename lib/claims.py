@@ -57,6 +57,7 @@ class Claim(_Row):
     needs: dict[str, Test] = {}
     post: dict[str, float] = {}
     open: bool = False
+    unit: str = "difference of AUROC"
     fixed: datetime.date
     amended: str = ""
     notebook: str
