@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | probe | site | promote | check | drift | bench``."""
+"""Command line: ``python -m lib.report fetch | run | probe | site | promote | check | drift``."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ import argparse
 import json
 import sys
 
-from lib import config, labelled, results, sources, store
-from lib.lm.model import ModelError
-from lib.probes.protocol import LeakError
-from lib.report import bench, compare, notebooks, promotion, runner, site
+from lib import config, pages, sources, store
+from lib.report import compare, notebooks, promotion, runner, site
 from lib.study import Study
 
-EXPECTED = (
-    config.ConfigError,
-    sources.SourceError,
-    ModelError,
-    store.ArtifactError,
-    notebooks.ReportError,
-    labelled.DataError,
-    LeakError,
-    OSError,
-)
+SPLITS = {"train": "train", "val": "validation", "ood": "OOD"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,27 +41,38 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
         commands.add_parser(name, help=text).add_argument("--profile", default="report")
     commands.add_parser("check", help="compare the committed notebooks with their sources")
-    commands.add_parser("bench", help="speed of training and harvest beside the peers, to data/bench.json")
     commands.add_parser("drift", help="compare numbers and figures of the last report run with the committed ones")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Execute, build the site, promote; says what it cost, which sentences do not hold, and where to look.
+
+    Raises:
+        ReportError: a sentence is not true of a ``report`` run.
+    """
     promotion.finish()  # of a run that was broken off while it was promoted
     overrides = dict(runner.parse_setting(text) for text in options.settings)
     config.load(options.profile, overrides)
     seconds = runner.run(options.profile, options.notebooks, overrides, options.cell_timeout)
-    complete = not options.notebooks
-    if complete:
-        print(f"site: {site.build(options.profile)}")
+    built, complete = runner.build_folder(options.profile), not options.notebooks
     record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
-    store.write_atomic(runner.build_folder(options.profile) / "cost.json", json.dumps(record, indent=1) + "\n")
+    store.write_atomic(built / "cost.json", json.dumps(record, indent=1) + "\n")
+    print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
+    if complete:
+        print(f"to read it, open {site.build(options.profile)} in a browser")
     if complete and not overrides:
-        store.write_atomic(runner.build_folder(options.profile) / promotion.COMPLETE, "{}\n")
-    if complete and not overrides and options.profile == "report":
+        store.write_atomic(built / promotion.COMPLETE, "{}\n")
+    unfounded = [line for name in seconds for line in notebooks.failed(built / "notebooks" / f"{name}.ipynb")]
+    for line in unfounded:
+        print(f"not true of this run: {line}")
+    if options.profile != "report" or overrides:
+        return
+    if unfounded:
+        raise notebooks.ReportError(f"{len(unfounded)} sentences are not true of this run: mend each with its expect")
+    if complete:
         promotion.promote("report")
         print("promoted to notebooks/, figures/ and data/results/")
-    print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
 
 
 def _probe(options: argparse.Namespace) -> str:
@@ -83,18 +83,18 @@ def _probe(options: argparse.Namespace) -> str:
     profile = config.load(options.profile, overrides)
     store.open_store("probe")
     study = Study(profile)
-    try:
-        recipe = study.probe_tables if options.saes else study.plain_tables
-        explained = (
-            f"AUROC with 95 % intervals, {profile.probes.seeds} runs; dense: layer {profile.layer}, "
-            f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/{recipe.name}.json"
-        )
-        return f"{results.probe_table(recipe.value)}\n\n{explained}"
-    except ValueError as error:
-        if isinstance(error, EXPECTED):
-            raise
-        few = "; the train prompts may be too few to fit a probe" if "no terms remain" in str(error) else ""
-        raise labelled.DataError(f"{options.data}: {error}{few}") from error
+    recipe = study.probe_tables if options.saes else study.plain_tables
+    found = sorted(recipe.value.items(), key=lambda item: -item[1]["ood"]["auroc"])
+    rows = [
+        (name, *(pages.interval(e[split]) for split in ("train", "val", "ood")), f"{e['ood']['recall']:.3f}")
+        for name, e in found
+    ]
+    counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
+    return (
+        f"{pages.table(rows, ('probe', *SPLITS.values(), 'OOD recall at 1 % FP')).data}\n\n"
+        f"AUROC with 95 % intervals, {profile.probes.seeds} runs; prompts: {counts}. Dense: layer {profile.layer}, "
+        f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/{recipe.name}.json"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,8 +112,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(site.build(options.profile))
         elif options.command == "promote":
             promotion.promote(options.profile)
-        elif options.command == "bench":
-            print(bench.run())
         elif options.command == "check":
             found = [
                 line
@@ -126,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = compare.drift_from_head(runner.build_folder("report"))
             print("\n".join(found) or "the run agrees with the committed results")
             return 1 if found else 0
-    except EXPECTED as error:
+    except (config.Expected, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -13,10 +13,10 @@ from typing import Any
 import jupytext
 import nbformat
 
-from lib import config
+from lib import config, pages
 
 
-class ReportError(RuntimeError):
+class ReportError(config.Expected, RuntimeError):
     """A step of the report that failed; says where and what to do."""
 
 
@@ -72,7 +72,8 @@ def normalise(notebook: Any) -> Any:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
             if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
+                said = {kind: {"alt": m["alt"]} for kind, m in output.metadata.items() if "alt" in m}
+                output.metadata = nbformat.from_dict(said)  # what a picture shows, for those who do not see it
     out.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -107,12 +108,11 @@ def differences(name: str, executed: Path) -> list[str]:
     return found
 
 
-def checked_outputs(notebook: Any) -> int:
-    """Outputs that nbval compares: those of executed cells that carry text."""
-    texts = ("text/plain", "text/html", "text/markdown")
-    return sum(
-        bool(set(output.get("data", {})) & set(texts)) or output.output_type == "stream"
-        for cell in notebook.cells
-        if cell.cell_type == "code" and cell.execution_count is not None
-        for output in cell.outputs
+def failed(executed: Path) -> list[str]:
+    """Sentences of an executed notebook that its numbers do not bear out, each after the notebook's name."""
+    texts = (
+        str(output.get("data", {}).get("text/markdown", ""))
+        for cell in nbformat.read(executed, as_version=4).cells
+        for output in cell.get("outputs", [])
     )
+    return [f"{executed.stem}: {text.removeprefix(pages.MARK)}" for text in texts if text.startswith(pages.MARK)]

@@ -44,29 +44,12 @@ def with_headline(readme: str, headline: str) -> str:
     return f"{before}{begin}\n{headline.strip()}\n{end}{after}"
 
 
-def as_list(headlines: dict[str, str]) -> str:
-    """Headlines as the README shows them: the verdict, then a list."""
-    lines = [f"- {line}" for name, line in headlines.items() if name != "verdict"]
-    return "\n".join([*([headlines["verdict"], ""] if "verdict" in headlines else []), *lines])
-
-
-def with_inputs(results: Path, used: set[str]) -> set[str]:
-    """File names ``used`` and those of the results that they were made of, which a run that finds them done does not read."""
-    records = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
-    found, todo = set(used), [name for name in used if name in records]
-    while todo:
-        inputs = json.dumps(records[todo.pop()].get("config"))
-        fresh = [name for name, record in records.items() if name not in found and f'"{record.get("key")}"' in inputs]
-        found.update(fresh)
-        todo += fresh
-    return found
-
-
 def promote(profile: str) -> None:
     """Stage a complete run and put it in place. Broken off, :func:`finish` completes it at the next call.
 
     Raises:
-        ReportError: the profile is not ``report``, the run was not complete, or it lacks a notebook, a figure or a result.
+        ReportError: the profile is not ``report``, the run was not complete, it lacks a notebook, a figure or a result, or a
+            sentence is not true of it.
     """
     if profile != "report":
         raise ReportError(f"only a report run is promoted, not {profile!r}")
@@ -75,13 +58,17 @@ def promote(profile: str) -> None:
     if not (built / COMPLETE).exists():
         raise ReportError("the last report run was partial, failed or had overrides: run make report")
     for name in notebooks.names():
-        if found := notebooks.differences(name, built / "notebooks" / f"{name}.ipynb"):
+        executed = built / "notebooks" / f"{name}.ipynb"
+        if found := notebooks.differences(name, executed):
             raise ReportError(found[0])
+        if found := notebooks.failed(executed):
+            raise ReportError(
+                f"not true of this run: {found[0]}. Mend the sentence and its expect, and run make report again"
+            )
     stage = config.build_dir() / "promotion"
     shutil.rmtree(stage, ignore_errors=True)
     events = [json.loads(line) for line in (built / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     used = {f"{event['name']}.json" for event in events if event["event"] == "used"}
-    used = with_inputs(built / "results", used)
     for folder, (pattern, _) in _targets().items():
         (stage / folder).mkdir(parents=True)
         for path in sorted((built / folder).glob(pattern)):
@@ -91,8 +78,8 @@ def promote(profile: str) -> None:
                 shutil.copy(path, stage / folder / path.name)
         if not any((stage / folder).iterdir()):
             raise ReportError(f"the run has no {folder}: run make report again")
-    if not (stage / "results" / "headlines.json").is_file():
-        raise ReportError("the run has no headlines: run make report again")
+    if not (stage / "results" / "headline.json").is_file():
+        raise ReportError("the run has no headline: run make report again")
     store.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
     finish()
 
@@ -112,9 +99,9 @@ def finish() -> bool:
         for old in target.glob(pattern):
             if old.is_file() and old.name not in staged and not old.name.startswith("."):
                 old.unlink()
-    summary = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text(encoding="utf-8"))
+    summary = json.loads((config.ROOT / "data" / "results" / "headline.json").read_text(encoding="utf-8"))
     readme = config.ROOT / "README.md"
-    text = with_headline(readme.read_text(encoding="utf-8"), as_list(summary["payload"]))
+    text = with_headline(readme.read_text(encoding="utf-8"), summary["payload"])
     store.write_atomic(readme, text)
     _journal().unlink()
     shutil.rmtree(stage, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 from lib import config
-from lib.report import bench, notebooks
+from lib.report import notebooks
 from lib.report.notebooks import ReportError
 
 TITLE = "SAEs on a real task"
@@ -32,14 +33,34 @@ def _math_block(translator: Any, node: Any) -> None:
     raise nodes.SkipNode
 
 
+def _describe(app: Any, document: Any) -> None:
+    for image in document.findall(nodes.image):
+        image["alt"] = app.config.figure_alts.get(Path(image["uri"]).stem, "")
+
+
 def setup(app: Any) -> dict[str, Any]:
-    """Sphinx extension: formulas as MathML, so that no page needs a script from elsewhere."""
+    """Sphinx extension: formulas as MathML, so that no page needs a script from elsewhere; figures with their alt texts, which
+    myst-nb does not read, by the hash that it names files after."""
+    app.add_config_value("figure_alts", {}, "env")
+    app.connect("doctree-read", _describe)
     app.add_html_math_renderer("mathml", (_math_inline, None), (_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _settings() -> dict[str, Any]:
+def _alts(notebook: Any) -> dict[str, str]:
+    """{SHA-256 of a picture: what it shows}."""
+    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
     return {
+        hashlib.sha256(base64.b64decode(o.data["image/png"])).hexdigest(): o.metadata.get("image/png", {}).get(
+            "alt", ""
+        )
+        for o in pictures
+    }
+
+
+def _settings(alts: dict[str, str]) -> dict[str, Any]:
+    return {
+        "figure_alts": alts,
         "project": TITLE,
         "html_title": TITLE,
         "extensions": ["myst_nb", "lib.report.site"],
@@ -49,6 +70,8 @@ def _settings() -> dict[str, Any]:
         "nb_execution_mode": "off",
         "nb_merge_streams": True,
         "nb_render_markdown_format": "myst",  # computed tables and links between pages
+        "nb_code_prompt_show": "show the code",  # of cells tagged hide-input
+        "nb_code_prompt_hide": "hide the code",
         "html_static_path": ["_static"],
         "html_css_files": ["report.css"],
         "html_show_sphinx": False,
@@ -74,15 +97,17 @@ def build(profile: str) -> Path:
     (source / "_static").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("report.css"), source / "_static" / "report.css")
     pages, extra = sorted(notebooks.names()), []
-    if bench.path().is_file():  # measured by make bench, by no notebook
-        record = json.loads(bench.path().read_text(encoding="utf-8"))
-        (source / "speed.md").write_text(f"# Speed\n\n{bench.table(record)}", encoding="utf-8")
+    alts: dict[str, str] = {}
+    speed = config.ROOT / "data" / "bench.md"
+    if speed.is_file():  # measured by make bench, by no notebook
+        (source / "speed.md").write_text(f"# Speed\n\n{speed.read_text(encoding='utf-8')}", encoding="utf-8")
         extra.append("speed")
     for name in pages:
         executed = folder / "notebooks" / f"{name}.ipynb"
         if not executed.is_file():
             raise ReportError(f"{name} was not executed at profile {profile}: run make report PROFILE={profile}")
         notebook = nbformat.read(executed, as_version=4)
+        alts |= _alts(notebook)
         if name == pages[0]:
             listing = "\n".join([*pages[1:], *extra])
             notebook.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n{listing}\n```"))
@@ -95,7 +120,7 @@ def build(profile: str) -> Path:
             str(out),
             str(folder / "site-doctrees"),
             "html",
-            confoverrides=_settings(),
+            confoverrides=_settings(alts),
             status=None,
             warning=messages,
         )

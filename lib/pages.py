@@ -1,0 +1,171 @@
+"""What a notebook shows: figures with captions, tables, data text that stays text, code of ``lib``, and the facts and numbers
+that its sentences rest on."""
+
+import ast
+import base64
+import html
+import inspect
+import io
+import json
+import os
+import platform
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from lib import config, store
+
+CONTENT_NOTE = Markdown(
+    "> **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut "
+    "short; no model answers to them are kept."
+)
+MARK = "> **Not so in this run.** This sentence is about the committed one: "  # what a failed expectation shows
+SHOWN = 80  # characters of a prompt that an excerpt shows
+WORDS = 40  # of a caption, at most
+
+
+class PageError(config.Expected, ValueError):
+    """A page that cannot be made as it is written; says which sentence or figure, and why."""
+
+
+def banner(profile: str, overrides: Mapping[str, Any]) -> Markdown | None:
+    """What stands at the top of a page that is not the report's own; None on one that is."""
+    if profile == "report" and not overrides:
+        return None
+    changes = "".join(f", {name} = {literal(str(value))}" for name, value in overrides.items())
+    return Markdown(
+        f"> **Made at profile {literal(profile)}{changes}**, not at `report`: the numbers are this run's, the sentences are "
+        "about the committed one. Where a finding does not hold here, the page says so."
+    )
+
+
+def expect(fact: bool, sentence: str) -> None:
+    """State the fact that a sentence beside it rests on. Where it is false the page is marked, and a ``report`` run with such a
+    mark is not promoted."""
+    if not fact:
+        display(Markdown(f"{MARK}{sentence}"))
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Text with its slots filled: ``{name.of.value:.3f}`` is ``values["name"]["of"]["value"]``, a number or a text. Only dicts
+    and, by number, lists are looked into.
+
+    Raises:
+        PageError: a slot without such a value, or with a format that this does not fit; names the slot.
+    """
+    parts = []
+    for said, slot, form, conversion in Formatter().parse(template):
+        parts.append(said)
+        if slot is None:
+            continue
+        found: Any = values
+        try:
+            for name in slot.split("."):
+                found = found[int(name)] if isinstance(found, list) else dict(found)[name]
+            if conversion or not isinstance(found, int | float | str):
+                raise TypeError("neither a number nor a text")
+            parts.append(format(found, form or ""))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise PageError(f"cannot fill the slot {{{slot}}}: {type(error).__name__} {error}") from None
+    return "".join(parts)
+
+
+def publish(figure: Figure, name: str, caption: str, alt: str) -> None:
+    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three.
+
+    Raises:
+        PageError: the caption is longer than :data:`WORDS`, or there is no alternative text.
+    """
+    if len(caption.split()) > WORDS or not alt.strip():
+        raise PageError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
+    folder, buffer = config.build_dir() / store.active().profile / "figures", io.BytesIO()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})  # no version: same bytes every time
+    plt.close(figure)
+    (folder / f"{name}.png").write_bytes(buffer.getvalue())
+    said = {"caption": caption, "alt": alt}
+    store.write_atomic(folder / f"{name}.json", json.dumps(said, ensure_ascii=False) + "\n")
+    picture = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": name}
+    display(picture, raw=True, metadata={"image/png": {"alt": alt}})
+    display(Markdown(f"**Figure {name}.** {caption}"))
+
+
+def source(thing: Any) -> Markdown:
+    """The code of a function or class of ``lib`` as it runs, without docstrings."""
+    lines: list[str | None] = [*textwrap.dedent(inspect.getsource(thing)).splitlines()]
+    for node in ast.walk(ast.parse("\n".join(map(str, lines)))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            first, last = node.body[0].lineno, node.body[0].end_lineno or node.body[0].lineno
+            lines[first - 1 : last] = [None] * (last - first + 1)
+    code = "\n".join(line for line in lines if line is not None)
+    where = Path(inspect.getfile(inspect.unwrap(thing))).relative_to(config.ROOT).as_posix()
+    return Markdown(f"```python\n# {where}\n{code}\n```")
+
+
+def interval(entry: Mapping[str, Any], value: str = "auroc", digits: int = 3) -> str:
+    """ "0.987 [0.981, 0.992]"."""
+    low, high = entry.get(f"{value}_interval", entry.get("interval"))
+    return f"{entry[value]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> Markdown:
+    """A Markdown table; cells are text already, pipes in them escaped."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
+def literal(text: str) -> str:
+    """Data text for a Markdown cell: every character that could be markup, in Markdown or in HTML, is an entity."""
+    return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
+
+
+def excerpt(text: str) -> str:
+    """The end of a prompt, where jailbreaks put the request, in at most :data:`SHOWN` characters of one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
+
+
+def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTML:
+    """A latent's strongest contexts {side: [{tokens, values}]}, activations as background. All text of data is escaped."""
+    top = max((v for side in contexts.values() for c in side for v in c["values"]), default=1.0) or 1.0
+    parts = [f"<p><b>{html.escape(title)}</b></p>"]
+    for side, shown in contexts.items():
+        lines = []
+        for context in shown:
+            pairs = zip(map(html.escape, context["tokens"]), context["values"], strict=True)
+            marked = (
+                f'<span style="background:rgba(230,159,0,{0.75 * max(0.0, v) / top:.2f})">{t}</span>' for t, v in pairs
+            )
+            lines.append(f"<li><code>…{''.join(marked)}…</code></li>".replace("\n", "⏎"))
+        parts.append(f"<div><i>{html.escape(side)}</i><ul>{''.join(lines) or '<li>never fires</li>'}</ul></div>")
+    return HTML(f'<div class="latent-card" style="background:#fff;color:#222;padding:0.6em">{"".join(parts)}</div>')
+
+
+@store.result
+def headline(text: str) -> str:
+    """Step: what README and the site's first page say, as notebook 00 filled it in."""
+    return text
+
+
+@store.result
+def provenance(profile: str, model: str) -> dict[str, str]:
+    """Step: what the run ran on. Versions and hardware, no names or paths of a machine."""
+    packages = ("torch", "transformers", "scikit-learn", "numpy", "scipy", "safetensors")
+    return {
+        "profile": profile,
+        "model": "SmolLM2-135M-Instruct (packaged GGUF, Q4_1, dequantised)" if model == "packaged" else model,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": str(os.cpu_count()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **{name: version(name) for name in packages},
+    }
