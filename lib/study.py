@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 from IPython import get_ipython
-from IPython.display import Markdown, display
 
 from lib import config, store, wheels
 from lib.config import Profile
@@ -28,7 +27,8 @@ from lib.probes.views import Embedding, Latents, Residual, Surface, View, Words
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
 from lib.store import Artifact
-from lib.texts import corpora, files, prompts, sources, transforms
+from lib.texts import corpora, files, prompts, transforms
+from lib.texts.corpora import Corpus
 
 NOTHING = Change()
 Fitted = Artifact | Pick  # probes at their own choice of setting, or at a named one
@@ -51,8 +51,8 @@ class Study:
     def prompts(self) -> Artifact:
         """The report's labelled prompts."""
         p = self.profile
-        rows = sources.rows(p.sources, *prompts.SOURCES)
-        return prompts.prompt_set(p.prompts, rows, transforms.every(), p.seed)
+        rows, rewrites = prompts.sources_of(p.sources), tuple(transforms.every().values())
+        return prompts.prompt_set(p.prompts, rows, rewrites, p.seed)
 
     @cached_property
     def labelled(self) -> Artifact:
@@ -69,13 +69,12 @@ class Study:
             sequences.labelled(self.labelled, self.lm, "all"), self.lm, p.probes.layers, p.layer
         )
 
-    def text(self, corpus: str, part: Part) -> Artifact:
+    def text(self, corpus: Corpus, part: Part) -> Artifact:
         """Token sequences of ``corpus`` ("pretraining" or "chat"), for training or, from other documents, for evaluation; no
         labelled prompt is in them."""
         p = self.profile
         probed = () if corpus == "pretraining" else tuple({a.key: a for a in (self.prompts, self.labelled)}.values())
-        rows = sources.rows(p.sources, *corpora.SOURCES[corpus])
-        documents = corpora.documents(corpus, rows, probed, p.seed)
+        documents = corpora.documents(corpus, corpora.sources_of(corpus, p.sources), probed, p.seed)
         if corpus == "pretraining":
             return sequences.pretraining(documents, self.lm, p.corpora, part)
         rolled = None
@@ -83,7 +82,7 @@ class Study:
             rolled = sequences.on_policy(documents, self.lm, p.corpora, p.seed)
         return sequences.chat(documents, rolled, self.lm, p.corpora, part)
 
-    def activations(self, corpus: str, part: Part) -> Artifact:
+    def activations(self, corpus: Corpus, part: Part) -> Artifact:
         """Residuals of a corpus at the site."""
         return harvest.harvest(self.text(corpus, part), self.lm, (self.profile.layer,))
 
@@ -97,7 +96,7 @@ class Study:
 
     def train(
         self,
-        corpus: str | Mapping[str, float],
+        corpus: Corpus | Mapping[Corpus, float],
         sae: SAEConfig,
         start: Artifact | None = None,
         share: float = 1.0,
@@ -122,7 +121,7 @@ class Study:
             read = tuple((self.activations(name, "train"), weight) for name, weight in corpus.items())
         return training.train(sae, read, p.layer, section, p.seed + run, start, **how)
 
-    def evaluate(self, trained: Artifact, corpus: str, name: str) -> Artifact:
+    def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
         p = self.profile
         held_out = self.activations(corpus, "eval")
@@ -213,7 +212,7 @@ def _refuse_unknown_parameters() -> None:
 
 
 def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bool = False) -> Study:
-    """Open a profile's store and return its recipes: a notebook's first line. A page that is not the report's says so.
+    """Open a profile's store and return its recipes: a notebook's first line.
 
     Raises:
         ConfigError: unknown profile or field, or a value that does not fit.
@@ -224,6 +223,4 @@ def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bo
     store.open_store(profile, frozen)
     if overrides or profile != "report":
         model.check_layers(loaded.model, (loaded.layer, *loaded.probes.layers))
-        changed = f" with {', '.join(f'`{name}` changed' for name in overrides)}" if overrides else ""
-        display(Markdown(f"> **Not the report.** This page was made at the profile `{profile}`{changed}."))
     return Study(loaded)

@@ -23,6 +23,7 @@ from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 filed, k = store.active().filed, study.profile.probes.k_claim  # what the other notebooks left, by name
+pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The answer

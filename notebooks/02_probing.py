@@ -50,6 +50,7 @@ from lib.texts import examples, transforms
 
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
+pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison
@@ -429,7 +430,7 @@ expect(
 # Three prompts on which probes go wrong, the ends of them:
 
 # %%
-Markdown(pages.CONTENT_NOTE)
+pages.CONTENT_NOTE
 
 # %% tags=["hide-input"]
 @result
