@@ -1,9 +1,4 @@
-"""Library behind the notebooks: sparse autoencoders on downstream tasks, re-run with error bars.
-
-Data flows, and imports point, from left to right: ``sources`` -> ``prompts``, ``corpora`` -> ``lm`` ->
-``activations`` -> ``sae`` -> ``probes``, ``debugging``, ``autointerp`` -> ``study`` -> ``results``, ``claims`` ->
-``figures`` -> ``report``. ``config`` (profiles) and ``artifacts`` (the store) stand beside them.
-"""
+"""Library behind the notebooks: sparse autoencoders on downstream tasks, re-run with error bars."""
 
 import warnings
 

@@ -1,3 +1,5 @@
+"""The store: what is computed when, kept whole, refused, swept, and noted."""
+
 import dataclasses
 import json
 import os
@@ -7,38 +9,51 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import joblib
 import numpy as np
+import psutil
 import pytest
+import torch
 
 from lib import store
+from lib.store import artifacts
+from lib.store import store as room
 
-calls: list[str] = []
+
+def note(what: str) -> None:
+    """Tell a test what has been computed, in a file: a global list would be a value that the steps' keys depend on."""
+    with (store.active().cache.parent / "calls").open("a") as stream:
+        stream.write(what + "\n")
+
+
+def noted() -> list[str]:
+    path = store.active().cache.parent / "calls"
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @store.cached
 def number(out: Path, value: int) -> None:
-    calls.append("number")
+    note("number")
     (out / "n.txt").write_text(str(value))
 
 
 @store.result
 def doubled(source: store.Artifact, factor: int = 2) -> dict:
-    calls.append("doubled")
+    note("doubled")
     return {"x": factor * int((source.path / "n.txt").read_text()), "array": np.array([0.1, 0.2], np.float32)}
 
 
-@pytest.fixture(autouse=True)
-def _clear() -> None:
-    calls.clear()
+# -------------------------------------------------------------------------------------------- what is computed when
 
 
 def test_nothing_is_computed_until_read_and_then_once(empty_store: store.Store) -> None:
     recipe = doubled(number(21), name="answer")
-    assert calls == []
+    assert noted() == []
     assert recipe.value["x"] == 42
     assert doubled(number(21), name="answer").value["array"] == [0.1, 0.2]
-    assert calls == ["number", "doubled"]
+    assert noted() == ["number", "doubled"]
 
 
 def test_keys_follow_arguments_and_inputs_not_names(empty_store: store.Store) -> None:
@@ -47,24 +62,32 @@ def test_keys_follow_arguments_and_inputs_not_names(empty_store: store.Store) ->
     assert len({base.key, doubled(number(2)).key, doubled(number(1), factor=3).key}) == 3
 
 
-def test_key_depends_on_code_but_not_on_comments(tmp_path: Path) -> None:
-    path = tmp_path / "m.py"
-    bare = []
-    for text in ('def f():\n    return "#1"\n', '"""Doc."""\n\ndef f():\n    """Says."""\n    return "#1"  # one\n'):
-        path.write_text(text)
-        bare.append(artifacts._bare_source(path))
-    assert bare[0] == bare[1]
-    path.write_text('def f():\n    return "#2"\n')
-    assert artifacts._bare_source(path) != bare[0]
+def test_an_input_that_is_wanted_too_is_computed_once(empty_store: store.Store) -> None:
+    inner = number(4)
+    empty_store.ensure([inner, doubled(inner, name="r")])
+    assert noted() == ["number", "doubled"]
 
 
-def test_code_hash_follows_imports() -> None:
-    files = {
-        name: artifacts._imports(artifacts._module_file(name)) for name in ("lib.probes.features", "lib.sae.training")
-    }
-    assert "lib.surface" in files["lib.probes.features"]
-    assert "lib.sae.variants" in files["lib.sae.training"]
-    assert artifacts.code_hash("lib.probes.features") != artifacts.code_hash("lib.surface")
+def test_one_recipe_may_have_two_names(empty_store: store.Store) -> None:
+    assert store.values([doubled(number(1), name="a"), doubled(number(1), name="b")])[0]["x"] == 2
+    assert sorted(path.name for path in empty_store.results.iterdir()) == ["a.json", "b.json"]
+
+
+def test_values_of_nested_recipes(empty_store: store.Store) -> None:
+    found = store.values({"one": [doubled(number(1), name="1"), doubled(number(2), name="2")]})
+    assert [value["x"] for value in found["one"]] == [2, 4]
+
+
+def test_a_step_that_writes_nothing_is_an_error(empty_store: store.Store) -> None:
+    @store.cached
+    def idle(out: Path) -> None:
+        pass
+
+    with pytest.raises(store.ArtifactError, match="idle wrote no file"):
+        idle().path
+
+
+# ------------------------------------------------------------------------------------------- damage, modes, failures
 
 
 def test_flipped_byte_in_the_cache_is_noticed_and_rebuilt(
@@ -73,8 +96,16 @@ def test_flipped_byte_in_the_cache_is_noticed_and_rebuilt(
     path = number(7).path
     (path / "n.txt").write_text("8")
     fresh = store.use(store.Store("report", empty_store.cache, empty_store.results, None))
-    assert (fresh.fetch(number(7)) / "n.txt").read_text() == "7"
-    assert "damaged" in capsys.readouterr().err
+    assert (fresh.path(number(7)) / "n.txt").read_text() == "7"
+    assert capsys.readouterr().err.count("damaged") == 1
+
+
+@pytest.mark.parametrize("gone", ["n.txt", "meta.json"])
+def test_a_folder_that_lacks_a_file_is_rebuilt(empty_store: store.Store, gone: str) -> None:
+    (number(7).path / gone).unlink()
+    fresh = store.use(store.Store("report", empty_store.cache, empty_store.results, None))
+    assert not fresh.has(number(7))
+    assert (number(7).path / gone).exists()
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"key": 1}', "edit"])
@@ -88,26 +119,23 @@ def test_damaged_result_is_rebuilt(empty_store: store.Store, damage: str) -> Non
 def test_frozen_reads_current_results_and_refuses_stale_ones(empty_store: store.Store) -> None:
     value = doubled(number(3), name="r").value
     empty_store.results.rename(empty_store.committed)
-    store.use(store.Store("report", empty_store.cache / "none", empty_store.results, empty_store.committed, "frozen"))
-    calls.clear()
+    before = noted()
+    store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, "frozen"))
     assert doubled(number(3), name="r").value == value
-    assert calls == []
+    assert noted() == before
     with pytest.raises(store.ArtifactError, match="make report PROFILE=report"):
         doubled(number(4), name="r").value
     with pytest.raises(store.ArtifactError, match="frozen"):
-        number(3).path
+        number(3).path  # although the cache has it: a fresh clone has not
 
 
 def test_fresh_ignores_committed_results(empty_store: store.Store) -> None:
     doubled(number(3), name="r").path
     empty_store.results.rename(empty_store.committed)
-    calls.clear()
-    store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, "auto"))
-    doubled(number(3), name="r").value
-    assert calls == []
-    store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, "fresh"))
-    doubled(number(3), name="r").value
-    assert calls == ["doubled"]
+    for mode, times in (("auto", 1), ("fresh", 2)):
+        store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.committed, mode))
+        doubled(number(3), name="r").value
+        assert noted().count("doubled") == times
 
 
 def test_failed_step_leaves_nothing(empty_store: store.Store) -> None:
@@ -127,10 +155,135 @@ def test_results_refuse_what_json_cannot_hold(value: float) -> None:
         store.plain({"x": [value]})
 
 
+def test_a_second_process_that_finishes_first_wins(empty_store: store.Store) -> None:
+    @store.cached
+    def slow(out: Path) -> None:
+        (out / "x").write_text("late")
+        there = out.with_name(out.name.split(".")[1])  # as another process would, meanwhile
+        there.mkdir()
+        (there / "x").write_text("early")
+        meta = {"key": there.name, "files": {"x": room._file_hash(there / "x")}}
+        (there / "meta.json").write_text(json.dumps(meta))
+
+    assert (slow().path / "x").read_text() == "early"
+    assert len(list(empty_store.cache.rglob("x"))) == 1
+
+
+def test_leavings_are_swept_only_when_their_process_is_dead(empty_store: store.Store) -> None:
+    folder = empty_store.folder(number(1))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    left, mine = (folder.with_name(f".{folder.name}.{pid}") for pid in (child.pid, os.getpid()))
+    left.mkdir(parents=True)
+    mine.mkdir()  # of a killed process that had this one's number, as in a container
+    number(1).path
+    assert left.exists() and not mine.exists()
+    child.kill()
+    child.wait()
+    empty_store.folder(number(1)).rename(empty_store.cache / "elsewhere")
+    store.use(store.Store("report", empty_store.cache, empty_store.results, None))
+    number(1).path
+    assert not left.exists()
+
+
+def test_half_done_work_of_an_abandoned_recipe_does_not_stay_for_ever(empty_store: store.Store) -> None:
+    """It goes when it is old, since a run that was broken off may still want it; the recipe's own goes when it is done."""
+    old, young, own = (empty_store.partial(number(value)) for value in (2, 3, 1))
+    for folder, days in ((old, 15), (young, 13), (own, 15)):
+        folder.mkdir(parents=True)
+        (folder / "state").write_text("half")
+        os.utime(folder, (time.time() - days * 86400,) * 2)
+
+    assert (number(1).path / "n.txt").exists()
+    assert (old.exists(), young.exists(), own.exists()) == (False, True, False)
+
+
+def test_own_half_done_work_is_there_however_old(empty_store: store.Store) -> None:
+    @store.together(lambda value: 0)
+    def resumed(jobs: list[store.Job], value: int) -> list:
+        for job in jobs:
+            (job.out / "x").write_text((job.partial / "state").read_text())
+        return [None for _ in jobs]
+
+    recipes = [resumed(1), resumed(2)]
+    for recipe in recipes:
+        empty_store.partial(recipe).mkdir(parents=True)
+        (empty_store.partial(recipe) / "state").write_text("half")
+        os.utime(empty_store.partial(recipe), (0, 0))
+    empty_store.ensure(recipes)
+    assert [(recipe.path / "x").read_text() for recipe in recipes] == ["half", "half"]
+
+
+def test_files_are_as_readable_as_the_user_wants(empty_store: store.Store) -> None:
+    before = os.umask(0o027)
+    try:
+        result = doubled(number(5), name="r").path
+        store.write_atomic(empty_store.cache.parent / "more" / "note", "text")
+    finally:
+        os.umask(before)
+    folder = number(5).path
+    modes = {path: path.stat().st_mode & 0o777 for path in (folder, folder / "n.txt", folder / "meta.json", result)}
+    assert list(modes.values()) == [0o750, 0o640, 0o640, 0o640]
+    assert (empty_store.cache.parent / "more" / "note").stat().st_mode & 0o777 == 0o640
+
+
+def test_files_are_synced_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    store.write_atomic(tmp_path / "x", "text")
+    assert done == ["sync", "replace"] and (tmp_path / "x").read_text() == "text"
+    with pytest.raises(TypeError), store.atomic(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"half" + None)  # type: ignore[operator]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "text"
+
+
+def test_memory_goes_back_after_each_step(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(room, "_trim", given_back.append)
+    doubled(number(1), name="r").value
+    assert given_back == [0, 0]
+
+
+# ---------------------------------------------------------------------------------------------------- the run's log
+
+
+def test_what_a_used_result_was_made_of_is_noted_once(
+    empty_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any depth, also when nothing of it is computed: a run that finds results done promotes them all."""
+
+    @store.cached
+    def kept(out: Path, source: store.Artifact) -> None:
+        (out / "n.txt").write_text(str(source.value["x"]))
+
+    inner = doubled(number(1), name="inner")
+    outer = doubled(kept(inner), name="outer")
+    assert outer.value["x"] == 4
+    monkeypatch.setenv("SAE_REPORT_STEPS", str(tmp_path / "steps.jsonl"))
+    store.use(store.Store("report", empty_store.cache, empty_store.results, None))
+    assert outer.value["x"] == 4 and outer.value["x"] == 4
+    events = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["name"], e["key"]) for e in events] == [
+        ("used", "outer", outer.key),
+        ("used", "inner", inner.key),
+    ]
+
+
+def test_steps_are_noted_as_they_begin_and_end(
+    empty_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_REPORT_STEPS", str(tmp_path / "steps.jsonl"))
+    store.values([doubled(number(1), name="r")])
+    events = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["start", "end", "start", "end", "used"]
+    assert all(e["seconds"] >= 0 for e in events if e["event"] == "end")
+
+
+# ------------------------------------------------------------------------------------------------- other processes
+
+
 @store.apart
 def fitted(out: Path, value: int, source: store.Artifact | None = None) -> None:
-    import torch
-
     if value < 0:
         raise ValueError(f"cannot fit {value}")
     if value == 99:
@@ -157,23 +310,31 @@ def test_steps_apart_run_in_other_processes_on_one_thread(empty_store: store.Sto
     alone = gathered({"x": fitted(50)}, name="second").value
     assert alone[0]["threads"] == 1 and alone[0]["pid"] != os.getpid()
     assert json.loads((fitted(60).path / "where.json").read_text())["pid"] != os.getpid()
-    assert calls.count("number") == 1, "what several share is computed once, and here"
+    assert noted().count("number") == 1, "what several share is computed once, and here"
     again = gathered({**parts, "4": fitted(4, shared)}, name="third").value
     assert again[:4] == found, "what was there is not computed again"
+
+
+def test_processes_are_bounded_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, gibibytes, expected in ((2, 64, 2), (64, 64, 4), (64, 2.9, 2), (4, 0.2, 1)):
+        free = SimpleNamespace(available=int(gibibytes * 2**30))
+        monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)  # knows affinity and container limits
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
+        assert room._processes() == expected
 
 
 def test_code_that_changed_meanwhile_is_told(empty_store: store.Store) -> None:
     """Processes import the code as it is now; what they would compute is not what this one asked for."""
     old = dataclasses.replace(fitted(1), key="0" * 24)  # as if the source had been another when this process began
     with pytest.raises(store.ArtifactError, match=r"code of .*fitted changed while this process ran: restart"):
-        empty_store.fetch(old)
+        empty_store.path(old)
     assert not empty_store.has(old) and not empty_store.has(fitted(1))
 
 
 def test_a_recipe_travels(empty_store: store.Store) -> None:
     again, given = fitted(1, number(2)).__reduce__()
     there = again(*given)
-    assert there == fitted(1, number(2)) and there.apart
+    assert there == fitted(1, number(2)) and there.kind == "apart"
     assert there.arguments["source"].key == number(2).key
 
 
@@ -186,28 +347,111 @@ def test_a_failure_apart_is_told_and_leaves_nothing(empty_store: store.Store) ->
     assert gathered({"good": fitted(70)}, name="good").value[0]["n"] == 70, "the next one gets new processes"
 
 
-def test_a_notebooks_own_step_may_stand_in_a_recipe(tmp_path: Path) -> None:
-    """No other process can import it, so what needs it is computed here."""
+CELLS = """
+    import dataclasses, json, os, sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    import numpy, torch
+    from threadpoolctl import threadpool_info
+    import test_store as t
+    from lib import store
+    store.use(store.Store("report", Path({root!r}) / "c", Path({root!r}) / "r", None))
+"""
+
+
+def run_cells(tmp_path: Path, body: str) -> list[str]:
+    """What a script prints that stands for a notebook: its steps and classes are those of ``__main__``."""
     script = tmp_path / "cells.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import json, os, sys
-            sys.path.insert(0, {str(Path(__file__).parent)!r})
-            from pathlib import Path
-            import test_artifacts as t
-            from lib import store
-            store.use(store.Store("report", Path({str(tmp_path)!r}) / "c", Path({str(tmp_path)!r}) / "r", None))
-            @store.cached
-            def mine(out):
-                (out / "n.txt").write_text("5")
-            row, = t.gathered({{"x": t.fitted(1, mine())}}, name="x").value
-            print(row["n"], row["pid"] == os.getpid())
-            """
-        )
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["6", "True"], done.stderr
+    text = textwrap.dedent(CELLS).format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    script.write_text(text + textwrap.dedent(body))
+    many = os.environ | {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, env=many)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_notebooks_own_step_may_stand_in_a_recipe(tmp_path: Path) -> None:
+    """No other process can import it, so what needs it is computed here, on one thread as elsewhere."""
+    body = """
+        @store.cached
+        def mine(out):
+            (out / "n.txt").write_text("5")
+        row, = t.gathered({"x": t.fitted(1, mine())}, name="x").value
+        print(row["n"], row["pid"] == os.getpid(), row["threads"], torch.get_num_threads() > 1)
+    """
+    assert run_cells(tmp_path, body) == ["6", "True", "1", str((os.cpu_count() or 1) > 1)]
+
+
+def test_a_notebooks_own_object_is_used_here_on_one_thread(tmp_path: Path) -> None:
+    body = """
+        @dataclasses.dataclass(frozen=True)
+        class Mine:
+            by: int
+            def of(self):
+                most = max(pool["num_threads"] for pool in threadpool_info())
+                return [os.getpid(), torch.get_num_threads(), most, self.by]
+        @dataclasses.dataclass(frozen=True)
+        class Inside:
+            mine: Mine
+        pid, *rest = json.loads((t.told({"deep": [Inside(Mine(5))]}).path / "x.json").read_text())
+        print(pid == os.getpid(), *rest)
+    """
+    assert run_cells(tmp_path, body) == ["True", "1", "1", "5"]
+
+
+@store.apart
+def told(out: Path, things: dict) -> None:
+    (out / "x.json").write_text(json.dumps(things["deep"][0].mine.of()))
+
+
+def test_a_cell_that_changed_after_the_recipe_was_made_is_told(tmp_path: Path) -> None:
+    """Else the new code's result would be kept under the old code's key."""
+    body = """
+        factor = 2
+        @store.result
+        def times(n):
+            return factor * n
+        old = times(3)
+        factor = 5
+        try:
+            old.value
+        except store.ArtifactError as error:
+            print("changed" in str(error))
+        print(times(3).value, times(3).key != old.key)
+    """
+    assert run_cells(tmp_path, body) == ["True", "15", "True"]
+
+
+# -------------------------------------------------------------------------------------------------------- one pass
+
+
+@store.together(lambda value, shared: shared)
+def several(jobs: list[store.Job], value: int, shared: str) -> list:
+    note(f"pass of {len(jobs)}")
+    errors: list[Exception | None] = []
+    for job in jobs:
+        mine = job.arguments["value"]
+        (job.out / "n.txt").write_text(str(mine))
+        errors.append(ValueError(f"cannot fit {mine}") if mine < 0 else None)
+    return errors
+
+
+def test_one_pass_makes_what_is_missing_and_each_as_if_alone(empty_store: store.Store) -> None:
+    found = store.values({str(v): doubled(several(v, "a"), name=f"r{v}") for v in (1, 2, 3)})
+    assert [r["x"] for r in found.values()] == [2, 4, 6]
+    assert noted().count("pass of 3") == 1
+    store.values([doubled(several(v, s), name=f"q{v}{s}") for v in (3, 4) for s in "ab"])
+    assert noted().count("pass of 1") == 1 and noted().count("pass of 2") == 1  # 4a alone, 3b and 4b together
+
+
+def test_one_that_fails_does_not_keep_the_others_of_its_pass_from_being_kept(empty_store: store.Store) -> None:
+    with pytest.raises(ValueError, match="cannot fit -1"):
+        store.values([doubled(several(v, "c"), name=f"z{v}") for v in (-1, 5)])
+    assert empty_store.has(several(5, "c")) and not empty_store.has(several(-1, "c"))
+    assert not [p for p in empty_store.cache.rglob(".*") if p.is_dir()]
+
+
+# ------------------------------------------------------------------------------------------------------------ kills
 
 
 def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
@@ -219,8 +463,6 @@ def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
             import sys, time
             from pathlib import Path
             from lib import store
-            root = Path(sys.argv[1])
-            store.use(store.Store("report", root / "cache", root / "results", None))
             @store.cached
             def first(out):
                 (out / "a").write_text("a" * 1000)
@@ -235,6 +477,8 @@ def test_kill_9_in_a_step_then_run_again(tmp_path: Path) -> None:
             @store.result
             def last(source):
                 return (source.path / "b").read_text()
+            root = Path(sys.argv[1])
+            store.use(store.Store("report", root / "cache", root / "results", None))
             print(len(last(second(first(), str(root / "slow")), name="last").value), flush=True)
             """
         )
@@ -276,11 +520,12 @@ def test_kill_9_while_steps_run_apart_then_run_again(tmp_path: Path) -> None:
         )
     )
     script = (
-        "import sys; from pathlib import Path; import steps; from lib import artifacts; root = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; import steps; from lib import store; root = Path(sys.argv[1]);"
         "store.use(store.Store('report', root / 'cache', root / 'results', None));"
         "print(steps.last([steps.fit(n, str(root)) for n in range(6)], name='last').value)"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    paths = os.pathsep.join(path for path in (str(tmp_path), os.environ.get("PYTHONPATH")) if path)
+    environment = os.environ | {"PYTHONPATH": paths}
     command = [sys.executable, "-c", script, str(tmp_path)]
     (tmp_path / "slow").touch()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -296,3 +541,13 @@ def test_kill_9_while_steps_run_apart_then_run_again(tmp_path: Path) -> None:
     time.sleep(3)  # what was in hand when the first run was killed has ended, and its process with it
     assert {p.read_text() for p in (tmp_path / "cache").rglob("x")} == {str(n) * 1000 for n in range(6)}
     assert len(list((tmp_path / "cache").rglob("x"))) == 6
+
+
+def test_no_store_no_values() -> None:
+    before = artifacts._active
+    try:
+        store.use(None)
+        with pytest.raises(store.ArtifactError, match="no store is open"):
+            number(1).path
+    finally:
+        store.use(before)

@@ -7,7 +7,6 @@ from lib.store.artifacts import (
     active,
     apart,
     cached,
-    inputs_of,
     plain,
     result,
     together,
@@ -16,24 +15,3 @@ from lib.store.artifacts import (
 )
 from lib.store.keys import canonical, digest
 from lib.store.store import Store, atomic, open_store, write_atomic
-
-__all__ = [
-    "Artifact",
-    "ArtifactError",
-    "Job",
-    "Store",
-    "active",
-    "apart",
-    "atomic",
-    "cached",
-    "canonical",
-    "digest",
-    "inputs_of",
-    "open_store",
-    "plain",
-    "result",
-    "together",
-    "use",
-    "values",
-    "write_atomic",
-]

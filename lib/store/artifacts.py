@@ -3,9 +3,10 @@
 A *step* is a function under one of four decorators. Calling it computes nothing: it returns an :class:`Artifact`. Reading
 ``.path`` or ``.value`` asks the open store (:mod:`lib.store.store`) for it, which computes only what is missing.
 
-- :func:`cached`: writes files into a folder. - :func:`apart`: so does this, in a process of its own and on one thread, so to
-the same bits on any number of cores. - :func:`together`: several at once, in one pass over what they share. - :func:`result`:
-returns plain JSON values, which git tracks.
+- :func:`cached` writes files into a folder.
+- :func:`apart` does so in a process of its own and on one thread, so to the same bits on any number of cores.
+- :func:`together` makes several at once, in one pass over what they share.
+- :func:`result` returns plain JSON values, which git tracks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from lib.config import Expected
-from lib.store.keys import canonical, code_of, digest
+from lib.store.keys import Keyed, canonical, code_of, digest
 
 Kind = Literal["cached", "apart", "together", "result"]
 
@@ -32,14 +33,15 @@ class ArtifactError(Expected, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A recipe: a step with its arguments."""
+class Artifact(Keyed):
+    """A recipe: a step with its arguments. Nothing is computed until ``path`` or ``value`` is read."""
 
     step: str
     kind: Kind
     function: Callable[..., Any] = field(repr=False, compare=False)
     arguments: dict[str, Any] = field(repr=False, compare=False)
     key: str
+    code: str = field(repr=False, compare=False)  # hash of what the step reached when this recipe was made
     name: str  # file name under results/; the step's name in the cache
     shared: Any = field(default=None, repr=False, compare=False)  # what steps of one pass have in common
 
@@ -68,7 +70,8 @@ def _step(
 ) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step, signature = f"{function.__module__}.{function.__name__}", inspect.signature(function)
-        code = code_of(function)  # now, at import: the source on disk may change while this process runs the old one
+        kept = function.__module__.startswith("lib.")  # a cell's code, and what it names, may change until it is called
+        code_then = code_of(function) if kept else None
 
         @functools.wraps(function)
         def recipe(*args: Any, name: str | None = None, **kwargs: Any) -> Artifact:
@@ -76,9 +79,10 @@ def _step(
             bound = signature.bind(*given, *args, **kwargs)
             bound.apply_defaults()
             arguments = dict(list(bound.arguments.items())[len(given) :])
+            code = code_then or code_of(function)
             key = digest([step, code, canonical(arguments)])[:24]
             shared = None if by is None else digest([step, canonical(by(*arguments.values()))])
-            return Artifact(step, kind, function, arguments, key, name or function.__name__, shared)
+            return Artifact(step, kind, function, arguments, key, code, name or function.__name__, shared)
 
         return recipe
 
@@ -97,21 +101,33 @@ class Job(NamedTuple):
 
 
 def together(by: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
-    """Make ``function(jobs, ...)`` a cache step that makes several artifacts at once: those that are missing and for which
-    ``by`` of the arguments is the same. It takes a list of :class:`Job` alone, and returns for each an error or None."""
+    """Make ``function(jobs, ...)`` a cache step that makes several artifacts at once.
+
+    Those are the missing ones for which ``by(*arguments)`` is the same. The function is given a list of :class:`Job`, and
+    the arguments of the first; it returns for each job an error or None.
+    """
     return _step("together", by)
 
 
+def parts_of(value: Any) -> Iterator[Any]:
+    """``value`` and all that stands in it, in whatever dicts, sequences and objects, in order; artifacts are not opened."""
+    yield value
+    inside: Iterable[Any] = ()
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        inside = value
+    elif isinstance(value, BaseModel):
+        inside = (getattr(value, name) for name in type(value).model_fields)
+    elif is_dataclass(value) and not isinstance(value, type | Artifact):
+        inside = (getattr(value, field.name) for field in fields(value))
+    for part in inside:
+        yield from parts_of(part)
+
+
 def inputs_of(value: Any) -> Iterator[Artifact]:
-    """The artifacts in whatever dicts, sequences and objects they stand, in order."""
-    if isinstance(value, Artifact):
-        yield value
-        return
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = [getattr(value, f.name) for f in fields(value)]
-    for part in parts:
-        yield from inputs_of(part)
+    """The artifacts among :func:`parts_of` a value."""
+    return (part for part in parts_of(value) if isinstance(part, Artifact))
 
 
 def plain(value: Any) -> Any:

@@ -3,7 +3,10 @@
 A key hashes a step's arguments and its *code*: the definition of the step and every definition of ``lib`` that it reaches by
 name, nothing else of their modules. Positions, comments, docstrings and formatting do not count. An object that is passed
 as an argument (a probe, a view, a penalty) is hashed as what it is: its fields and the code of its class. So a definition
-that no step reaches renews nothing, and a step needs no list of the kinds that it may be given.
+that no step reaches renews nothing, and a step needs no list of the kinds that it may be given. What stands outside ``lib``
+(a notebook's cell, a reader's script, a test) is hashed by its source and by what its names stand for when it is called.
+
+Names are followed as they are written: ``getattr`` on a module and imports inside functions are not.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ import functools
 import hashlib
 import inspect
 import json
-import textwrap
-from collections.abc import Iterator
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -23,7 +29,20 @@ from pydantic import BaseModel
 from lib import config
 
 # Settings pass by argument and the store only moves bytes: neither belongs to the code that matters.
-_LEFT_OUT = ("lib.config", "lib.store")
+_LEFT_OUT = ("lib.config.", "lib.store.")
+
+_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+_COMPREHENSION = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_DEFINITION = _FUNCTION | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.AugAssign
+_IMPORT = ast.Import | ast.ImportFrom
+
+Use = tuple[str, ...]  # a name, and the attributes asked of it one after the other
+
+
+class Keyed:
+    """What stands in a key by a key of its own, as an artifact does."""
+
+    key: str
 
 
 def digest(value: Any) -> str:
@@ -32,124 +51,244 @@ def digest(value: Any) -> str:
 
 
 def bare(node: Any) -> Any:
-    """A syntax tree as plain lists: no positions, docstrings or empty fields, so the same from every Python."""
+    """A syntax tree as plain lists: no positions, docstrings or empty fields, so the same from Python 3.11 to 3.13."""
     if isinstance(node, list):
-        return [bare(item) for item in node]
+        return [bare(item) for item in node if not _is_idle(item)]
     if not isinstance(node, ast.AST):
-        return repr(node)
+        return ascii(node)  # not repr, which depends on the Unicode tables of this Python
     kept = {k: v for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("kind", "type_comment")}
-    if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-        kept["body"] = node.body[1:]
     return [type(node).__name__, {name: bare(value) for name, value in kept.items()}]
 
 
-class Code(NamedTuple):
-    """A definition: its trees, and the names that it uses, each with the attribute asked of it ("" for none)."""
+def _is_idle(node: Any) -> bool:
+    """A statement that does nothing: a docstring, ``...`` or ``pass``."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
-    nodes: list[ast.stmt]
-    uses: set[tuple[str, str]]
+
+def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Names that the statements of a scope bind, imports left out; what stands in scopes inside does not count."""
+    for node in nodes:
+        if isinstance(node, _FUNCTION | ast.ClassDef):
+            yield node.name
+        elif not isinstance(node, ast.Lambda | _COMPREHENSION):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+                yield node.name
+            yield from _bound(ast.iter_child_nodes(node))
+
+
+def uses(nodes: Iterable[ast.AST]) -> set[Use]:
+    """Names that trees take from outside, each with the attributes asked of it."""
+    found: set[Use] = set()
+    for node in nodes:
+        inner, chain = node, list[str]()
+        while isinstance(inner, ast.Attribute):
+            chain.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            found.add((inner.id, *chain))
+            continue
+        parts, inside, own = list(ast.iter_child_nodes(inner)), list[ast.AST](), set[str]()
+        if isinstance(inner, _FUNCTION | ast.Lambda):
+            inside = [inner.body] if isinstance(inner, ast.Lambda) else list(inner.body)
+            shared = {name for x in ast.walk(inner) if isinstance(x, ast.Global) for name in x.names}
+            own = {x.arg for x in ast.iter_child_nodes(inner.args) if isinstance(x, ast.arg)}
+            own |= set(_bound(inside)) - shared
+        elif isinstance(inner, _COMPREHENSION):
+            first = inner.generators[0]
+            inside = [*(x for x in parts if x is not first), first.target, *first.ifs]
+            own, parts = set(_bound(g.target for g in inner.generators)), [first.iter]
+        found |= uses(part for part in parts if part not in inside)
+        found |= {use for use in uses(inside) if use[0] not in own}
+    return found
 
 
 class Room(NamedTuple):
-    """A module: its definitions by name ("" holds what it does on import), and where imported names come from."""
+    """A module: the statements that define each name, and the dotted paths that an imported name stands for.
 
-    code: dict[str, Code]
-    imports: dict[str, tuple[str, str]]
+    Under "" is what the module does when it is imported, which counts for all in it.
+    """
 
-
-def _names(node: ast.stmt) -> list[str]:
-    """What a statement of a module defines; "" stands for what it does on import."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    stored = (x for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store))
-    return [x.id for x in stored] if isinstance(node, ast.Assign | ast.AnnAssign) else [""]
+    code: dict[str, list[ast.stmt]]
+    imports: dict[str, list[str]]
 
 
 def room(source: str) -> Room:
     """A module of its source."""
-    found = Room({}, {})
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom | ast.Import):
-            whence = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-            found.imports.update({a.asname or a.name: (whence, a.name) for a in node.names})
-        elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            for name in _names(node):
-                code = found.code.setdefault(name, Code([], set()))
-                code.nodes.append(node)
-                walked = list(ast.walk(node))
-                code.uses.update((x.id, "") for x in walked if isinstance(x, ast.Name))
-                code.uses.update(
-                    (x.value.id, x.attr)
-                    for x in walked
-                    if isinstance(x, ast.Attribute) and isinstance(x.value, ast.Name)
-                )
+    found, tree = Room({}, {}), ast.parse(source)
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, _IMPORT) else ():
+            path = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            bound = alias.asname or alias.name.split(".")[0]  # "import a.b" binds a
+            whole = isinstance(node, ast.ImportFrom) or alias.asname is not None
+            found.imports.setdefault(bound, []).append(path if whole else bound)
+    for node in tree.body:
+        checking = isinstance(node, ast.If) and any(use[-1] == "TYPE_CHECKING" for use in uses([node.test]))
+        if not (checking or _is_idle(node) or isinstance(node, _IMPORT)):
+            names, targets = list(_bound([node])), node.targets if isinstance(node, ast.Assign) else []
+            changes = any(isinstance(x, ast.Attribute | ast.Subscript) for x in targets)  # what is defined elsewhere
+            for name in names if names and isinstance(node, _DEFINITION) and not changes else [*names, ""]:
+                found.code.setdefault(name, []).append(node)
     return found
 
 
+def _sources() -> dict[str, str]:
+    """The source of every module of lib that counts, by its name."""
+    paths = sorted((config.ROOT / "lib").rglob("*.py"))
+    named = {".".join(p.relative_to(config.ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {n: p.read_text(encoding="utf-8") for n, p in named.items() if not f"{n}.".startswith(_LEFT_OUT)}
+
+
+_SOURCES = _sources()  # now, at import: the files may change while this process runs the old ones
+
+
 @functools.cache
-def _room(module: str) -> Room | None:
-    """A module of lib; None for what is no file of it, or is left out."""
-    if not module.startswith("lib.") or any(module == m or module.startswith(f"{m}.") for m in _LEFT_OUT):
-        return None
-    base = config.ROOT.joinpath(*module.split("."))
-    found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
-    return room(found[0].read_text(encoding="utf-8")) if found else None
+def _room(module: str) -> Room:
+    return room(_SOURCES.get(module, ""))
 
 
-def reached(module: str, name: str) -> dict[str, Any]:
-    """{"module.name": tree} of a definition and all that it reaches by name within lib."""
-    seen: dict[str, Any] = {}
-    todo = [(module, name)]
+@functools.cache
+def _definition(module: str, name: str) -> tuple[str, list[tuple[str, str]]]:
+    """(hash of a definition's bare tree, the definitions of lib that it names)."""
+    nodes = _room(module).code.get(name, [])
+    return digest(bare(nodes)), [target for use in uses(nodes) for target in _targets(module, use)]
+
+
+def _targets(module: str, use: Use) -> Iterator[tuple[str, str]]:
+    """The definitions of lib that a dotted name stands for in a module."""
+    if use[0] in _room(module).code:
+        yield module, use[0]
+    for path in _room(module).imports.get(use[0], []):
+        yield from _along(path, use[1:])
+
+
+def _along(path: str, rest: Use) -> Iterator[tuple[str, str]]:
+    """The definition of lib that ``path`` stands for, or where it is a module the attributes asked of it."""
+    if path not in _SOURCES:
+        module, _, name = path.rpartition(".")
+        yield from _targets(module, (name,))
+    elif rest:
+        inner = f"{path}.{rest[0]}"
+        yield from _along(inner, rest[1:]) if inner in _SOURCES else _targets(path, rest)
+
+
+def reached(module: str, name: str) -> dict[str, str]:
+    """{"module.name": hash of its tree} of a definition of lib and of all that it reaches by name within lib."""
+    seen: dict[str, str] = {}
+    todo = [*_targets(module, (name,))]
     while todo:
         where, what = todo.pop()
-        here = _room(where)
-        if here is None or f"{where}.{what}" in seen:
-            continue
-        if what not in here.code:
-            todo += _imported(here, what, "")
-            continue
-        code = here.code[what]
-        seen[f"{where}.{what}"] = bare(code.nodes)
-        todo += [(where, "")] if "" in here.code else []
-        for used, attribute in code.uses:
-            todo += [(where, used)] if used in here.code else _imported(here, used, attribute)
+        if f"{where}.{what}" not in seen:
+            seen[f"{where}.{what}"], names = _definition(where, what)
+            todo += [*names, (where, "")]
     return seen
 
 
-def _imported(here: Room, name: str, attribute: str) -> Iterator[tuple[str, str]]:
-    """What an imported name stands for: a definition of another module, or ``attribute`` of the module that it is."""
-    if name in here.imports:
-        whence, what = here.imports[name]
-        module = f"{whence}.{what}".lstrip(".")
-        if _room(module) is None:
-            yield whence, what
-        elif attribute:
-            yield module, attribute
-
-
 @functools.cache
+def _in_lib(module: str, name: str) -> str:
+    return digest(sorted(reached(module, name).items()))
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module is of another package, which counts by name: constraints.txt pins what is installed."""
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or sysconfig.get_path("stdlib"))
+    known = path.is_relative_to(sysconfig.get_path("stdlib")) or {"site-packages", "dist-packages"} & {*path.parts}
+    return module != "__main__" and bool(known)
+
+
+def _code(thing: Any, seen: list[Any]) -> Any:
+    """The form of a function or class; those in ``seen`` count by number, since functions may name each other."""
+    module, name = str(getattr(thing, "__module__", "")), thing.__qualname__
+    if module.startswith("lib."):
+        return _in_lib(module, name.split(".")[0])
+    if _is_installed(module):
+        return f"{module}.{name}"
+    if found := [number for number, other in enumerate(seen) if other is thing]:
+        return found[0]
+    seen.append(thing)
+    if not isinstance(thing, type):
+        return _source(thing, seen)
+    written = {n: _form(v, seen) for n, v in sorted(vars(thing).items()) if _is_written(thing, n, v)}
+    return [list(vars(thing).get("__annotations__", {})), [_form(base, seen) for base in thing.__bases__], written]
+
+
+def _is_written(owner: type, name: str, value: Any) -> bool:
+    """Whether an attribute stands in the text of a class, not made by Python, by @dataclass or for abstract classes."""
+    function = inspect.unwrap(value)
+    if name.startswith("__"):
+        made = not inspect.isfunction(function) or function.__code__.co_filename == "<string>"
+        return not made and function.__module__ == owner.__module__
+    return name != "_abc_impl" and (isinstance(value, property) or not inspect.isdatadescriptor(value))
+
+
+def _source(function: Any, seen: list[Any]) -> Any:
+    """The tree of a function, and what the names in it stand for now."""
+    try:
+        text = inspect.getsource(function)
+        nodes = ast.parse(f"if 1:\n{text}" if text[0].isspace() else text).body  # a method is indented
+    except (OSError, SyntaxError):
+        nodes = []
+    if not nodes or function.__name__ == "<lambda>":
+        raise TypeError(f"{function.__qualname__} has no source of its own: write it with def, in a cell or a file")
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    scope = function.__globals__ | {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+    named = {}
+    for use in sorted(use for use in uses(nodes) if use[0] in scope):
+        try:
+            named[".".join(use)] = _meant(scope[use[0]], use[1:], seen)
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__} names {use[0]}: {error}") from None
+    return [bare(nodes), named]
+
+
+def _meant(value: Any, rest: Use, seen: list[Any]) -> Any:
+    """The form of what a dotted name stands for; of modules count those of lib and a reader's own."""
+    while inspect.ismodule(value):
+        if value.__name__.split(".")[0] == "lib":
+            return {".".join(target): _in_lib(*target) for target in _along(value.__name__, rest)}
+        if not rest or _is_installed(value.__name__):
+            return None
+        value, rest = getattr(value, rest[0]), rest[1:]
+    return _form(value, seen)
+
+
+def _form(value: Any, seen: list[Any]) -> Any:
+    if isinstance(value, Keyed):
+        return {"artifact": value.key}
+    if isinstance(value, BaseModel):
+        return {type(value).__name__: _form({n: getattr(value, n) for n in type(value).model_fields}, seen)}
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {field.name: _form(getattr(value, field.name), seen) for field in fields(value)}
+        return {type(value).__name__: given, "code": digest(_code(type(value), seen))}
+    if isinstance(value, dict):
+        return {str(k): _form(v, seen) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, list | tuple):
+        return [_form(v, seen) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_form(v, seen) for v in value), key=json.dumps)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, property):
+        return [_form(f, seen) for f in (value.fget, value.fset, value.fdel)]
+    if isinstance(value, types.GenericAlias | types.UnionType) or type(value).__module__ == "typing":
+        return repr(value)
+    thing = inspect.unwrap(value.func if isinstance(value, functools.cached_property) else value)
+    owner = getattr(thing, "__self__", None)  # of a function: None or a module
+    if hasattr(thing, "__qualname__") and (owner is None or inspect.ismodule(owner)):
+        return _code(thing, seen)
+    raise TypeError(f"a step's arguments must be plain values, models or artifacts, not {type(value).__name__}")
+
+
 def code_of(thing: Any) -> str:
-    """Hash of what a function or class reaches; those of a notebook's cells count with their own source alone."""
-    if thing.__module__.startswith("lib."):
-        return digest(sorted(reached(thing.__module__, thing.__qualname__.split(".")[0]).items()))
-    parts = [thing] if inspect.isfunction(thing) else [f for f in vars(thing).values() if inspect.isfunction(f)]
-    written = [f for f in parts if inspect.unwrap(f).__code__.co_filename != "<string>"]  # not made by @dataclass
-    return digest([bare(ast.parse(textwrap.dedent(inspect.getsource(f))).body) for f in written])
+    """Hash of what a function or class reaches."""
+    return digest(_form(thing, []))
 
 
 def canonical(value: Any) -> Any:
-    """A JSON form of an argument, the same in every process; raises TypeError for what has none."""
-    if hasattr(value, "key"):  # an artifact
-        return {"artifact": value.key}
-    if isinstance(value, BaseModel):
-        return {type(value).__name__: canonical({n: getattr(value, n) for n in type(value).model_fields})}
-    if is_dataclass(value) and not isinstance(value, type):
-        given = {field.name: canonical(getattr(value, field.name)) for field in fields(value)}
-        return {type(value).__name__: given, "code": code_of(type(value))}
-    if isinstance(value, dict):
-        return {str(k): canonical(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
-    if isinstance(value, list | tuple):
-        return [canonical(v) for v in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a step's arguments must be plain values, models or artifacts, not {type(value).__name__}")
+    """A JSON form of an argument, the same in every process.
+
+    Raises:
+        TypeError: for what has none (an open file, an array), also where a cell's function or class names it.
+    """
+    return _form(value, [])

@@ -6,29 +6,34 @@ in ``data/results``).
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import joblib
+import psutil
+import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from lib import config
-from lib.store.artifacts import Artifact, ArtifactError, Job, inputs_of, plain, use
-from lib.store.keys import canonical, digest
+from lib.store.artifacts import Artifact, ArtifactError, Job, inputs_of, parts_of, plain, use
+from lib.store.keys import canonical, code_of, digest
 
-PROCESSES = 4  # side by side at most: each holds matrices of half a gigabyte
+PROCESSES, PROCESS_BYTES = 4, 2**30  # side by side at most, and the memory that each may need
 IDLE_SECONDS = 20
+ABANDONED_SECONDS = 14 * 24 * 3600  # half-done work that nobody has gone on with for so long is given up
 
 Mode = Literal["auto", "fresh", "frozen"]
 
@@ -36,16 +41,6 @@ Mode = Literal["auto", "fresh", "frozen"]
 def _file_hash(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @contextmanager
@@ -75,18 +70,19 @@ class Store:
     def __init__(self, profile: str, cache: Path, results: Path, committed: Path | None, mode: Mode = "auto") -> None:
         self.profile, self.cache, self.results, self.committed, self.mode = profile, cache, results, committed, mode
         self._verified: set[Path] = set()
+        self._used: set[tuple[str, str]] = set()
 
     # looking up
 
-    def _record(self, artifact: Artifact) -> tuple[Path, Any] | None:
-        """(path, record) of a current, undamaged result; None if missing, stale or damaged."""
+    def _record(self, artifact: Artifact) -> Path | None:
+        """The file of a current, undamaged result; None if missing, stale or damaged."""
         order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": (self.results, self.committed)}
         for folder in order[self.mode]:
             path = (folder or Path()) / f"{artifact.name}.json"
             try:
                 record = json.loads(path.read_text(encoding="utf-8")) if folder is not None else {}
                 if record["key"] == artifact.key and record["sha256"] == digest(record["payload"]):
-                    return path, record
+                    return path
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
@@ -100,21 +96,18 @@ class Store:
         return self.folder(artifact).with_name(f"partial.{artifact.key}")
 
     def has(self, artifact: Artifact) -> bool:
-        """Whether an artifact is there, current and whole."""
+        """Whether an artifact is there, current and whole; for a frozen store no cache is."""
         if artifact.kind == "result":
             return self._record(artifact) is not None
         folder = self.folder(artifact)
-        if folder not in self._verified and folder.exists():
+        if self.mode != "frozen" and folder not in self._verified:
             try:
                 meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
                 whole = meta["key"] == artifact.key and bool(meta["files"])
                 whole = whole and all(_file_hash(folder / name) == found for name, found in meta["files"].items())
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                whole = False
-            if not whole:
-                print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
                 return False
-            self._verified.add(folder)
+            self._verified |= {folder} if whole else set()
         return folder in self._verified
 
     # reading
@@ -126,38 +119,54 @@ class Store:
             ArtifactError: the store is frozen and the artifact is not there as a current committed result.
         """
         self.ensure([artifact])
-        found = self._record(artifact) if artifact.kind == "result" else (self.folder(artifact), None)
+        found = self._record(artifact) if artifact.kind == "result" else self.folder(artifact)
         if found is None:
             raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
-        return found[0]
+        return found
 
     def value(self, artifact: Artifact) -> Any:
-        """Payload of a result."""
+        """Payload of a result; it and the results that it was made of are noted as used."""
         if artifact.kind != "result":
             raise TypeError(f"{artifact.step} is a cache step: read its .path")
-        self.path(artifact)
-        found = self._record(artifact)
-        if found is None:
-            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
-        for used in (artifact, *(a for a in inputs_of(artifact.arguments) if a.kind == "result")):
-            _note(used, event="used")
-        return found[1]["payload"]
+        record = json.loads(self.path(artifact).read_text(encoding="utf-8"))
+        self._note_used(artifact)
+        return record["payload"]
+
+    def _note_used(self, artifact: Artifact) -> None:
+        """Note once, for promotion, the results that stand in a recipe at any depth; a run may find them done."""
+        if (artifact.key, artifact.name) not in self._used:
+            self._used.add((artifact.key, artifact.name))
+            if artifact.kind == "result":
+                _note(artifact, event="used")
+            for part in inputs_of(artifact.arguments):
+                self._note_used(part)
 
     # computing
 
     def ensure(self, wanted: Iterable[Artifact]) -> None:
-        """Compute what is missing of these artifacts, their inputs first: fits side by side, SAEs of one pass together."""
-        missing = {a.key: a for a in wanted if not self.has(a)}
+        """Compute what is missing of these artifacts, their inputs first: fits side by side, SAEs of one pass together.
+
+        Raises:
+            ArtifactError: as :meth:`path`, or a step changed meanwhile, wrote nothing, or its process was killed.
+        """
+        missing = {(a.key, a.name if a.kind == "result" else ""): a for a in wanted if not self.has(a)}
         for artifact in missing.values():
             self._refuse_if_frozen(artifact)
-        if missing:
-            self.ensure(i for a in missing.values() for i in inputs_of(a.arguments))
-        elsewhere = [a for a in missing.values() if a.kind == "apart" and _travels(a)]
+            if artifact.kind != "result" and self.folder(artifact).exists():
+                print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
+        if not missing:
+            return
+        self.ensure(i for a in missing.values() for i in inputs_of(a.arguments))
         passes: dict[str, list[Artifact]] = {}
+        elsewhere = []
         for artifact in missing.values():
+            if self.has(artifact):  # by now, as an input of another
+                continue
             if artifact.kind == "together":
                 passes.setdefault(str(artifact.shared), []).append(artifact)
-            elif artifact not in elsewhere:
+            elif artifact.kind == "apart" and _travels(artifact):
+                elsewhere.append(artifact)
+            else:
                 with _announced(artifact):
                     self._compute(artifact)
         for group in passes.values():
@@ -175,54 +184,65 @@ class Store:
         )
 
     def _compute(self, artifact: Artifact) -> None:
-        about = {"key": artifact.key, "step": artifact.step, "config": canonical(artifact.arguments)}
+        _check(artifact)
         if artifact.kind == "result":
             payload = plain(artifact.function(**artifact.arguments))
-            record = {**about, "sha256": digest(payload), "payload": payload}
+            record = {**_about(artifact), "sha256": digest(payload), "payload": payload}
             write_atomic(self.results / f"{artifact.name}.json", json.dumps(record, indent=1) + "\n")
-        else:
-            with self.writing(artifact) as out:
-                artifact.function(out, **artifact.arguments)
+            return
+        torch.get_num_threads()  # the first call sets it, so not within the limit
+        with self._writing(artifact) as out, threadpool_limits(1 if artifact.kind == "apart" else None):
+            artifact.function(out, **artifact.arguments)
+        if not self.has(artifact):
+            raise ArtifactError(f"{artifact.step} wrote no file")
 
     @contextmanager
-    def writing(self, artifact: Artifact) -> Iterator[Path]:
+    def _writing(self, artifact: Artifact) -> Iterator[Path]:
         """A new folder that becomes the cache artifact when the block ends well, and vanishes when it does not."""
         folder = self.folder(artifact)
         folder.parent.mkdir(parents=True, exist_ok=True)
         for left in folder.parent.glob(f".{artifact.key}.*"):
-            if not _alive(int(left.name.split(".")[2])):  # of a run that was killed
+            owner = int(left.name.split(".")[2])
+            if owner == os.getpid() or not psutil.pid_exists(owner):  # of a run that was killed; numbers come again
                 shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{artifact.key}.{os.getpid()}."))
+        temporary = folder.with_name(f".{artifact.key}.{os.getpid()}")
+        temporary.mkdir()
         try:
             yield temporary
             paths = sorted(path for path in temporary.rglob("*") if path.is_file())
             if not paths:  # of a pass, one that failed
                 return
             files = {str(path.relative_to(temporary)): _file_hash(path) for path in paths}
-            about = {"key": artifact.key, "step": artifact.step, "config": canonical(artifact.arguments)}
-            write_atomic(temporary / "meta.json", json.dumps({**about, "files": files}, indent=1))
+            write_atomic(temporary / "meta.json", json.dumps({**_about(artifact), "files": files}, indent=1))
             if not self.has(artifact):  # else another process was first
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary.rename(folder)
                 self._verified.add(folder)
             shutil.rmtree(self.partial(artifact), ignore_errors=True)
+            for partial in folder.parent.glob("partial.*"):
+                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(partial, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _compute_together(self, group: list[Artifact]) -> None:
         """Compute cache artifacts in one pass; one that fails does not keep the others from being kept."""
+        for artifact in group:
+            _check(artifact)
         with _announced(group[0]), ExitStack() as kept:
-            outs = [kept.enter_context(self.writing(a)) for a in group]
+            outs = [kept.enter_context(self._writing(a)) for a in group]
             jobs = [Job(out, self.partial(a), a.arguments) for out, a in zip(outs, group, strict=True)]
-            errors = [error for error in group[0].function(jobs, **group[0].arguments) if error is not None]
-        if errors:
-            raise errors[0]
+            errors = group[0].function(jobs, **group[0].arguments)
+            for out in (out for out, error in zip(outs, errors, strict=True) if error is not None):
+                shutil.rmtree(out)
+        for error in errors:
+            if error is not None:
+                raise error
 
     def _compute_apart(self, missing: list[Artifact]) -> None:
-        """Compute cache artifacts in processes of their own, as many at a time as there are cores, at most
-        :data:`PROCESSES`."""
+        """Compute cache artifacts in processes of their own."""
         settings = (self.profile, self.cache, self.results, self.committed, self.mode)
-        count, name = min(os.cpu_count() or 1, PROCESSES), missing[0].step.removeprefix("lib.")
+        count, name = _processes(), missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
         with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
             jobs = (delayed(_compute_here)(settings, a, a.key) for a in missing)
@@ -236,9 +256,26 @@ class Store:
                 ) from None
 
 
+def _processes() -> int:
+    """How many to start side by side: one for each core that this process may use, within the memory that is free."""
+    return max(1, min(joblib.cpu_count(), PROCESSES, psutil.virtual_memory().available // PROCESS_BYTES))
+
+
 def _travels(artifact: Artifact) -> bool:
-    """Another process can import every step that the recipe names; those of a notebook's own cells it cannot."""
-    return not artifact.step.startswith("__main__.") and all(map(_travels, inputs_of(artifact.arguments)))
+    """Another process can import every step and class that the recipe names; those of a notebook's own cells it cannot."""
+    parts = list(parts_of(artifact.arguments))
+    here = artifact.step.startswith("__main__.") or any(type(part).__module__ == "__main__" for part in parts)
+    return not here and all(_travels(part) for part in parts if isinstance(part, Artifact))
+
+
+def _about(artifact: Artifact) -> dict[str, Any]:
+    return {"key": artifact.key, "step": artifact.step, "config": canonical(artifact.arguments)}
+
+
+def _check(artifact: Artifact) -> None:
+    """What is computed under a key is what the key says."""
+    if code_of(artifact.function) != artifact.code:
+        raise ArtifactError(f"{artifact.step}, or what it names, changed since its recipe was made: make it again")
 
 
 @functools.cache
@@ -264,12 +301,18 @@ def _note(artifact: Artifact, **event: Any) -> None:
             )
 
 
+# To be cpu.give_back; glibc has it
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
 @contextmanager
 def _announced(artifact: Artifact) -> Iterator[None]:
     _note(artifact, event="start")
     start = time.perf_counter()
     yield
     _note(artifact, event="end", seconds=round(time.perf_counter() - start, 2))
+    if _trim is not None:
+        _trim(0)  # what a step held goes back to the system, not only to its process
 
 
 def open_store(profile: str, frozen: bool = False) -> Store:
