@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_labelled import rows, write
+from test_files import rows, write
 from test_report import broken_links, outside_requests
 
 from lib import config
