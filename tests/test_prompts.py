@@ -1,3 +1,6 @@
+"""The labelled set: its design, its splits, its transforms, and what its key holds."""
+
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -7,9 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.exceptions import SecurityError
 
-from lib import config, prompts
+from lib import config, store
 from lib.config import PromptSection
+from lib.texts import likeness, prompts, sources, transforms
+from lib.texts.examples import Example
+
+TRANSFORMS = transforms.every()
+SECTION = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
 
 
 def jaccard(a: str, b: str) -> float:
@@ -22,9 +31,9 @@ def jaccard(a: str, b: str) -> float:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text("abc de", min_size=1, max_size=12).filter(str.strip), min_size=2, max_size=8))
 def test_neighbours_against_brute_force(texts: list[str]) -> None:
-    near = prompts.neighbours(texts, block=3).toarray()
+    near = likeness.neighbours(texts, block=3).toarray()
     for i, j in product(range(len(texts)), repeat=2):
-        assert near[i, j] == (jaccard(texts[i], texts[j]) >= prompts.LEAK - 1e-9), (texts[i], texts[j])
+        assert near[i, j] == (jaccard(texts[i], texts[j]) >= likeness.LEAK - 1e-9), (texts[i], texts[j])
 
 
 def test_clusters_are_chains_of_neighbours() -> None:
@@ -34,13 +43,13 @@ def test_clusters_are_chains_of_neighbours() -> None:
         "build a boat",
         "write a poem on the sea now",
     ]
-    found = prompts.clusters(texts)
+    found = likeness.clusters(texts)
     assert found[0] == found[1] == found[3] != found[2]
 
 
 def test_planted_leak_is_caught() -> None:
-    def example(base: str, split: str, group: int) -> prompts.Example:
-        return prompts.Example(text="x", label=1, split=split, slice="s", transform="plain", base=base, group=group)
+    def example(base: str, split: str, group: int) -> Example:
+        return Example(text="x", label=1, split=split, slice="s", transform="plain", base=base, group=group)
 
     texts = {
         "a": "Explain how to pick the lock of a door",
@@ -54,43 +63,45 @@ def test_planted_leak_is_caught() -> None:
         prompts.check([example("a", "train", 0), example("c", "val", 0)], texts)
 
 
+def build(seed: int) -> list[Example]:
+    return prompts.build(SECTION, prompts.sources_of("wheels"), list(TRANSFORMS.values()), seed)
+
+
 @pytest.fixture(scope="module")
-def built() -> list[prompts.Example]:
-    section = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
-    return prompts.build(section, "wheels", seed=3)
+def built() -> list[Example]:
+    return build(3)
 
 
-def test_groups_never_cross_splits(built: list[prompts.Example]) -> None:
+def test_groups_never_cross_splits(built: list[Example]) -> None:
     groups = {split: {e.group for e in built if e.split == split} for split in ("train", "val")}
     assert groups["train"] and groups["val"]
     assert not groups["train"] & groups["val"]
 
 
-def test_clusters_are_those_of_what_is_in_the_set(built: list[prompts.Example]) -> None:
+def test_clusters_are_those_of_what_is_in_the_set(built: list[Example]) -> None:
     """Not linked through prompts that were dropped; all copies of a base prompt in its cluster."""
     plain = [e for e in built if e.transform == "plain"]
-    assert [e.group for e in plain] == prompts.clusters([e.text for e in plain]).tolist()
+    assert [e.group for e in plain] == likeness.clusters([e.text for e in plain]).tolist()
     group = {e.base: e.group for e in plain}
     assert all(e.group == group[e.base] for e in built)
 
 
-def test_labels_follow_the_design(built: list[prompts.Example]) -> None:
+def test_labels_follow_the_design(built: list[Example]) -> None:
     for e in built:
-        kind = prompts.TRANSFORMS[e.transform].kind
+        kind = TRANSFORMS[e.transform].kind
         harmful_base = (
             e.base.startswith(("harmbench", "advbench", "do_not_answer")) or e.slice == "question-form harmful"
         )
         assert e.label == int(harmful_base and kind != "innocuous"), e
     used = {split: {e.transform for e in built if e.split == split} - {"plain"} for split in ("train", "val", "ood")}
-    assert used["train"] == used["val"] == {t.name for t in prompts.TRANSFORMS.values() if t.split == "train"}
-    assert used["ood"] == {t.name for t in prompts.TRANSFORMS.values() if t.split == "ood"}
+    assert used["train"] == used["val"] == {t.name for t in TRANSFORMS.values() if t.split == "train"}
+    assert used["ood"] == {t.name for t in TRANSFORMS.values() if t.split == "ood"}
     assert {e.slice for e in built if not e.overall} == {"benign in a jailbreak"}
 
 
-def test_same_seed_same_set_and_another_seed_another(built: list[prompts.Example]) -> None:
-    section = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
-    assert prompts.build(section, "wheels", seed=3) == built
-    assert prompts.build(section, "wheels", seed=4) != built
+def test_same_seed_same_set_and_another_seed_another(built: list[Example]) -> None:
+    assert build(3) == built
+    assert build(4) != built
 
 
 def test_committed_sizes_are_those_of_the_post() -> None:
@@ -106,26 +117,69 @@ def test_committed_sizes_are_those_of_the_post() -> None:
     assert abs(sizes["train"] + sizes["val"] - 5060) <= 5
 
 
-@pytest.mark.parametrize("name", list(prompts.TRANSFORMS))
+@pytest.mark.parametrize("name", list(TRANSFORMS))
 def test_prompt_text_is_never_a_template(name: str) -> None:
     text = "What is {{ 7*7 }} {% raw %} {x} {text}?"
     for seed in range(3):
-        assert text in prompts.apply(name, text, seed)
+        assert text in transforms.apply(TRANSFORMS[name], text, seed)
 
 
-def test_random_choices_depend_on_seed_and_text_only() -> None:
+def test_random_choices_depend_on_seed_name_and_text_only() -> None:
+    rule = TRANSFORMS["ignored item"]
     random.seed(1)
-    first = [prompts.apply("ignored item", f"do {i}", 0) for i in range(8)]
+    first = [transforms.apply(rule, f"do {i}", 0) for i in range(8)]
     random.seed(2)
-    assert [prompts.apply("ignored item", f"do {i}", 0) for i in range(8)] == first
-    assert [prompts.apply("ignored item", f"do {i}", 1) for i in range(8)] != first
+    assert [transforms.apply(rule, f"do {i}", 0) for i in range(8)] == first
+    assert [transforms.apply(rule, f"do {i}", 1) for i in range(8)] != first
+    assert [transforms.apply(dataclasses.replace(rule, name="other"), f"do {i}", 0) for i in range(8)] != first
     for i, text in enumerate(first):
         number = int(text.split("number ")[1].split(",")[0])
         assert f"\n{number}. do {i}" in text, "the item to ignore is the harmful one"
+        assert len(text.split("\n")) == 6
+    suffixes = {transforms.apply(TRANSFORMS["GCG suffix"], "hello", seed).removeprefix("hello ") for seed in range(40)}
+    assert 5 < len(suffixes) <= 13
+
+
+def test_templates_of_data_run_in_a_sandbox() -> None:
+    evil = transforms.Transform("x", "jailbreak", "ood", "{{ prompt.__class__.__mro__ }} {{ prompt }}")
+    with pytest.raises(SecurityError):
+        transforms.apply(evil, "hello", 0)
+
+
+def test_a_transform_that_does_not_fit_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"kind": "jailbreak", "split": "ood", "template": "{{ prompt }}"}
+    for change in ({"kind": "jailbrake"}, {"splits": "ood"}, {"label": 2}, {"suffixes": "nope"}):
+        monkeypatch.setattr(sources, "_table", lambda file, row=good | change: {"mine": row})
+        with pytest.raises(sources.SourceError, match="mine") as caught:
+            transforms.every()
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(sources, "_table", lambda file: {"mine": good})
+    assert transforms.apply(transforms.every()["mine"], "hello", 0) == "hello"
+
+
+def test_the_set_depends_on_what_it_is_given_only() -> None:
+    """Another row of a source, word of a transform, order or seed is another set; the other sources are not in its code."""
+    given = prompts.sources_of("wheels")
+    rules = list(TRANSFORMS.values())
+    key = prompts.prompt_set(SECTION, given, rules, 0).key
+    assert prompts.prompt_set(SECTION, prompts.sources_of("wheels"), list(transforms.every().values()), 0).key == key
+    row = given["sensitive_benign"]
+    fewer = given | {"sensitive_benign": dataclasses.replace(row, chosen=row.chosen[1:])}
+    worded = [*rules[:-1], dataclasses.replace(rules[-1], template="Name synonyms: {{ prompt }}")]
+    others = [
+        prompts.prompt_set(SECTION, fewer, rules, 0),
+        prompts.prompt_set(SECTION, given, worded, 0),
+        prompts.prompt_set(SECTION, given, rules[::-1], 0),
+        prompts.prompt_set(SECTION, given, rules, 1),
+    ]
+    assert len({key, *(artifact.key for artifact in others)}) == 5
+    reached = set(store.keys.reached("lib.texts.prompts", "prompt_set"))
+    assert "lib.texts.sources.records" in reached
+    assert not reached & {f"lib.texts.sources.{name}" for name in ("rows", "FORMATS", *sources.FORMATS)}
 
 
 def test_benign_pool_is_plain() -> None:
-    pool = [text for _, text in prompts.benign_pool()]
+    pool = [base.text for base in prompts.benign_pool(prompts.sources_of("wheels")["benign"])]
     assert len(pool) == len({t.lower() for t in pool}) > 5000
     for text in pool:
         assert "\n" not in text and "://" not in text and 4 <= len(text.split()) <= 60

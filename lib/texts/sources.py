@@ -228,16 +228,8 @@ def hub_data(name: str, options: dict[str, str]) -> Any:
         raise SourceError(f"cannot load hub data set {asked}: {error}") from error
 
 
-FORMATS: dict[str, type[Packaged]] = {
-    "lines": Lines,
-    "seeds": Seeds,
-    "template": Template,
-    "json lines": JsonLines,
-    "rho": Rho,
-    "objectives": Objectives,
-    "sharegpt": ShareGPT,
-    "wikipedia": Wikipedia,
-}
+_PACKAGED = (Lines, Seeds, Template, JsonLines, Rho, Objectives, ShareGPT, Wikipedia)
+FORMATS: dict[str, type[Packaged]] = {c.__name__: c for c in _PACKAGED}
 
 
 def rows(kind: Kind, *names: str) -> dict[str, Source]:
@@ -263,7 +255,10 @@ def made(file: str, make: Callable[..., T], names: Iterable[str] | None = None) 
             found[name] = make(name, **table[name])
         except (ValidationError, KeyError, TypeError) as error:
             wrong = error.errors() if isinstance(error, ValidationError) else []
-            why = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong) or str(error)
+            why = (
+                "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong)
+                or f"{type(error).__name__}: {error}"
+            )
             raise SourceError(f"data/{file}, {name}: {why}") from None
     return found
 
