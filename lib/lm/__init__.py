@@ -1,1 +1,1 @@
-"""The language model: loading (``model``), chat tokens and spans (``spans``), on-policy text (``rollouts``)."""
+"""The language model: what it is given, what it writes, and what its residual stream holds."""

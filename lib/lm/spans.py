@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 _STAND_IN = "zqstandinqz"
+_DAY = datetime(2025, 3, 26)  # what a template that asks for the date is told: else tokens change from day to day
+_CLOCK = "".join(f"|replace('%{part}', '{_DAY.strftime(f'%{part}')}')" for part in "aAbBdHIjmMpSyY")
+_DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_CLOCK} }}}}{{% endmacro %}}\n"
 
 
 @dataclass(frozen=True)
@@ -34,34 +38,11 @@ class Chat:
         return range(self.end.start, self.header.stop)
 
 
-@dataclass(frozen=True)
-class Template:
-    """A chat template taken apart: texts before the user's text, after it, and before the assistant's."""
-
-    before: str
-    end: str
-    header: str
-
-
 def _render(tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-
-
-@functools.lru_cache(maxsize=8)
-def template(tokenizer: Any) -> Template:
-    """Take the tokenizer's chat template apart.
-
-    Raises:
-        ValueError: the template does not keep the user's text as one piece, or changes it when it adds the assistant header.
-    """
-    message = [{"role": "user", "content": _STAND_IN}]
-    closed, opened = _render(tokenizer, message, False), _render(tokenizer, message, True)
-    if closed.count(_STAND_IN) != 1 or not opened.startswith(closed):
-        raise ValueError(
-            "this chat template does not keep the user's text as one piece followed by the assistant header"
-        )
-    before, end = closed.split(_STAND_IN)
-    return Template(before, end, opened[len(closed) :])
+    template = _DATED + tokenizer.get_chat_template()
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+    )
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -74,10 +55,15 @@ def _template_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _template_parts(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    parts = template(tokenizer)
-    before, end, header = (_template_ids(tokenizer, part) for part in (parts.before, parts.end, parts.header))
-    return before, end, header
+def _template(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of the template before the user's text, after it, and before the assistant's."""
+    message = [{"role": "user", "content": _STAND_IN}]
+    closed, opened = _render(tokenizer, message, False), _render(tokenizer, message, True)
+    if closed.count(_STAND_IN) != 1 or not opened.startswith(closed):
+        raise ValueError("this chat template does not keep the user's text in one piece, the assistant header after it")
+    before, end = closed.split(_STAND_IN)
+    header = opened.removeprefix(closed)
+    return _template_ids(tokenizer, before), _template_ids(tokenizer, end), _template_ids(tokenizer, header)
 
 
 def chat(tokenizer: Any, text: str, limit: int | None = None) -> Chat:
@@ -86,9 +72,10 @@ def chat(tokenizer: Any, text: str, limit: int | None = None) -> Chat:
     ``limit`` cuts the user's text to so many tokens.
 
     Raises:
-        ValueError: the text has no tokens.
+        ValueError: the text has no tokens; or the template does not keep the user's text as one piece, or changes it when
+            it adds the assistant header.
     """
-    before, end, header = _template_parts(tokenizer)
+    before, end, header = _template(tokenizer)
     user = plain_ids(tokenizer, text.strip())[:limit]
     if not user:
         raise ValueError("an empty prompt has no tokens")
@@ -101,6 +88,9 @@ def transcript(tokenizer: Any, turns: list[dict[str, str]], limit: int) -> list[
     """Tokens of a conversation in the template, at most ``limit``; the contents are plain text.
 
     The template text around a turn is found by rendering the conversation with stand-ins.
+
+    Raises:
+        ValueError: the template drops or rewrites a turn.
     """
     stand_ins = [f"{_STAND_IN}{number}q" for number in range(len(turns))]
     messages = [{"role": turn["role"], "content": name} for turn, name in zip(turns, stand_ins, strict=True)]

@@ -1,4 +1,4 @@
-"""Refusals: answers and log-odds against the model run one prompt at a time, and the rule on sentences."""
+"""What the model writes: answers and log-odds against the model run one prompt at a time, and the rule on sentences."""
 
 import math
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from lib.config import ModelSection, RefusalSection
-from lib.lm import model, refusals, spans
-from lib.prompts import Example
+from lib.lm import answers, model, spans
+from lib.prompts import TRANSFORMS  # at the merge: lib.texts.transforms.every()
+from lib.texts.examples import Example
 
 
 def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
     """Padding, batching and the shared cache change nothing."""
-    lm = model.load(tiny)
+    lm = model.load(model.pinned(tiny))
     texts = [
         "How do birds fly?",
         "Write a short poem about the sea, the wind and 1234 boats.",
@@ -20,7 +21,7 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
         "You help. " * 9,
     ]
     asked = [spans.chat(lm.tokenizer, text).ids for text in texts]
-    got = {index: (text, odds) for index, text, odds in refusals.answers(lm, asked, 6, batch=3)}
+    got = {index: (text, odds) for index, text, odds in answers.answers(lm, asked, 6, batch=3)}
     assert sorted(got) == [0, 1, 2, 3]
     for index, ids in enumerate(asked):
         mine = list(ids)
@@ -28,7 +29,7 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
             for _ in range(6):
                 mine.append(int(lm.model(torch.tensor([mine])).logits[0, -1].argmax()))
             total = 0.0
-            for opening in refusals.OPENINGS:
+            for opening in answers.OPENINGS:
                 piece = spans.plain_ids(lm.tokenizer, opening)
                 logs = lm.model(torch.tensor([ids + piece])).logits[0].log_softmax(1)
                 total += math.exp(sum(float(logs[len(ids) - 1 + i, token]) for i, token in enumerate(piece)))
@@ -57,7 +58,7 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
     ],
 )
 def test_rule(answer: str, expected: bool) -> None:
-    assert refusals.refused(answer) is expected
+    assert answers.refused(answer) is expected
 
 
 def test_every_kind_is_asked_plainly_and_in_every_jailbreak() -> None:
@@ -69,11 +70,26 @@ def test_every_kind_is_asked_plainly_and_in_every_jailbreak() -> None:
     labelled = [example(i, s) for s in ("HarmBench", "chat", "over-refusal") for i in range(9)] + [
         example(99, "chat", "AIM")
     ]
-    rows = refusals.asked(labelled, RefusalSection(harmful=5, harmless=4), 0)
+    section = RefusalSection(harmful=5, harmless=4)
+    rows = answers.asked(labelled, section, TRANSFORMS, 0)
     assert len(rows) == (5 + 4 + 4) * 7
     assert {r["kind"] for r in rows} == {"harmful", "chat", "over-refusal"} and all(
         r["base"][-2:] != "99" for r in rows
     )
-    assert all("text" in r["text"] for r in rows) and rows == refusals.asked(
-        labelled, RefusalSection(harmful=5, harmless=4), 0
-    )
+    assert all("text" in r["text"] for r in rows) and rows == answers.asked(labelled, section, TRANSFORMS, 0)
+    few = {name: TRANSFORMS[name] for name in ("plain", "AIM", "word count")}
+    assert {r["transform"] for r in answers.asked(labelled, section, few, 0)} == {"plain", "AIM"}
+
+
+def test_rollouts_are_seeded_and_stay_in_budget(tiny: ModelSection) -> None:
+    lm = model.load(model.pinned(tiny))
+    asked = [spans.chat(lm.tokenizer, f"How do {i} birds fly?").ids for i in range(12)]
+    first = answers.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
+    assert first == answers.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
+    assert first != answers.rollouts(lm, asked, length=6, budget=120, seed=2, batch=4)
+    prompts = {tuple(p) for p in asked}
+    for ids in first:
+        assert any(tuple(ids[: len(p)]) == p and len(p) < len(ids) <= len(p) + 6 for p in prompts)
+    assert sum(map(len, first)) >= 120 > sum(map(len, first[:-4]))
+    free = answers.rollouts(lm, asked, length=6, budget=120, seed=1, uncounted=5, batch=4)
+    assert sum(len(ids) - 5 for ids in free) >= 120 > sum(len(ids) - 5 for ids in free[:-4])
