@@ -1,5 +1,10 @@
 """The fast step against its dense reference, kernels against brute force, and training that can be killed or shared."""
 
+import itertools
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sae import CONFIG, SECTION, harvest_of, planted, write_shard
 
-from lib import activations, store
+from lib import activations, config, store
 from lib.config import TrainingSection
-from lib.sae import kernels, latents, training
+from lib.sae import active, kernels, training
 from lib.sae.adam import Adam
+from lib.sae.penalties import QuadraticFrequency, SquaredFrequency, TargetL0
 from lib.sae.variants import SAE, SAEConfig, make
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05},
     "jumprelu_all": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05, "sparsity_reaches": "all"},
-    "quadratic": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "quadratic_frequency"},
-    "squared": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "squared_frequency"},
-    "target": {"variant": "jumprelu", "coefficient": 0.01, "penalty": "target_l0"},
+    "quadratic": {"variant": "jumprelu", "coefficient": 0.01, "penalty": QuadraticFrequency(0.1)},
+    "squared": {"variant": "jumprelu", "coefficient": 0.01, "penalty": SquaredFrequency()},
+    "target": {"variant": "jumprelu", "coefficient": 0.01, "penalty": TargetL0(32)},
     "gated": {"variant": "gated", "coefficient": 0.01},
     "topk": {"variant": "topk", "k": 5, "k_aux": 7},
     "batchtopk": {"variant": "batchtopk", "k": 5, "k_aux": 7},
@@ -63,12 +69,12 @@ def gradients(sae: SAE, x: torch.Tensor, sparse: bool) -> dict[str, torch.Tensor
 @pytest.mark.parametrize("l0", [1.0, 8.0, 60.0])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_fast_step_equals_the_dense_reference(name: str, l0: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "MAX_DENSITY", 1.0)  # no falling back: compare at any density
+    monkeypatch.setattr(active, "MAX_DENSITY", 1.0)  # no falling back: compare at any density
     sae, x = prepared(name, l0)
     if hasattr(sae, "threshold"):
         sae.threshold.fill_(0.1)
-    z = sae.encoder(x).latents(latents.Above(torch.zeros(M)))
-    assert isinstance(z, latents.Sparse)
+    z = sae.encoder(x).latents(active.Above(torch.zeros(M)))
+    assert isinstance(z, active.Sparse)
     fast = gradients(sae, x, sparse=True)
     if hasattr(sae, "threshold"):
         sae.threshold.fill_(0.1)
@@ -85,7 +91,7 @@ def test_fast_step_equals_the_dense_reference(name: str, l0: float, monkeypatch:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["jumprelu", "gated", "topk", "batchtopk"])
 def test_nothing_and_everything_active(name: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "MAX_DENSITY", 1.0)
+    monkeypatch.setattr(active, "MAX_DENSITY", 1.0)
     sae, x = prepared(name, 8.0)
     with torch.no_grad():
         for name_, p in sae.named_parameters():
@@ -100,13 +106,13 @@ def test_nothing_and_everything_active(name: str, share: float, monkeypatch: pyt
 
 def test_dense_takes_over_by_measured_density() -> None:
     sae, x = prepared("jumprelu", 2.0)
-    rule = latents.Above(torch.full((M,), 1.0))
-    assert isinstance(sae.encoder(x).latents(rule), latents.Sparse)
-    assert isinstance(sae.encoder(x).latents(latents.Above(torch.full((M,), -9.0))), latents.Dense)
-    assert isinstance(sae.encoder(x).latents(latents.Largest(M)), latents.Dense)
+    rule = active.Above(torch.full((M,), 1.0))
+    assert isinstance(sae.encoder(x).latents(rule), active.Sparse)
+    assert isinstance(sae.encoder(x).latents(active.Above(torch.full((M,), -9.0))), active.Dense)
+    assert isinstance(sae.encoder(x).latents(active.Largest(M)), active.Dense)
     sae.sparse = False
-    assert isinstance(sae.encoder(x).latents(rule), latents.Dense)
-    assert isinstance(sae.double().encoder(x.double()).latents(rule), latents.Dense)
+    assert isinstance(sae.encoder(x).latents(rule), active.Dense)
+    assert isinstance(sae.double().encoder(x.double()).latents(rule), active.Dense)
 
 
 @settings(max_examples=40, deadline=None)
@@ -159,6 +165,14 @@ def test_products_against_dense_ones(seed: int, density: float, parts: int) -> N
         atol=1e-4,
     )
     by_latent = kernels.transposed(starts, latent, m)
+    order = np.lexsort((rows, latent))
+    expected = np.searchsorted(latent[order], np.arange(m + 1)), order, rows[order]
+    for got, want, kind in zip(by_latent, expected, (np.int64, np.int32, np.int32), strict=True):
+        assert got.dtype == kind and np.array_equal(got, want)
+    some = values * (rng.random(len(values)) < 0.5)
+    kept, entries = kernels.nonzero(starts, some)
+    assert np.array_equal(entries, np.nonzero(some)[0])
+    assert np.diff(kept).tolist() == [np.count_nonzero(some[a:b]) for a, b in itertools.pairwise(starts)]
     np.testing.assert_allclose(kernels.sum_by_latent(*by_latent[:2], values), dense.sum(0), atol=1e-4)
     expected = np.stack([dense[:, i] @ grad[part[i]] for i in range(m)])
     np.testing.assert_allclose(kernels.gathered(*by_latent, values, grad, part), expected, atol=1e-4)
@@ -200,33 +214,53 @@ def test_the_update_is_along_the_sphere() -> None:
     torch.testing.assert_close((sae.W_dec.grad * before).sum(1), torch.zeros(M), rtol=0, atol=1e-6)
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_training_goes_on_to_the_bit(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_of_one_pass() -> list[store.Artifact]:
     section = SECTION.model_copy(update={"checkpoints": (0.2, 0.8)})
-    recipe = training.train(CONFIG, harvest_of(0), 0, section, seed=3)
-    whole = {path.name: path.read_bytes() for path in recipe.path.iterdir()}
-    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
-    advance = training.Trainee.advance
+    topk = SAEConfig(variant="topk", latents=32, k=3)
+    return [training.train(config, harvest_of(0), 0, section, seed=3) for config in (CONFIG, topk)]
 
-    def dies(self: training.Trainee, x: torch.Tensor) -> None:
-        if self.step == 17:
-            raise Killed
-        advance(self, x)
 
-    monkeypatch.setattr(training.Trainee, "advance", dies)
-    with pytest.raises(Killed):
-        recipe.path
-    steps: list[int] = []
-    monkeypatch.setattr(training.Trainee, "advance", lambda self, x: (steps.append(self.step), advance(self, x)))
-    again = {path.name: path.read_bytes() for path in recipe.path.iterdir()}
-    assert steps[0] == 17, "it went on, it did not start again"
-    assert again == whole
-    assert {"step_000006.safetensors", "step_000024.safetensors"} <= whole.keys()
-    assert not store.active().partial(recipe).exists()
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from test_fast_training import two_of_one_pass
+from lib import store
+from lib.sae import training
+root, last = Path(sys.argv[1]), int(sys.argv[2])
+advance, training.SAVE_SECONDS = training.Trainee.advance, 0.0
+def dies(self, x):
+    if self.step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(self.sae.name, self.step, flush=True)
+    advance(self, x)
+training.Trainee.advance = dies
+store.use(store.Store("report", root / "cache", root / "results", None)).ensure(two_of_one_pass())
+"""
+
+
+def test_a_pass_killed_by_9_goes_on_to_the_bit(empty_store: store.Store, tmp_path: Path) -> None:
+    def files() -> list[dict[str, bytes]]:
+        return [{path.name: path.read_bytes() for path in recipe.path.iterdir()} for recipe in two_of_one_pass()]
+
+    whole = files()
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{config.ROOT}"}
+    killed, again = (
+        subprocess.run(
+            [sys.executable, "-c", DIES, str(tmp_path / "there"), last],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for last in ("17", "-1")
+    )
+    assert killed.returncode == -signal.SIGKILL and killed.stdout.split("\n")[-2] == "topk 16", killed.stderr
+    assert again.stdout.split("\n")[:2] == ["jumprelu 17", "topk 17"], again.stderr
+    there = store.use(store.Store("report", tmp_path / "there" / "cache", tmp_path / "there" / "results", None))
+    assert all(there.has(recipe) for recipe in two_of_one_pass())
+    assert files() == whole
+    assert {"step_000006.safetensors", "step_000024.safetensors"} <= whole[0].keys()
+    assert not list((tmp_path / "there").rglob("partial.*"))
 
 
 def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
@@ -249,39 +283,74 @@ def test_a_damaged_state_is_not_trusted(tmp_path: Path) -> None:
         assert again.step == step
 
 
-def test_several_in_one_pass_are_as_if_alone(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def recipes() -> list[store.Artifact]:
-        short = SECTION.model_copy(update={"steps": 12})
-        topk = SAEConfig(variant="topk", latents=32, k=3)
-        start = training.train(CONFIG, harvest_of(0), 0, short, 3)
-        return [
-            training.train(CONFIG, harvest_of(0), 0, SECTION, 3),
-            training.train(topk, harvest_of(0), 0, short, 3),
-            training.train(CONFIG, harvest_of(0), 0, SECTION, 3, start=start, redrawn=0.5),
-        ]
-
-    alone = [(r.path / "sae.safetensors").read_bytes() for r in recipes()]
-    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
-    passes = 0
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, int]]]:
+    """(variant, steps) of what each pass trains."""
+    seen: list[list[tuple[str, int]]] = []
     fit = training.fit
 
-    def counted(*args: Any) -> None:
-        nonlocal passes
-        passes += 1
-        fit(*args)
+    def noted(trainees: list[training.Trainee], *others: Any) -> None:
+        seen.append([(t.sae.name, t.section.steps) for t in trainees])
+        fit(trainees, *others)
 
-    monkeypatch.setattr(training, "fit", counted)
-    shared = training.together(recipes())
-    recipes()[2].arguments["start"].path
-    assert passes == 1
-    first = shared[0].path
-    assert passes == 2, "one pass for all three"
-    assert all(store.active().has(r) for r in shared)
-    assert [(r.path / "sae.safetensors").read_bytes() for r in shared] == alone
-    assert not list(first.parent.glob("partial.*"))
-    other = training.train(CONFIG, harvest_of(1), 0, SECTION, 3)
-    with pytest.raises(ValueError, match="same sources, layer, seed and batch"):
-        training.together([shared[0], other])
+    monkeypatch.setattr(training, "fit", noted)
+    return seen
+
+
+SHORT = SECTION.model_copy(update={"steps": 12})
+TOPK = SAEConfig(variant="topk", latents=32, k=3)
+
+
+def test_several_in_one_pass_are_as_if_alone(empty_store: store.Store, passes: list[list[tuple[str, int]]]) -> None:
+    start = training.train(CONFIG, harvest_of(0), 0, SHORT, 3)
+    recipes = [
+        training.train(CONFIG, harvest_of(0), 0, SECTION, 3),
+        training.train(TOPK, harvest_of(0), 0, SHORT, 3),
+        training.train(CONFIG, harvest_of(0), 0, SECTION, 3, start=start, redrawn=0.5),
+    ]
+    alone = [(recipe.path / "sae.safetensors").read_bytes() for recipe in recipes]
+    assert len(passes) == 4 and all(len(names) == 1 for names in passes)
+    passes.clear()
+    again = store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
+    again.ensure([start])
+    logs = store.values({str(i): training.log(recipe, name=f"log {i}") for i, recipe in enumerate(recipes)})
+    assert passes == [[("jumprelu", 12)], [("jumprelu", 30), ("topk", 12), ("jumprelu", 30)]]
+    assert [log[-1]["step"] for log in logs.values()] == [29, 11, 29]
+    assert [(recipe.path / "sae.safetensors").read_bytes() for recipe in recipes] == alone
+    assert not list(again.cache.rglob("partial.*"))
+    assert len(passes) == 2, "nothing is trained twice"
+
+
+def test_a_pass_is_of_those_that_read_the_same_batches(
+    empty_store: store.Store, passes: list[list[tuple[str, int]]]
+) -> None:
+    mixed = ((harvest_of(0), 1.0), (harvest_of(1), 0.5))
+    wide = SHORT.model_copy(update={"batch": 64})
+    recipes = [
+        training.train(TOPK, sources, 0, section, seed)
+        for sources, section, seed in (
+            (harvest_of(0), SHORT, 3),
+            (harvest_of(0), SHORT, 4),
+            (harvest_of(1), SHORT, 3),
+            (mixed, SHORT, 3),
+            (harvest_of(0), wide, 3),
+        )
+    ]
+    empty_store.ensure(recipes)
+    assert len(passes) == 5
+    with pytest.raises(ValueError, match=r"one batch size, not \[64, 128\]"):
+        training.fit([training.Trainee(make(TOPK, 24), section) for section in (SHORT, wide)], [0], 0)  # type: ignore[arg-type]
+    training.fit([], [], 0)  # type: ignore[arg-type]
+
+
+def test_a_finetuned_sae_is_not_in_one_pass_with_the_one_it_starts_from(
+    empty_store: store.Store, passes: list[list[tuple[str, int]]]
+) -> None:
+    """Though both read the same batches, and both are missing."""
+    start = training.train(CONFIG, harvest_of(0), 0, SHORT, 3)
+    tuned = training.train(CONFIG, harvest_of(0), 0, SECTION, 3, start=start)
+    empty_store.ensure([tuned, start, training.train(TOPK, harvest_of(0), 0, SHORT, 3)])
+    assert passes == [[("jumprelu", 12)], [("jumprelu", 30), ("topk", 12)]]
 
 
 def test_finetuning_from_a_checkpoint_with_latents_redrawn(empty_store: store.Store) -> None:
@@ -347,19 +416,22 @@ def test_training_follows_the_dense_reference(tmp_path: Path) -> None:
 
 def test_one_that_fails_does_not_take_the_others_along(empty_store: store.Store) -> None:
     wild = SECTION.model_copy(update={"learning_rate": 1e4, "decay": 0.0})
-    topk = SAEConfig(variant="topk", latents=32, k=3)
     good = training.train(CONFIG, harvest_of(0), 0, SECTION, 3)
     alone = (good.path / "sae.safetensors").read_bytes()
-    store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
-    bad = training.train(topk, harvest_of(0), 0, wild, 3)
-    wrong = training.train(topk, harvest_of(0), 0, SECTION, 3, start=training.train(CONFIG, harvest_of(0), 0, wild, 3))
-    training.together([good, bad, good])
-    assert (good.path / "sae.safetensors").read_bytes() == alone
-    assert not store.active().has(bad) and not store.active().partial(bad).exists()
-    with pytest.raises(training.TrainingError, match="topk: the loss diverged"):
-        bad.path
-    with pytest.raises(ValueError, match="starts from"):
-        training.together([wrong, wrong.arguments["start"]])
+    again = store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
+    bad = training.train(TOPK, harvest_of(0), 0, wild, 3)
+    wrong = training.train(TOPK, harvest_of(0), 0, SECTION, 3, start=training.train(CONFIG, harvest_of(0), 0, SHORT, 3))
+    with pytest.raises(training.TrainingError, match="topk: the loss diverged at step"):
+        again.ensure([bad, good, wrong])
+    assert again.has(good) and (good.path / "sae.safetensors").read_bytes() == alone
+    for failed, kind, message in (
+        (bad, training.TrainingError, "topk: the loss diverged"),
+        (wrong, ValueError, "cannot go on from a jumprelu SAE"),
+    ):
+        assert not again.has(failed) and not again.partial(failed).exists()
+        with pytest.raises(kind, match=message):
+            failed.path
+    assert not list(again.cache.rglob("partial.*"))
 
 
 def test_shares_and_starts_are_checked(empty_store: store.Store) -> None:

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 from lib import activations, store
-from lib.config import ModelSection, TrainingSection
+from lib.config import Expected, ModelSection, TrainingSection
 from lib.lm import contexts, model
 from lib.lm.contexts import Sequences
-from lib.sae import metrics, penalties, training
+from lib.lm.residual import residuals, spliced
+from lib.sae import metrics, training
 from lib.sae.adam import Adam
-from lib.sae.variants import Gated, JumpReLU, JumpReLUFunction, SAEConfig, StepFunction, TopK, make
+from lib.sae.gradients import JumpReLUFunction, StepFunction
+from lib.sae.metrics import Sums
+from lib.sae.penalties import L0, Penalty, QuadraticFrequency, SquaredFrequency, TargetL0
+from lib.sae.variants import SAE, Gated, JumpReLU, SAEConfig, TopK, make
 
 EPS = 0.2
 
@@ -75,36 +82,46 @@ def test_sparsity_gradient_reaches_theta_only() -> None:
     assert touched == {"theta"}
 
 
-def penalty_gradient(penalty: str, omega0: float) -> tuple[torch.Tensor, torch.Tensor]:
-    sae, x = jumprelu(penalty=penalty, omega0=omega0, coefficient=0.7), unit_inputs()
+def penalty_gradient(penalty: Penalty) -> tuple[torch.Tensor, torch.Tensor]:
+    sae, x = jumprelu(penalty=penalty, coefficient=0.7), unit_inputs()
     named, fired = sae.losses(x, 1.0)
-    named[f"{penalty}_penalty"].backward()
+    named[penalty.name].backward()
     return sae.theta.grad, fired / len(x)
 
 
 @pytest.mark.parametrize("omega0", [0.1, 0.01])
 def test_qf_gradient_is_l0_times_one_plus_two_omega_over_omega0(omega0: float) -> None:
-    l0, omega = penalty_gradient("l0", omega0)
-    qf, _ = penalty_gradient("quadratic_frequency", omega0)
+    l0, omega = penalty_gradient(L0())
+    qf, _ = penalty_gradient(QuadraticFrequency(omega0))
     torch.testing.assert_close(qf, l0 * (1 + 2 * omega / omega0))
     assert omega.max() > 0.1
 
 
 def test_qf_becomes_l0_as_omega0_grows() -> None:
-    l0, _ = penalty_gradient("l0", 1.0)
-    qf, _ = penalty_gradient("quadratic_frequency", 1e12)
+    l0, _ = penalty_gradient(L0())
+    qf, _ = penalty_gradient(QuadraticFrequency(1e12))
     torch.testing.assert_close(qf, l0, rtol=1e-9, atol=0)
 
 
 def test_penalties_have_their_stated_values() -> None:
     omega = torch.tensor([0.0, 0.1, 0.5])
-    assert float(penalties.l0(omega, 0.1, 1)) == pytest.approx(0.6)
-    assert float(penalties.quadratic_frequency(omega, 0.1, 1)) == pytest.approx(0.1 * 2 + 0.5 * 6)
-    assert float(penalties.target_l0(omega, 0.1, 0.5)) == pytest.approx((0.6 / 0.5 - 1) ** 2)
-    squared = float(penalties.squared_frequency(omega, 0.1, 1))
+    assert float(L0().of(omega)) == pytest.approx(0.6)
+    assert float(QuadraticFrequency(0.1).of(omega)) == pytest.approx(0.1 * 2 + 0.5 * 6)
+    assert float(TargetL0(0.5).of(omega)) == pytest.approx((0.6 / 0.5 - 1) ** 2)
+    squared = float(SquaredFrequency().of(omega))
     assert squared == pytest.approx(3 * float(omega.var(correction=0) + omega.mean() ** 2))
-    with pytest.raises(ValueError, match="unknown penalty"):
-        make(SAEConfig(variant="jumprelu", latents=4, penalty="nope"), 4)
+    every = (L0(), QuadraticFrequency(0.1), SquaredFrequency(), TargetL0(3))
+    names = ["l0_penalty", "quadratic_frequency_penalty", "squared_frequency_penalty", "target_l0_penalty"]
+    assert [penalty.name for penalty in every] == names
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for wrong in ("l0", L0, {}):
+        with pytest.raises(ValueError, match=r"penalty\n.*instance of Penalty"):
+            SAEConfig(variant="jumprelu", latents=4, penalty=wrong)  # type: ignore[arg-type]
+    for kind in (QuadraticFrequency, TargetL0):
+        with pytest.raises(ValueError, match="greater than 0"):
+            kind(0.0)
     with pytest.raises(ValueError, match="unknown variant 'nope'"):
         make(SAEConfig(variant="nope", latents=4), 4)
     for prefixes in ((2, 3), (3, 2, 4), (0, 4), (2, 2, 4)):
@@ -186,19 +203,16 @@ def planted(n: int = 20_000, width: int = 24, features: int = 32, seed: int = 0)
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1),
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1, initial_l0=6),
         SAEConfig(
-            variant="jumprelu", latents=64, coefficient=0.2, theta=0.1, bandwidth=0.1, penalty="squared_frequency"
+            variant="jumprelu", latents=64, coefficient=0.2, theta=0.1, bandwidth=0.1, penalty=SquaredFrequency()
         ),
-        SAEConfig(
-            variant="jumprelu", latents=64, coefficient=0.05, theta=0.1, bandwidth=0.1, penalty="target_l0", target_l0=2
-        ),
+        SAEConfig(variant="jumprelu", latents=64, coefficient=0.05, theta=0.1, bandwidth=0.1, penalty=TargetL0(2)),
         SAEConfig(
             variant="jumprelu",
             latents=64,
             coefficient=0.02,
             theta=0.1,
             bandwidth=0.1,
-            penalty="quadratic_frequency",
-            omega0=0.5,
+            penalty=QuadraticFrequency(0.5),
         ),
     ],
     ids=["topk", "batchtopk", "matryoshka", "gated", "jumprelu", "low start", "squared", "target", "qf"],
@@ -251,14 +265,56 @@ def test_training_log_names_its_losses(empty_store: store.Store) -> None:
     assert rows[-1]["reconstruction"] < rows[0]["reconstruction"]
 
 
+@dataclass(frozen=True)
+class Capped(Penalty):
+    """As a reader would write one in a cell: above ``most``, firing costs nothing more."""
+
+    most: float
+
+    def of(self, omega: torch.Tensor) -> torch.Tensor:
+        return omega.clamp_max(self.most).sum()
+
+
+def test_a_penalty_of_a_readers_own(empty_store: store.Store) -> None:
+    """It trains, counts in the key, and who loads the SAE need not know it."""
+
+    def recipe(penalty: Penalty) -> store.Artifact:
+        config = SAEConfig(variant="jumprelu", latents=32, coefficient=1e-2, penalty=penalty)
+        return training.train(config, harvest_of(0), 0, SECTION, 3)
+
+    capped = recipe(Capped(0.1))
+    assert len({capped.key, recipe(Capped(0.2)).key, recipe(L0()).key}) == 3
+    assert capped.key == recipe(Capped(0.1)).key
+    assert set(training.log(capped).value[-1]) == {"step", "l0", "dead", "reconstruction", "penalty"}
+    mine, usual = training.load(capped), training.load(recipe(L0()))
+    assert not torch.equal(mine.state_dict()["theta"], usual.state_dict()["theta"])
+    tuned = training.train(CONFIG, harvest_of(1), 0, SECTION, 3, start=capped)
+    assert training.log(tuned).value[-1]["l0_penalty"] > 0
+    script = (
+        "import sys, types; from pathlib import Path; from lib.sae import training;"
+        "sae = training.load(types.SimpleNamespace(path=Path(sys.argv[1])));"
+        "print(sae.config.variant, sae.theta.double().sum().item(), 'test_sae' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(capped.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["jumprelu", str(mine.theta.double().sum().item()), "False"], done.stderr
+
+
+def failure(sae: SAE, source: activations.Activations) -> str:
+    """What is said of an SAE that cannot be trained."""
+    trainee = training.Trainee(sae, SECTION)
+    training.fit([trainee], source, 0)
+    assert isinstance(trainee.error, training.TrainingError) and isinstance(trainee.error, Expected)
+    return str(trainee.error)
+
+
 def test_divergence_is_reported(tmp_path: Path) -> None:
     source = write_shard(tmp_path, planted(2000)[1])
     sae = make(CONFIG, 24)
     sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
     with torch.no_grad():
         sae.b_dec.fill_(float("nan"))
-    with pytest.raises(training.TrainingError, match=r"diverged at step 0: lower training.learning_rate"):
-        training.fit([training.Trainee(sae, SECTION)], source, 0)
+    assert failure(sae, source) == "jumprelu: the loss diverged at step 0: lower training.learning_rate"
 
 
 def test_learning_rate_schedule() -> None:
@@ -282,24 +338,51 @@ def test_metrics_on_shifted_data_against_direct_formulas(tmp_path: Path) -> None
     source = write_shard(tmp_path, planted(3000)[1] + 20.0)
     sae = make(SAEConfig(variant="topk", latents=32, k=3), 24)
     sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
-    sums = metrics.stream(sae.requires_grad_(False), source)
+    sums = Sums.of(sae.requires_grad_(False), source)
     x = source.gather(np.arange(len(source))).double()
     error = (sae.reconstruct(x.float()).double() - x).square().sum()
     direct = float(error / (x - x.mean(0)).square().sum())
-    assert metrics.fvu(sums) == pytest.approx(direct, rel=1e-4)
+    assert sums.fvu() == pytest.approx(direct, rel=1e-4)
     assert direct > 0.2
     assert float(error / x.square().sum()) < 0.01, "the measure that forgets the mean would hide it"
     f = sae.encode(x.float())
-    assert sums["fired"].tolist() == (f > 0).sum(0).tolist()
+    assert sums.fired.tolist() == (f > 0).sum(0).tolist()
     hat = sae.reconstruct(x.float()).double()
-    assert sums["hat_x"].sum() == pytest.approx(float((hat * x).sum()), rel=1e-6)
-    assert sums["hat_hat"].sum() == pytest.approx(float((hat * hat).sum()), rel=1e-6)
-    assert sums["l0"].sum() / len(x) == pytest.approx(float((f > 0).double().sum(1).mean()))
-    weights = np.zeros(len(sums["tokens"]))
+    assert sums.hat_x.sum() == pytest.approx(float((hat * x).sum()), rel=1e-6)
+    assert sums.hat_hat.sum() == pytest.approx(float((hat * hat).sum()), rel=1e-6)
+    assert sums.active.sum() / len(x) == pytest.approx(float((f > 0).double().sum(1).mean()))
+    weights = np.zeros(len(sums.tokens))
     weights[[2, 5]] = (1, 3)
     part = torch.cat([x[20:30], *([x[50:60]] * 3)])
     expected = (sae.reconstruct(part.float()).double() - part).square().sum() / (part - part.mean(0)).square().sum()
-    assert metrics.fvu(sums, weights) == pytest.approx(float(expected), rel=1e-4)
+    assert sums.fvu(weights) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_constant_error_counts_in_fvu_and_is_not_lost() -> None:
+    x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
+    moved = Sums(1, 6, 6)
+    for part in x.split(77):
+        moved.add(part, part + 3.0, torch.eye(6)[:3].repeat(30, 1)[: len(part)])
+    found = moved.fidelity()
+    assert found["lost"] == pytest.approx(0, abs=1e-9) and found["l0"] == 1
+    assert found["fvu"] == pytest.approx(9 * x.numel() / float((x - x.mean(0)).square().sum()), rel=1e-5)
+    half = Sums(1, 6, 6)
+    half.add(x, 0.5 * x, x)
+    assert half.fidelity()["lost"] == pytest.approx(0.25)
+    assert half.fvu() == pytest.approx(0.25 * float(x.square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5)
+
+
+def test_sums_by_sequence_add_up_to_those_over_all(tmp_path: Path) -> None:
+    source = write_shard(tmp_path, planted(700)[1] + 2.0)
+    sae = make(SAEConfig(variant="topk", latents=32, k=3), 24)
+    sae.initialise(source.gather(np.arange(500)), torch.Generator().manual_seed(0))
+    parts, whole = Sums.of(sae.requires_grad_(False), source), Sums(1, 24, 32)
+    x = source.gather(np.arange(700))
+    whole.add(x.double(), sae.reconstruct(x).double(), sae.encode(x))
+    assert len(parts.tokens) == 70 and set(parts.tokens) == {10.0}
+    for name, value in parts.fidelity().items():
+        assert whole.fidelity()[name] == pytest.approx(value, rel=1e-9), name
+    assert whole.bias() == pytest.approx(parts.bias(), rel=1e-9)
 
 
 def test_evaluation_counts_dead_and_high_frequency_latents(empty_store: store.Store) -> None:
@@ -471,12 +554,12 @@ def test_bias_of_a_shrunken_reconstruction(tmp_path: Path) -> None:
         sae.W_dec[:24] = torch.eye(24)
         sae.W_enc[:, :24] = 0.8 * torch.eye(24)
         sae.W_dec[24, 0], sae.b_enc[24] = 1.0, 0.3  # an error that does not follow x
-    sums = metrics.stream(sae.requires_grad_(False), source)
+    sums = Sums.of(sae.requires_grad_(False), source)
     x = source.gather(np.arange(500)).double()
     hat = sae.reconstruct(x.float()).double()
     grid = np.linspace(0.5, 1.5, 1001)
     best = grid[np.argmin([float((hat / g - x).square().sum()) for g in grid])]
-    assert metrics.bias(sums) == pytest.approx(best, abs=1e-3)
+    assert sums.bias() == pytest.approx(best, abs=1e-3)
     other = float((hat * x).sum() / x.square().sum())
     assert abs(best - other) > 0.01, "the regression the other way round is another number"
 
@@ -528,12 +611,12 @@ def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, empty_store: store.
 def test_sinks_are_not_spliced(tiny: ModelSection) -> None:
     """A residual over the limit stays, whatever else is in its batch; every other one is replaced."""
     lm, ids = model.load(tiny), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-    (before,) = activations.residuals(lm, ids, (1,)).values()
+    (before,) = residuals(lm, ids, (1,)).values()
     where = torch.tensor([[False, True, True, True]] * 2)
     limit = float(before[where].norm(dim=1).sort().values[-2])  # the largest of the six is over it
     seen: list[torch.Tensor] = []
     read = lm.blocks[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with torch.inference_mode(), metrics.spliced(lm, 1, where, torch.zeros_like, limit):
+    with torch.inference_mode(), spliced(lm, 1, where, torch.zeros_like, limit):
         lm.model(input_ids=ids)
     read.remove()
     kept = (seen[0] != 0).any(-1)
@@ -550,5 +633,4 @@ def test_weights_that_are_not_numbers_are_reported(variant: str, name: str, tmp_
     sae.initialise(source.gather(np.arange(1000)), torch.Generator().manual_seed(0))
     with torch.no_grad():
         getattr(sae, name)[..., 5] = float("nan")
-    with pytest.raises(training.TrainingError, match=f"{variant}: the loss diverged"):
-        training.fit([training.Trainee(sae, SECTION)], source, 0)
+    assert failure(sae, source).startswith(f"{variant}: the loss diverged at step 0")

@@ -1,8 +1,8 @@
 """SAEs in and out: SAELens folders (``cfg.json``, ``sae_weights.safetensors``) and Gemma Scope ``params.npz``.
 
-Outside, an SAE takes the model's own residuals; inside, inputs of unit mean square. The scale between them is exact: it
-multiplies b_enc, b_dec and thresholds, and nothing else. Decoder rows that are not of unit norm are brought there by
-moving the norm into the encoder.
+Outside, an SAE takes the model's own residuals; inside, residuals scaled so that their mean squared norm is one. The scale
+between them is exact: it multiplies b_enc, b_dec and thresholds, and nothing else. Decoder rows that are not of unit norm
+are brought there by moving the norm into the encoder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lib import activations, store
+from lib.config import Expected
 from lib.sae import training
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -31,11 +32,8 @@ NAMES: dict[str, dict[str, str]] = {
 SAELENS_VERSION = "6.54.12"  # the format written here; from 6.0.0 on it is read without legacy defaults
 
 
-class ExchangeError(ValueError):
+class ExchangeError(Expected, ValueError):
     """A file that cannot be taken over as an SAE: says which, why, and what would do."""
-
-
-# ---------------------------------------------------------------------------------------------------------- out
 
 
 def export(trained: store.Artifact, folder: Path, model: str, layer: int, context: int) -> Path:
@@ -78,42 +76,16 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
     weights = {theirs: tensors[ours].detach().contiguous() for theirs, ours in NAMES[architecture].items()}
     save_file(weights, folder / "sae_weights.safetensors")
     store.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
-    store.write_atomic(folder / "README.md", card(trained, cfg, config, scale))
+    store.write_atomic(folder / "README.md", _card(trained, sae=config, cfg=cfg, layer=layer, scale=scale))
     return folder
 
 
-def card(trained: store.Artifact, cfg: dict[str, Any], config: SAEConfig, scale: float) -> str:
-    """A model card in Markdown: what the SAE reads, how it was trained, on what, and how to load it."""
-    meta = json.loads((trained.path / "meta.json").read_text(encoding="utf-8"))
-    log = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
+def _card(trained: store.Artifact, **facts: Any) -> str:
+    """A model card in Markdown, card.md: what the SAE reads, how it was trained, on what, and how to load it."""
+    meta, log = (json.loads((trained.path / name).read_text(encoding="utf-8")) for name in ("meta.json", "log.json"))
     last = ", ".join(f"{name} {value:.4g}" for name, value in log[-1].items()) if log else "not trained here"
-    return f"""---
-library_name: saelens
-tags: [sparse-autoencoder, interpretability]
----
-# Sparse autoencoder ({config.variant}, {config.latents:,} latents)
-
-Reads the residual stream after block {cfg["metadata"]["hook_name"].split(".")[1]} of `{cfg["metadata"]["model_name"]}`
-(`{cfg["metadata"]["hook_name"]}`, width {cfg["d_in"]}), without the first token of a text, an attention sink.
-
-```python
-from sae_lens import SAE
-sae = SAE.load_from_disk("this folder")
-latents = sae.encode(residuals)
-```
-
-Trained on inputs of unit mean square, residuals divided by {scale:.6g}; the division is folded into these weights.
-Last training batch: {last}.
-
-Provenance: artifact `{trained.key}` of step `{trained.step}`. Everything it was made from:
-
-```json
-{json.dumps(meta["config"], indent=1)}
-```
-"""
-
-
-# ----------------------------------------------------------------------------------------------------------- in
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return template.format(trained=trained, last=last, made_from=json.dumps(meta["config"], indent=1), **facts)
 
 
 def _read_saelens(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -191,27 +163,18 @@ def _digest(path: Path) -> str:
 
 
 @store.cached
-def imported(out: Path, path: str, digest: str, harvested: store.Artifact, layer: int, config: SAEConfig) -> None:
-    """Step: an SAE from elsewhere, ready to finetune: scaled to inputs of unit mean square on ``harvested``.
-
-    ``config`` is how it is to be trained on; its variant, latents and k must be the SAE's own.
-    """
+def imported(out: Path, path: str, digest: str, harvested: store.Artifact, layer: int) -> None:
+    """Step: an SAE from elsewhere, ready to finetune: scaled so that the mean squared norm of ``harvested`` is one."""
     if _digest(Path(path)) != digest:
         raise ExchangeError(f"{path} has changed since it was named: call bring again")
-    sae = read(Path(path))
-    if (config.variant, config.latents, config.k) != (sae.config.variant, sae.config.latents, sae.config.k):
-        raise ExchangeError(
-            f"{path} is {sae.config.variant}, {sae.config.latents} latents, k {sae.config.k}: say so in the config"
-        )
-    source = activations.read(harvested, layer)
+    sae, source = read(Path(path)), activations.read(harvested, layer)
     if source.width != sae.W_dec.shape[1]:
         raise ExchangeError(f"{path} is for width {sae.W_dec.shape[1]}; layer {layer} has width {source.width}")
     rows = np.random.default_rng(0).choice(len(source), min(len(source), training.SAMPLE), replace=False)
     sae.rescale(float(source.gather(rows).double().square().sum(1).mean().sqrt()))
-    sae.config = config
     training.save(sae, [], out)
 
 
-def bring(path: Path, harvested: store.Artifact, layer: int, config: SAEConfig) -> store.Artifact:
-    """The :func:`imported` recipe of a folder or file, keyed by its content."""
-    return imported(str(path), _digest(path), harvested, layer, config)
+def bring(path: Path, harvested: store.Artifact, layer: int) -> store.Artifact:
+    """The :func:`imported` recipe of a folder or file, keyed by its content: a ``start`` to finetune from."""
+    return imported(str(path), _digest(path), harvested, layer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 from numba import njit, prange
+from scipy.sparse import csr_array
 
 Array = np.ndarray
 
@@ -161,68 +162,32 @@ def largest(pi: Array, k: int, allowed: Array | None = None) -> tuple[Array, Arr
     return _joined(cuts, latents, values, counts)
 
 
-@njit(cache=True)
-def _keep(starts, latent, values, bound, ties, kept_starts, kept, kept_values):  # type: ignore[no-untyped-def]
-    at = 0
-    for r in range(len(starts) - 1):
-        kept_starts[r] = at
-        for e in range(starts[r], starts[r + 1]):
-            tie = values[e] == bound
-            if values[e] > bound or (tie and ties > 0):
-                ties -= tie
-                kept[at], kept_values[at] = latent[e], values[e]
-                at += 1
-    kept_starts[-1] = at
-
-
 def largest_of_all(pattern: tuple[Array, Array, Array], count: int) -> tuple[Array, Array, Array]:
     """The ``count`` largest entries of a pattern; of equal ones, the first."""
     starts, latent, values = pattern
     if len(values) <= count:
         return pattern
     bound = np.partition(values, len(values) - count)[len(values) - count]
-    kept = np.empty_like(starts), np.empty(count, np.int32), np.empty(count, values.dtype)
-    _keep(starts, latent, values, bound, count - int((values > bound).sum()), *kept)
-    return kept
+    kept = values > bound
+    kept[np.flatnonzero(values == bound)[: count - np.count_nonzero(kept)]] = True
+    starts, entries = nonzero(starts, kept)
+    return starts, latent[entries], values[entries]
 
 
-@njit(cache=True)
-def _nonzero(starts, values, kept_starts, entries):  # type: ignore[no-untyped-def]
-    at = 0
-    for r in range(len(starts) - 1):
-        kept_starts[r] = at
-        for e in range(starts[r], starts[r + 1]):
-            entries[at] = e  # kept only if counted, which spares a branch
-            at += values[e] != 0
-    kept_starts[-1] = at
-
-
-def nonzero(starts: Array, values: Array, count: int) -> tuple[Array, Array]:
-    """(starts, entries [count] int64) of the ``count`` entries of a pattern whose value is not zero."""
-    kept_starts, entries = np.empty_like(starts), np.empty(count + 1, np.int64)
-    _nonzero(starts, values, kept_starts, entries)
-    return kept_starts, entries[:count]
+def nonzero(starts: Array, values: Array) -> tuple[Array, Array]:
+    """(starts, entries int64) of the entries of a pattern whose value is not zero."""
+    entries = np.flatnonzero(values)
+    return np.searchsorted(entries, starts), entries
 
 
 # ------------------------------------------------------------------------------------------------------ products
 
 
-@njit(cache=True)
-def transposed(starts, latent, m):  # type: ignore[no-untyped-def]
-    """The pattern by latent: ``begins`` [M + 1], and for each entry in that order its number and its row (int32)."""
-    begins = np.zeros(m + 1, np.int64)
-    for e in range(len(latent)):
-        begins[latent[e] + 1] += 1
-    for i in range(m):
-        begins[i + 1] += begins[i]
-    at = begins[:-1].copy()
-    entry, row = np.empty(len(latent), np.int32), np.empty(len(latent), np.int32)
-    for r in range(len(starts) - 1):
-        for e in range(starts[r], starts[r + 1]):
-            i = latent[e]
-            entry[at[i]], row[at[i]] = e, r
-            at[i] += 1
-    return begins, entry, row
+def transposed(starts: Array, latent: Array, m: int) -> tuple[Array, Array, Array]:
+    """The pattern by latent: ``begins`` [M + 1] int64, and for each entry in that order its number and its row (int32)."""
+    numbers = np.arange(len(latent), dtype=np.int32)
+    turned = csr_array((numbers, latent, starts), shape=(len(starts) - 1, m)).tocsc()
+    return turned.indptr.astype(np.int64), turned.data, turned.indices
 
 
 @njit(cache=True, fastmath=_FAST)

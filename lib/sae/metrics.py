@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from lib import activations, store
@@ -16,59 +17,78 @@ from lib.lm.model import load as load_lm
 from lib.lm.residual import Replace, spliced
 from lib.sae import training
 from lib.sae.variants import SAE
+from lib.stats import percentiles, texts
 
 HIGH = 0.1  # a high-frequency latent fires on at least this share of tokens
 FREQUENT = 0.01
 BINS = np.linspace(-5, 0, 51)  # log10 firing frequency
+PASS_TOKENS = 1024  # padded tokens per forward pass of loss recovered; the logits of one take 200 MB
 
 
-def stream(sae: SAE, source: activations.Activations) -> dict[str, np.ndarray]:
-    """Sums over all tokens: ``fired`` [M] counts, and per sequence ``tokens``, ``l0``, ``error``, ``x`` [s, d], ``xx``,
-    ``hat_hat`` and ``hat_x``.
+class Sums:
+    """What an SAE does to tokens, summed in float64 as they stream by: by sequence, so that sequences can be resampled.
 
-    ``error`` is the squared error, ``x`` and ``xx`` the sum and squared norm of the residuals (float64), from which the
-    variance about the mean follows for any set of sequences; ``hat_hat`` and ``hat_x`` the products of the reconstruction
-    with itself and with the residual.
+    Over the tokens of each sequence: ``tokens`` and ``active`` count them and their active latents, ``error`` sums the
+    squared error, ``x`` [s, d] the residuals, ``xx`` their squared norm, ``hat_hat`` and ``hat_x`` the products of the
+    reconstruction with itself and with the residual. Over all: ``fired`` [M] counts, ``errors`` [d] sums the errors.
     """
-    _, which = np.unique(source.column("sequence"), return_inverse=True)
-    count = int(which.max()) + 1
-    fired = np.zeros(sae.config.latents, np.int64)
-    names = ("tokens", "l0", "error", "xx", "hat_hat", "hat_x")
-    sums = {name: np.zeros(count) for name in names} | {"x": np.zeros((count, source.width))}
-    at = 0
-    with torch.inference_mode():
-        for x in source.chunks():
-            f = sae.encode(x)
-            hat, x = (sae.decode(f) * sae.scale).double(), x.double()
-            active = f > 0
-            here = which[at : at + len(x)]
-            at += len(x)
-            fired += active.sum(0).numpy()
-            per_token = {
-                "tokens": torch.ones(len(x)),
-                "l0": active.sum(1).double(),
-                "error": (hat - x).square().sum(1),
-                "xx": x.square().sum(1),
-                "hat_hat": hat.square().sum(1),
-                "hat_x": (hat * x).sum(1),
-                "x": x,
-            }
-            for name, values in per_token.items():
-                np.add.at(sums[name], here, values.numpy())
-    return {"fired": fired, **sums}
 
+    def __init__(self, sequences: int, width: int, latents: int) -> None:
+        self.tokens, self.active, self.error, self.xx, self.hat_hat, self.hat_x = np.zeros((6, sequences))
+        self.x, self.errors = np.zeros((sequences, width)), np.zeros(width)
+        self.fired = np.zeros(latents, np.int64)
 
-def fvu(sums: dict[str, np.ndarray], weights: np.ndarray | None = None) -> float:
-    """Fraction of variance unexplained, sum ||x - xhat||^2 / sum ||x - mean||^2, sequences counted ``weights`` times."""
-    w = np.ones(len(sums["tokens"])) if weights is None else weights
-    tokens, mean = w @ sums["tokens"], w @ sums["x"]
-    return float(w @ sums["error"] / (w @ sums["xx"] - mean @ mean / tokens))
+    @classmethod
+    def of(cls, sae: SAE, source: activations.Activations) -> Sums:
+        """An SAE over harvested tokens."""
+        _, which = np.unique(source.column("sequence"), return_inverse=True)
+        sums, at = cls(int(which.max()) + 1, source.width, sae.config.latents), 0
+        with torch.inference_mode():
+            for x in source.chunks():
+                f = sae.encode(x)
+                sums.add(x.double(), (sae.decode(f) * sae.scale).double(), f, which[at : at + len(x)])
+                at += len(x)
+        return sums
 
+    def add(self, x: torch.Tensor, hat: torch.Tensor, f: torch.Tensor, which: np.ndarray | None = None) -> None:
+        """Add tokens: residuals and reconstructions [n, d], latents [n, M], numbers of their sequences [n] (default 0)."""
+        active, error, x, hat = f > 0, (x - hat).double(), x.double(), hat.double()
+        sequence = torch.zeros(len(x), dtype=torch.int64) if which is None else torch.from_numpy(which)
+        self.fired += active.sum(0).numpy()
+        self.errors += error.sum(0).numpy()
+        for total, values in (
+            (self.tokens, torch.ones(len(x)).double()),
+            (self.active, active.sum(1).double()),
+            (self.error, error.square().sum(1)),
+            (self.xx, x.square().sum(1)),
+            (self.hat_hat, hat.square().sum(1)),
+            (self.hat_x, (hat * x).sum(1)),
+            (self.x, x),
+        ):
+            torch.from_numpy(total).index_add_(0, sequence, values)
 
-def bias(sums: dict[str, np.ndarray]) -> float:
-    """Reconstruction bias gamma, the factor that reconstructions are too large by: argmin E ||xhat / gamma - x||^2, which
-    is E ||xhat||^2 / E xhat.x (Rajamanoharan 2024a, arXiv:2404.16014, section 4). Below 1 they shrink."""
-    return float(sums["hat_hat"].sum() / sums["hat_x"].sum())
+    def _variance(self, weights: np.ndarray) -> float:
+        """Sum ||x - mean||^2 of the residuals."""
+        mean = weights @ self.x
+        return float(weights @ self.xx - mean @ mean / (weights @ self.tokens))
+
+    def fvu(self, weights: np.ndarray | None = None) -> float:
+        """Fraction of variance unexplained, sum ||x - xhat||^2 / sum ||x - mean||^2, sequences counted ``weights`` times."""
+        w = np.ones(len(self.tokens)) if weights is None else weights
+        return float(w @ self.error / self._variance(w))
+
+    def bias(self) -> float:
+        """Reconstruction bias gamma, the factor that reconstructions are too large by: argmin E ||xhat / gamma - x||^2, which
+        is E ||xhat||^2 / E xhat.x (Rajamanoharan 2024a, arXiv:2404.16014, section 4). Below 1 they shrink."""
+        return float(self.hat_hat.sum() / self.hat_x.sum())
+
+    def fidelity(self) -> dict[str, float]:
+        """{l0, fvu, lost}: ``lost`` is the variance of the error over that of the residuals. A probe does not see a constant
+        error, and ``lost`` leaves out what FVU counts of it."""
+        tokens = self.tokens.sum()
+        error = self.error.sum() - self.errors @ self.errors / tokens
+        lost = float(error / self._variance(np.ones(len(self.tokens))))
+        return {"l0": float(self.active.sum() / tokens), "fvu": self.fvu(), "lost": lost}
 
 
 @store.result
@@ -79,28 +99,26 @@ def evaluate(
     high_share, max_frequency, histogram}.
 
     ``sinks`` are tokens left out as attention sinks. Intervals are 95 % percentile bootstrap over sequences. ``bias`` is
-    the reconstruction bias (:func:`bias`). ``dead`` counts latents that never fire here, ``frequent`` and ``high`` those that fire on at
+    the reconstruction bias (:meth:`Sums.bias`). ``dead`` counts latents that never fire here, ``frequent`` and ``high`` those that fire on at
     least 1 % and 10 % of tokens, ``*_share`` their share of all firing; ``histogram`` counts latents by log10 frequency
     in :data:`BINS` (dead ones are not in it).
     """
     source = activations.read(harvested, layer)
-    sums = stream(training.load(trained), source)
-    tokens, fired = float(sums["tokens"].sum()), sums["fired"]
+    sums = Sums.of(training.load(trained), source)
+    tokens, fired = float(sums.tokens.sum()), sums.fired
     frequency = fired / tokens
-    rng, count = np.random.default_rng(seed), len(sums["tokens"])
-    resampled = rng.multinomial(count, np.full(count, 1 / count), size=bootstrap)
-    fvus = [fvu(sums, w) for w in resampled]
-    l0s = (resampled @ sums["l0"]) / (resampled @ sums["tokens"])
+    resampled = texts(len(sums.tokens), bootstrap, seed)
+    l0s = (resampled @ sums.active) / (resampled @ sums.tokens)
     alive = frequency[fired > 0]
     high, frequent = frequency >= HIGH, frequency >= FREQUENT
     return {
         "n": int(tokens),
         "sinks": source.dropped,
-        "fvu": fvu(sums),
-        "fvu_interval": np.percentile(fvus, [2.5, 97.5]),
-        "l0": sums["l0"].sum() / tokens,
-        "l0_interval": np.percentile(l0s, [2.5, 97.5]),
-        "bias": bias(sums),
+        "fvu": sums.fvu(),
+        "fvu_interval": percentiles(np.array([sums.fvu(w) for w in resampled])),
+        "l0": sums.active.sum() / tokens,
+        "l0_interval": percentiles(l0s),
+        "bias": sums.bias(),
         "latents": len(fired),
         "dead": int((fired == 0).sum()),
         "frequent": int(frequent.sum()),
@@ -110,11 +128,6 @@ def evaluate(
         "max_frequency": float(frequency.max()),
         "histogram": np.histogram(np.log10(np.clip(alive, 10 ** BINS[0], 1)), BINS)[0],
     }
-
-
-# ------------------------------------------------------------------------------------------------- loss recovered
-
-PASS_TOKENS = 1024  # padded tokens per forward pass; the logits of one take 200 MB
 
 
 def _cross_entropies(lm: LM, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -142,12 +155,13 @@ def loss_recovered(
     standard of ``harvested``, the activations of these sequences. Loss recovered is (zero - sae) / (zero - clean); intervals are 95 % bootstrap over texts.
     """
     loaded, rows = load_lm(lm), contexts.read(sequences)
+    lengths = np.diff(rows.offsets)
     norms = [shard[f"norm_{layer}"].numpy() for shard in activations.read(harvested, layer, sinks=True).shards]
     limit = activations.SINK * float(np.median(np.concatenate(norms)))
     order = np.random.default_rng(seed).permutation(len(rows))
-    scored = np.maximum(0, np.minimum(rows.keep_stop, np.diff(rows.offsets) - 1) - rows.keep_start)[order]
+    scored = np.maximum(0, np.minimum(rows.keep_stop, lengths - 1) - rows.keep_start)[order]
     chosen = order[: int(np.searchsorted(np.cumsum(scored), tokens)) + 1]
-    chosen = chosen[np.argsort(np.diff(rows.offsets)[chosen], kind="stable")]
+    chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
     models = {name: training.load(sae).to(loaded.device) for name, sae in saes.items()}
     replacements: dict[str, Replace] = {
         "clean": lambda x: x,
@@ -156,24 +170,22 @@ def loss_recovered(
     }
     sums: dict[str, list[float]] = {name: [] for name in replacements}
     count: list[int] = []
-    size = max(1, PASS_TOKENS // max(len(rows[i]) for i in chosen))
+    size = max(1, PASS_TOKENS // int(lengths[chosen].max()))
     with torch.inference_mode():
         for at in tqdm(range(0, len(chosen), size), "loss recovered", unit="pass", disable=None):
             batch = chosen[at : at + size]
-            ids = torch.full((len(batch), max(len(rows[i]) for i in batch)), loaded.pad, dtype=torch.int64)
-            where = torch.zeros(ids.shape, dtype=torch.bool)
-            for row, i in enumerate(batch):
-                ids[row, : len(rows[i])] = torch.from_numpy(rows[i].astype(np.int64))
-                where[row, rows.keep_start[i] : rows.keep_stop[i]] = True
-            follows = torch.tensor([len(rows[i]) - 1 for i in batch])  # nothing is predicted after the last token
-            counted = where & (torch.arange(ids.shape[1]) < follows[:, None])
+            ids = pad_sequence([torch.from_numpy(rows[i].astype(np.int64)) for i in batch], True, loaded.pad)
+            place, bounds = np.arange(ids.shape[1]), (rows.keep_start, rows.keep_stop, lengths - 1)
+            start, stop, last = (bound[batch, None] for bound in bounds)
+            where = torch.from_numpy((place >= start) & (place < stop))
+            counted = where & torch.from_numpy(place < last)  # nothing is predicted after the last token
             count += counted.sum(1).tolist()
             ids, where, counted = ids.to(loaded.device), where.to(loaded.device), counted.to(loaded.device)
             for name, replace in replacements.items():
                 with spliced(loaded, layer, where, replace, limit):
                     sums[name] += _cross_entropies(loaded, ids, counted).tolist()
     totals, n = {name: np.array(values) for name, values in sums.items()}, np.array(count)
-    weights = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=bootstrap)
+    weights = texts(len(n), bootstrap, seed)
 
     def recovered(name: str, w: np.ndarray) -> np.ndarray:
         clean, zero, sae = (w @ totals[key] / (w @ n) for key in ("clean", "zero", name))
@@ -188,7 +200,7 @@ def loss_recovered(
             name: {
                 "loss": totals[name].sum() / n.sum(),
                 "recovered": float(recovered(name, np.ones(len(n)))),
-                "interval": np.percentile(recovered(name, weights), [2.5, 97.5]),
+                "interval": percentiles(recovered(name, weights)),
             }
             for name in models
         },

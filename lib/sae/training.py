@@ -1,15 +1,14 @@
 """Train SAEs on harvested activations: from scratch, from another SAE, or several in one pass.
 
-A step is one dense encoder product; what follows touches active latents only (:mod:`lib.sae.latents`,
-:mod:`lib.sae.adam`). Training is the same to the bit when it is repeated, when it is killed and goes on, and whether an
-SAE is trained alone or beside others.
+A step is one dense encoder product; what follows touches active latents only (:mod:`lib.sae.active`, :mod:`lib.sae.adam`).
+Training is the same to the bit when it is repeated, when it is killed and goes on, and whether an SAE is trained alone or
+beside others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from lib import activations, store
 from lib.activations import Activations, Mixture
-from lib.config import TrainingSection
+from lib.config import Expected, TrainingSection
 from lib.matmul import keep_memory
 from lib.sae.adam import Adam
 from lib.sae.variants import SAE, SAEConfig, make
@@ -34,9 +33,10 @@ SAMPLE = 16_384  # tokens that set the input scale and the initial biases
 
 Source = Activations | Mixture
 Sources = store.Artifact | tuple[tuple[store.Artifact, float], ...]  # one harvest, or several with weights
+Tensors = dict[str, torch.Tensor]
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Expected, RuntimeError):
     """Training that went wrong: says at which step and what to change."""
 
 
@@ -54,14 +54,13 @@ def row_batches(count: int, steps: int, batch: int, seed: int) -> np.ndarray:
     return np.concatenate(passes)[: steps * batch].reshape(steps, batch)
 
 
-def write_atomic(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, path)
+def _write(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that is whole or not there."""
+    with store.atomic(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
+def _digest(tensors: Tensors) -> str:
     """Hash of names and contents."""
     found = hashlib.sha256()
     for name in sorted(tensors):
@@ -78,26 +77,25 @@ class Trainee:
         self.sae, self.section = sae.to(section.device), section
         self.adam, self.step = Adam(self.sae), 0
         self.log: list[dict[str, float]] = []
-        self.kept: dict[int, dict[str, torch.Tensor]] = {}  # checkpoints by number of steps
+        self.kept: dict[int, Tensors] = {}  # checkpoints by number of steps
         self.error: TrainingError | None = None  # why it was left behind
-
-    @property
-    def done(self) -> bool:
-        return self.error is not None or self.step >= self.section.steps
 
     def advance(self, x: torch.Tensor) -> None:
         """One step on residuals x [batch, d].
 
         Raises:
-            TrainingError: the loss is no longer finite, or has exploded.
+            TrainingError: the loss has exploded, or it or a weight is no longer finite.
         """
         section, step = self.section, self.step
         warm = section.sparsity_warmup * section.steps
         losses = self.sae.losses(x.to(section.device) / self.sae.scale, min(1.0, (step + 1) / max(1.0, warm)))
         loss = torch.stack(list(losses.named.values())).sum()
         logged = step % max(1, section.steps // 20) == 0 or step == section.steps - 1
-        if logged or loss.device.type == "cpu":  # elsewhere looking at the loss would wait for the device
-            self._check(losses.named, loss, logged)
+        seen = logged or loss.device.type == "cpu"  # elsewhere looking at the loss would wait for the device
+        if seen and not (torch.isfinite(loss.detach()) and losses.named["reconstruction"].detach() <= DIVERGED):
+            raise self._diverged()
+        if logged:  # a latent that is not a number is never active, so the loss may not show it
+            self._check_weights()
         loss.backward()
         try:
             self.adam.step(learning_rate(step, section))
@@ -112,18 +110,13 @@ class Trainee:
         self.step += 1
         if self.step in {round(share * section.steps) for share in section.checkpoints}:
             self.kept[self.step] = {name: tensor.clone() for name, tensor in self.sae.state_dict().items()}
+        if self.step == section.steps:
+            self._check_weights()
 
     def _diverged(self) -> TrainingError:
         return TrainingError(f"{self.sae.name}: the loss diverged at step {self.step}: lower training.learning_rate")
 
-    def _check(self, named: dict[str, torch.Tensor], loss: torch.Tensor, thoroughly: bool) -> None:
-        if not torch.isfinite(loss.detach()) or named["reconstruction"].detach() > DIVERGED:
-            raise self._diverged()
-        if thoroughly:  # a latent that is not a number is never active, so the loss may not show it
-            self.check_weights()
-
-    def check_weights(self) -> None:
-        """Raise TrainingError if a weight is not finite."""
+    def _check_weights(self) -> None:
         if not all(torch.isfinite(p).all() for p in self.sae.parameters()):
             raise self._diverged()
 
@@ -132,8 +125,7 @@ class Trainee:
         tensors = {f"sae.{name}": x for name, x in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": x for name, x in self.adam.state().items()}
         tensors |= {f"kept.{step}.{name}": x for step, kept in self.kept.items() for name, x in kept.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(tensors, path, {"step": str(self.step), "log": json.dumps(self.log), "sha256": _digest(tensors)})
+        _write(tensors, path, {"step": str(self.step), "log": json.dumps(self.log), "sha256": _digest(tensors)})
 
     def resume(self, path: Path) -> None:
         """Go on from what :meth:`save` stored; a missing or damaged file means starting at the beginning."""
@@ -144,16 +136,11 @@ class Trainee:
             return
         if meta.get("sha256") != _digest(tensors):
             return
-        groups: dict[str, dict[str, torch.Tensor]] = {"sae": {}, "adam": {}}
-        for name, tensor in tensors.items():
-            kind, rest = name.split(".", 1)
-            if kind == "kept":
-                step, rest = rest.split(".", 1)
-                self.kept.setdefault(int(step), {})[rest] = tensor
-            else:
-                groups[kind][rest] = tensor
-        self.sae.load_state_dict(groups["sae"])
-        self.adam.restore(groups["adam"])
+        for name in [name for name in tensors if name.startswith("kept.")]:
+            _, step, rest = name.split(".", 2)
+            self.kept.setdefault(int(step), {})[rest] = tensors[name]
+        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
+        self.adam.restore({name: tensors[f"adam.{name}"] for name in self.adam.state()})
         self.step, self.log = int(meta["step"]), json.loads(meta["log"])
 
 
@@ -166,19 +153,23 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
     Raises:
         ValueError: the trainees differ in batch size, or the source has no tokens.
     """
+    if not trainees:
+        return
     batches = {trainee.section.batch for trainee in trainees}
-    if len(batches) != 1 or not len(source):
-        raise ValueError(f"need one batch size and some tokens, not batch sizes {batches} and {len(source)} tokens")
+    if len(batches) > 1:
+        raise ValueError(f"SAEs that are trained in one pass share its batches: one batch size, not {sorted(batches)}")
+    if not len(source):
+        raise ValueError("there are no tokens to train on")
     for trainee, state in zip(trainees, states, strict=False):
         trainee.resume(state)
     rows = row_batches(len(source), max(t.section.steps for t in trainees), batches.pop(), seed)
     names = ", ".join(dict.fromkeys(t.sae.name for t in trainees))
-    first, saved = min((t.step for t in trainees), default=0), time.monotonic()
+    first, saved = min(t.step for t in trainees), time.monotonic()
     steps = tqdm(rows[first:], f"train {names}", initial=first, total=len(rows), unit="step", disable=None)
     for step, row in enumerate(steps, first):
         x = source.gather(row)
         for trainee in trainees:
-            if trainee.step == step and not trainee.done:
+            if trainee.error is None and trainee.step == step < trainee.section.steps:
                 try:
                     trainee.advance(x)
                 except TrainingError as error:
@@ -188,20 +179,12 @@ def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence
                 if trainee.error is None:
                     trainee.save(state)
             saved = time.monotonic()
-    for trainee in trainees:
-        try:
-            trainee.check_weights()
-        except TrainingError as error:
-            trainee.error = trainee.error or error
-
-
-# --------------------------------------------------------------------------------------------------------- steps
 
 
 def save(sae: SAE, log: list[dict[str, float]], out: Path) -> None:
-    """Write ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json`` into the folder ``out``."""
-    write_atomic(sae.state_dict(), out / "sae.safetensors")
-    meta = {"config": sae.config.model_dump(), "width": sae.W_dec.shape[1]}
+    """Write ``sae.safetensors``, ``sae.json`` (what the SAE is) and ``log.json`` into the folder ``out``."""
+    _write(sae.state_dict(), out / "sae.safetensors")
+    meta = sae.config.model_dump(include=SAEConfig.what) | {"width": sae.W_dec.shape[1]}
     (out / "sae.json").write_text(json.dumps(meta), encoding="utf-8")
     (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
 
@@ -237,14 +220,14 @@ def _prepare(
     return Trainee(sae, section)
 
 
-def _given_together(
+def _batches(
     config: SAEConfig, sources: Sources, layer: int, section: TrainingSection, seed: int, *others: object
 ) -> list[object]:
-    """What SAEs trained in one pass have in common: their batches."""
+    """What SAEs that are trained in one pass have in common."""
     return [sources, layer, section.batch, seed]
 
 
-@store.together(_given_together)
+@store.together(_batches)
 def train(
     jobs: list[store.Job],
     config: SAEConfig,
@@ -256,7 +239,7 @@ def train(
     checkpoint: int | None = None,
     redrawn: float = 0.0,
 ) -> list[Exception | None]:
-    """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (config, width) and ``log.json``; those that read the same
+    """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (what it is) and ``log.json``; those that read the same
     batches are trained in one pass, each as if alone.
 
     ``start`` is an SAE to finetune (one of :func:`train`, of its ``checkpoint`` after so many steps, or one that
@@ -274,25 +257,22 @@ def train(
             trainees[number] = _prepare(source, seed=seed, **own)
         except ValueError as error:
             errors[number] = error
-    if trainees:
-        fit(list(trainees.values()), source, seed, [jobs[number].partial / "state.safetensors" for number in trainees])
+    fit(list(trainees.values()), source, seed, [jobs[number].partial / "state.safetensors" for number in trainees])
     for number, trainee in trainees.items():
-        if trainee.error is None:
-            _write(trainee, jobs[number].out)
-        else:
+        if trainee.error is not None:
             errors[number] = trainee.error
             shutil.rmtree(jobs[number].partial, ignore_errors=True)
+            continue
+        save(trainee.sae, trainee.log, jobs[number].out)
+        for step, tensors in trainee.kept.items():
+            _write(tensors, jobs[number].out / f"step_{step:06d}.safetensors")
     return [errors.get(number) for number in range(len(jobs))]
-
-
-def _write(trainee: Trainee, folder: Path) -> None:
-    save(trainee.sae, trainee.log, folder)
-    for step, tensors in trainee.kept.items():
-        write_atomic(tensors, folder / f"step_{step:06d}.safetensors")
 
 
 def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
     """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
+
+    Its config says what it is (variant, latents, prefixes, k); how it was trained is in the recipe.
 
     Raises:
         ValueError: no such checkpoint.
@@ -302,7 +282,8 @@ def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
     if not (trained.path / name).is_file():
         there = sorted(int(path.stem.removeprefix("step_")) for path in trained.path.glob("step_*.safetensors"))
         raise ValueError(f"no checkpoint after {checkpoint} steps, there are {there}: set training.checkpoints")
-    sae = make(SAEConfig.model_validate(meta["config"]), meta["width"])
+    width = meta.pop("width")
+    sae = make(SAEConfig.model_validate(meta), width)
     sae.load_state_dict(load_file(trained.path / name))
     return sae.eval().requires_grad_(False)
 

@@ -1,46 +1,47 @@
 """SAE architectures: one class each for training and for use. A new one is a class and an entry in :data:`VARIANTS`.
 
-Inside, an SAE works on inputs of unit mean square: x / s with s = sqrt(E ||x||^2), kept as ``scale``. ``encode`` and
-``reconstruct`` take and give the model's own units. Notation: pre-activations pi = x W_enc + b_enc, latents f,
-reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with unit rows.
+Inside, an SAE works on *unit* inputs, whose mean squared norm is one: x / s with s = sqrt(E ||x||^2), kept as ``scale``.
+``encode`` and ``reconstruct`` take and give the model's own units. Notation: pre-activations pi = x W_enc + b_enc, latents
+f, reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with unit rows.
 
-Losses are written once, on the latents of :mod:`lib.sae.latents`: dense [n, M] tensors (the reference), or the entries
+Losses are written once, on the latents of :mod:`lib.sae.active`: dense [n, M] tensors (the reference), or the entries
 that can be active. Any variant can be nested (Matryoshka): with ``prefixes`` its reconstruction loss is the mean over
 reconstructions from the first m latents, m in prefixes.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from torch import nn
 
 from lib.matmul import product
-from lib.sae.latents import Above, Dense, Encoder, Largest, LargestOfBatch, Rule, Sparse
-from lib.sae.penalties import PENALTIES
+from lib.sae.active import Above, Dense, Encoder, Largest, LargestOfBatch, Rule, Sparse
+from lib.sae.gradients import JumpReLUFunction, SquaredError, StepFunction
+from lib.sae.penalties import L0, Penalty
 
 
 class SAEConfig(BaseModel):
-    """What an SAE is. ``coefficient`` is lambda; fields a variant has no use for stay at their defaults."""
+    """What an SAE is, and how it is trained; fields a variant has no use for stay at their defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # what it is: all that is stored with an SAE, since a reader may not know how it was trained
+    what: ClassVar[set[str]] = {"variant", "latents", "prefixes", "k"}
 
     variant: str  # a name in VARIANTS
     latents: int = Field(ge=1)  # M
-    coefficient: float = Field(0.0, ge=0)  # lambda: of the penalty (JumpReLU), of the gate's L1 norm (Gated)
-    initial_l0: float = Field(0.0, ge=0)  # JumpReLU, Gated: start with this many active latents; 0: as theta has it
     prefixes: tuple[int, ...] = ()  # Matryoshka: nested dictionary sizes, increasing, the last one M
-    # JumpReLU
-    penalty: str = "l0"  # a name in PENALTIES
-    omega0: float = Field(0.1, gt=0)  # of the quadratic-frequency penalty
-    target_l0: float = Field(32.0, gt=0)  # of the target-L0 penalty
+    k: int = Field(0, ge=0)  # TopK, BatchTopK: active latents per token (BatchTopK: on average)
+    # how JumpReLU and Gated are trained
+    coefficient: float = Field(0.0, ge=0)  # lambda: of the penalty (JumpReLU), of the gate's L1 norm (Gated)
+    initial_l0: float = Field(0.0, ge=0)  # start with this many active latents; 0: as theta has it
+    penalty: InstanceOf[Penalty] = L0()  # from here on JumpReLU alone
     theta: float = Field(0.05, gt=0)  # initial threshold
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     sparsity_reaches: Literal["theta", "all"] = "theta"  # which parameters the penalty's gradient reaches
-    # TopK and BatchTopK
-    k: int = Field(0, ge=0)  # active latents per token (BatchTopK: on average)
+    # how TopK and BatchTopK are trained
     k_aux: int = Field(0, ge=0)  # dead latents that model the error (AuxK); 0: half the width of the residual stream
     aux_coefficient: float = Field(1 / 32, ge=0)  # alpha of AuxK; 0 switches it off
     dead_tokens: int = Field(50_000, ge=1)  # a latent that has not fired for so many tokens is dead
@@ -51,78 +52,6 @@ class Losses(NamedTuple):
 
     named: dict[str, torch.Tensor]
     fired: torch.Tensor
-
-
-# ------------------------------------------------------------------------------------------------ gradient rules
-
-
-class JumpReLUFunction(torch.autograd.Function):
-    """f = pi * 1[pi > theta]; pseudo-derivative with respect to theta: -(theta / eps) * 1[|pi - theta| < eps / 2].
-
-    Active latents pass the gradient to pi unchanged (Rajamanoharan 2024b, arXiv:2407.14435, eq. 11).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pi: torch.Tensor, theta: torch.Tensor, bandwidth: float) -> torch.Tensor:
-        ctx.save_for_backward(pi, theta)
-        ctx.bandwidth = bandwidth
-        return torch.where(pi > theta, pi, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        pi, theta = ctx.saved_tensors
-        near = (pi - theta).abs_() < ctx.bandwidth / 2
-        to_theta = torch.where(near, grad, 0.0).sum_to_size(theta.shape) * (-theta / ctx.bandwidth)
-        return torch.where(pi > theta, grad, 0.0), to_theta, None
-
-
-class StepFunction(torch.autograd.Function):
-    """1[pi > theta]; pseudo-derivative with respect to theta: -(1 / eps) * 1[|pi - theta| < eps / 2].
-
-    The estimator is that of Rajamanoharan 2024b, eq. 12, on pre-activations: latents below the threshold count too.
-    With ``to_pi`` the step also passes its derivative, of opposite sign, to pi and so to the encoder.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pi: torch.Tensor, theta: torch.Tensor, bandwidth: float, to_pi: bool) -> torch.Tensor:
-        ctx.save_for_backward(pi, theta)
-        ctx.bandwidth, ctx.to_pi = bandwidth, to_pi
-        return (pi > theta).to(pi.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
-        pi, theta = ctx.saved_tensors
-        near = torch.where((pi - theta).abs_() < ctx.bandwidth / 2, grad, 0.0) / ctx.bandwidth
-        return near if ctx.to_pi else None, -near.sum_to_size(theta.shape), None, None
-
-
-class SquaredError(torch.autograd.Function):
-    """(loss [P], last error [n, d]): squared error of P reconstructions, summed over d, mean over tokens.
-
-    ``parts`` [P, n, d] are what each stretch of latents adds; the p-th reconstruction is b_dec and the first p + 1 of
-    them. One pass each way: the error is the gradient, but for a factor.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, parts: torch.Tensor, b_dec: torch.Tensor, x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        errors = (parts.cumsum(0) if len(parts) > 1 else parts) - (x - b_dec)
-        ctx.save_for_backward(errors)
-        last = errors[-1]
-        ctx.mark_non_differentiable(last)
-        flat = errors.flatten(1)
-        return (flat.unsqueeze(1) @ flat.unsqueeze(2)).flatten() / len(x), last
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
-        (errors,) = ctx.saved_tensors
-        each = errors * (2 / errors.shape[1] * grad)[:, None, None]
-        parts = each.flip(0).cumsum(0).flip(0) if len(each) > 1 else each  # a part is in every later reconstruction
-        return parts, each.sum((0, 1)), None
-
-
-# ------------------------------------------------------------------------------------------------- architectures
 
 
 class SAE(nn.Module):
@@ -147,8 +76,6 @@ class SAE(nn.Module):
         self.idle: torch.Tensor
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("idle", torch.zeros(m, dtype=torch.int64))  # tokens since each latent fired
-
-    # setting up
 
     @torch.no_grad()
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
@@ -184,8 +111,6 @@ class SAE(nn.Module):
             getattr(self, name).mul_(self.scale / scale)
         self.scale.fill_(scale)
 
-    # unit mean-square inputs
-
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """pi [n, M] of unit inputs [n, d]."""
         return product(x, self.W_enc, self.b_enc)
@@ -214,8 +139,6 @@ class SAE(nn.Module):
         by_prefix, error = SquaredError.apply(z.decode(f, W_dec), b_dec, x)
         return by_prefix.mean(), error
 
-    # the model's own units
-
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents [n, M] of residuals [n, d]."""
         return self.activate(self.preactivations(x / self.scale))
@@ -223,8 +146,6 @@ class SAE(nn.Module):
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Reconstructions [n, d] of residuals [n, d]."""
         return self.decode(self.encode(x)) * self.scale
-
-    # after a step
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -250,8 +171,6 @@ class JumpReLU(SAE):
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__(config, width)
         self.theta = nn.Parameter(torch.full((config.latents,), config.theta))
-        if config.penalty not in PENALTIES:
-            raise ValueError(f"unknown penalty {config.penalty!r}: choose one of {', '.join(PENALTIES)}")
 
     def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
         self.theta[which] = self.config.theta
@@ -263,16 +182,14 @@ class JumpReLU(SAE):
 
     def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
         c = self.config
-        z = self.encoder(x).latents(
-            Above(self.theta.detach() - 0.5001 * c.bandwidth)
-        )  # active, or in reach of the kernel
+        reach = 0.5001 * c.bandwidth  # of the kernel, with room for rounding: latents below the threshold count too
+        z = self.encoder(x).latents(Above(self.theta.detach() - reach))
         theta = z.of(self.theta)
         f = JumpReLUFunction.apply(z.pi, theta, c.bandwidth)
         fired = z.by_latent(StepFunction.apply(z.pi, theta, c.bandwidth, c.sparsity_reaches == "all"))
-        penalty = PENALTIES[c.penalty](fired / len(x), c.omega0, c.target_l0)
         named = {
             "reconstruction": self.reconstruction(z, f, x)[0],
-            f"{c.penalty}_penalty": sparsity * c.coefficient * penalty,
+            c.penalty.name: sparsity * c.coefficient * c.penalty.of(fired / len(x)),
         }
         return Losses(named, fired.detach())
 

@@ -1,0 +1,283 @@
+"""A batch's latents as autograd sees them: all of them (dense), or only those that can matter (sparse, CPU float32).
+
+A variant writes its loss once, element by element on ``z.pi``, with three operations that both forms have:
+``z.of(parameter)`` (a per-latent parameter beside the values), ``z.by_latent(values)`` (sums over tokens) and
+``z.decode(values, W_dec)``. Dense is the reference: plain PyTorch on [n, M] tensors. Sparse keeps a value for each entry
+that a *rule* selects, and touches nothing else after the encoder product. :class:`Encoder` takes sparse where it is
+available and pays, by the density measured on the batch at hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lib.matmul import product
+from lib.sae import kernels
+
+MAX_DENSITY = 0.06  # share of active latents above which dense products are faster (measured, see `make bench`)
+
+
+class Rule(Protocol):
+    """Which latents can be active: ``entries`` finds them in pi [n, M]; ``mask`` is their [n, M] bool, or None if the
+    variant's own formulas vanish on the others."""
+
+    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None: ...
+
+    def mask(self, pi: torch.Tensor) -> torch.Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class Above:
+    """pi > bound [M]."""
+
+    bound: torch.Tensor
+
+    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        return kernels.above(pi, self.bound.detach().numpy(), limit)
+
+    def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The k largest positive pi of each token, among the latents that are ``allowed`` [M] bool, if given."""
+
+    k: int
+    allowed: torch.Tensor | None = None
+
+    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        allowed = None if self.allowed is None else self.allowed.numpy()
+        most = self.k if allowed is None else min(self.k, int(allowed.sum()))
+        return kernels.largest(pi, most, allowed) if most * len(pi) <= limit else None
+
+    def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
+        among = pi if self.allowed is None else pi.masked_fill(~self.allowed, 0)
+        top = among.topk(self.k, dim=1)
+        return torch.zeros_like(pi, dtype=torch.bool).scatter(1, top.indices, top.values > 0)
+
+
+@dataclass(frozen=True)
+class LargestOfBatch:
+    """The k x n largest positive pi of the batch. ``guess`` is a bound that is probably too low: it saves time only."""
+
+    k: int
+    guess: float = 0.0
+
+    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        count = self.k * len(pi)
+        for guess in dict.fromkeys((self.guess, 0.0)):
+            found = kernels.above(pi, np.full(pi.shape[1], guess, pi.dtype), limit)
+            if found is None or len(found[1]) >= count or guess == 0:
+                return found if found is None else kernels.largest_of_all(found, count)
+        return None
+
+    def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
+        flat = pi.flatten()
+        top = flat.topk(min(self.k * len(pi), flat.numel()))
+        return torch.zeros_like(flat, dtype=torch.bool).scatter(0, top.indices, top.values > 0).view_as(pi)
+
+
+def parts_of(prefixes: tuple[int, ...], latents: int) -> np.ndarray:
+    """[M] int32: the number of the stretch between nested prefixes that each latent is in."""
+    return np.searchsorted(np.asarray(prefixes), np.arange(latents), side="right").astype(np.int32)
+
+
+class Dense:
+    """Every latent of every token; ``pi`` is [n, M], zero where the rule says no."""
+
+    def __init__(self, pi: torch.Tensor, rule: Rule, prefixes: tuple[int, ...]) -> None:
+        mask = rule.mask(pi.detach())
+        self.pi = pi if mask is None else torch.where(mask, pi, 0.0)
+        self.prefixes = prefixes
+
+    def of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """``parameter`` [M], shaped to go with ``pi``."""
+        return parameter
+
+    def by_latent(self, values: torch.Tensor) -> torch.Tensor:
+        """[M] sums of ``values`` over tokens."""
+        return values.sum(0)
+
+    def decode(self, values: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+        """[P, n, d]: what each stretch between nested prefixes adds to the reconstruction."""
+        stretches = itertools.pairwise((0, *self.prefixes))
+        return torch.stack([product(values[:, a:b], W_dec[a:b]) for a, b in stretches])
+
+
+class _Affine(torch.autograd.Function):
+    """pi = x W_enc + b_enc, already computed; gradients by dense products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return pi.view_as(pi)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return None, product(grad.T, x).T, grad.sum(0), None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Entries (token, latent), row by row: see :mod:`lib.sae.kernels`."""
+
+    starts: np.ndarray
+    latent: np.ndarray
+    latents: int
+    parts: int
+    part: np.ndarray
+    _last: list[tuple[Pattern, torch.Tensor]] = field(default_factory=list)
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """[nnz] int64 latents, as torch indexes."""
+        return torch.from_numpy(self.latent.astype(np.int64))
+
+    @torch.no_grad()
+    def active(self, values: torch.Tensor) -> tuple[Pattern, torch.Tensor]:
+        """The entries whose value is not zero, as a pattern, and their values; products need no others.
+
+        JumpReLU's pattern holds latents just below their threshold too. Its reconstruction and the gradient of its
+        pre-activations are zero there in the same places, so the last answer is tried first.
+        """
+        count = int(torch.count_nonzero(values))
+        if count == len(values):
+            return self, values
+        if self._last:
+            pattern, kept = self._last[0]
+            if len(kept) == count and int(torch.count_nonzero(values[kept])) == count:
+                return pattern, values[kept]
+        starts, entries = kernels.nonzero(self.starts, values.numpy())
+        pattern = Pattern(starts, self.latent[entries], self.latents, self.parts, self.part)
+        kept = torch.from_numpy(entries)
+        self._last[:] = [(pattern, kept)]
+        return pattern, values[kept]
+
+    @cached_property
+    def transposed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return kernels.transposed(self.starts, self.latent, self.latents)
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        begins, entry, _ = self.transposed
+        return torch.from_numpy(kernels.sum_by_latent(begins, entry, values.numpy()))
+
+    def weighted(self, values: torch.Tensor, rows: torch.Tensor, part: np.ndarray) -> torch.Tensor:
+        """[M, d]: for each latent, its entries' values times ``rows`` [P, n, d] of their part and token, summed."""
+        return torch.from_numpy(kernels.gathered(*self.transposed, values.numpy(), rows.numpy(), part))
+
+
+class _Select(torch.autograd.Function):
+    """The entries' pi [nnz] as a function of the encoder."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pi: torch.Tensor, pattern: Pattern
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.pattern = pattern
+        return pi.view_as(pi)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        active, grad = ctx.pattern.active(grad.contiguous())
+        return None, active.weighted(grad, x[None], np.zeros_like(active.part)).T, active.sums(grad), None, None
+
+
+class _Of(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        ctx.pattern = pattern
+        return parameter[pattern.index]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.pattern.sums(grad.contiguous()), None
+
+
+class _ByLatent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        ctx.pattern = pattern
+        return pattern.sums(values.detach())
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad[ctx.pattern.index], None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, W_dec: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.pattern = pattern
+        p, f = pattern.active(values.detach())
+        return torch.from_numpy(kernels.decode(p.starts, p.latent, f.numpy(), W_dec.detach().numpy(), p.part, p.parts))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        values, W_dec = ctx.saved_tensors
+        grad, p = grad.contiguous(), ctx.pattern
+        to_values = to_weights = None
+        if ctx.needs_input_grad[0]:
+            found = kernels.sampled(p.starts, p.latent, W_dec.detach().numpy(), grad.numpy(), p.part)
+            to_values = torch.from_numpy(found)
+        if ctx.needs_input_grad[1]:
+            active, f = p.active(values.detach())
+            to_weights = active.weighted(f, grad, p.part)
+        return to_values, to_weights, None
+
+
+class Sparse:
+    """The entries that a rule selects; ``pi`` and all values are [nnz]."""
+
+    def __init__(self, pi: torch.Tensor, pattern: Pattern) -> None:
+        self.pi, self.pattern = pi, pattern
+
+    def of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """``parameter`` [M], shaped to go with ``pi``."""
+        return _Of.apply(parameter, self.pattern)
+
+    def by_latent(self, values: torch.Tensor) -> torch.Tensor:
+        """[M] sums of ``values`` over tokens."""
+        return _ByLatent.apply(values.contiguous(), self.pattern)
+
+    def decode(self, values: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+        """[P, n, d]: what each stretch between nested prefixes adds to the reconstruction."""
+        return _Decode.apply(values.contiguous(), W_dec, self.pattern)
+
+
+class Encoder:
+    """Pre-activations pi = x W_enc + b_enc of a batch x [n, d], computed once; :meth:`latents` selects from them.
+
+    ``sparse`` False keeps to the dense reference; True falls back to it wherever more than :data:`MAX_DENSITY` of the
+    latents are selected, and on other devices and types.
+    """
+
+    def __init__(
+        self, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, prefixes: tuple[int, ...], sparse: bool
+    ) -> None:
+        self.x, self.W_enc, self.b_enc, self.prefixes = x, W_enc, b_enc, prefixes
+        with torch.no_grad():
+            self.raw = product(x, W_enc, b_enc)
+        self.sparse = sparse and self.raw.device.type == "cpu" and self.raw.dtype == torch.float32
+
+    def latents(self, rule: Rule) -> Dense | Sparse:
+        """The latents that ``rule`` selects, with gradients to the encoder."""
+        m = self.raw.shape[1]
+        if self.sparse:
+            found = rule.entries(self.raw.numpy(), int(MAX_DENSITY * self.raw.numel()))
+            if found is not None:
+                starts, latent, values = found
+                pattern = Pattern(starts, latent, m, len(self.prefixes), parts_of(self.prefixes, m))
+                pi = _Select.apply(self.x, self.W_enc, self.b_enc, torch.from_numpy(values), pattern)
+                return Sparse(pi, pattern)
+        return Dense(_Affine.apply(self.x, self.W_enc, self.b_enc, self.raw), rule, self.prefixes)
