@@ -125,19 +125,17 @@ def windows_of(source: activations.Activations, width: int, limit: int, seed: in
     Sequences are taken in a seeded order until ``limit`` tokens are covered.
     """
     sequence = source.column("sequence")
-    starts = np.flatnonzero(np.r_[True, np.diff(sequence) != 0])
-    stops = np.r_[starts[1:], len(sequence)]
-    found, owners, covered = [], [], 0
-    for i in np.random.default_rng(seed).permutation(len(starts)):
-        for at in range(starts[i], stops[i] - width + 1, width):
-            found.append(np.arange(at, at + width))
-            owners.append(sequence[at])
-        covered += stops[i] - starts[i]
+    texts = np.split(np.arange(len(sequence)), np.flatnonzero(np.diff(sequence)) + 1)
+    found, covered = [], 0
+    for i in np.random.default_rng(seed).permutation(len(texts)):
+        found.append(texts[i][: len(texts[i]) // width * width].reshape(-1, width))
+        covered += len(texts[i])
         if covered >= limit:
             break
-    if not found:
+    rows = np.concatenate(found)
+    if not len(rows):
         raise ValueError(f"no text has {width} tokens in a row: lower autointerp.window")
-    return np.stack(found), np.array(owners)
+    return rows, sequence[rows[:, 0]]
 
 
 def _encoded(sae: SAE, source: activations.Activations, rows: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
