@@ -21,9 +21,9 @@ from lib.lm.sequences import Part
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
 from lib.probes.changes import Change
-from lib.probes.methods import DifferenceOfMeans, KSparse, Logistic, Probe
+from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Logistic, Probe
 from lib.probes.tables import Pick
-from lib.probes.views import Embedding, Latents, Residual, Surface, View, Words
+from lib.probes.views import Embedding, Error, Latents, Reconstruction, Residual, Surface, View, Words
 from lib.sae import metrics, training
 from lib.sae.variants import SAEConfig
 from lib.store import Artifact
@@ -176,6 +176,24 @@ class Study:
             "bag of words": self.fit(linear, Words()),
             "surface features": self.fit(linear, Surface()),
         }
+
+    @cached_property
+    def on_saes(self) -> dict[str, Artifact]:
+        """Probes on a pretraining SAE, on the same one finetuned on chat, and on one trained on chat from scratch."""
+        sae, runs = (
+            self.sae("jumprelu", coefficient=self.profile.training.coefficient),
+            range(self.profile.probes.seeds),
+        )
+        before = [self.train("pretraining", sae, run=run) for run in runs]
+        after = [self.train("chat", sae, start=before[run], share=0.5, run=run) for run in runs]
+        saes = {"pretraining": before, "finetuned": after, "chat": [self.train("chat", sae, run=run) for run in runs]}
+        few, linear = self.few(ByMeanDifference()), Logistic(self.profile.probes.penalties)
+        fits = {f"k latents, {name}": self.fit(few, *self.see(Latents, trained)) for name, trained in saes.items()}
+        for what in (Reconstruction, Error):
+            fits |= {
+                f"{what.what}, {name}": self.fit(linear, *self.see(what, trained)) for name, trained in saes.items()
+            }
+        return fits
 
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
         """:func:`lib.probes.tables.table` of probes by name."""

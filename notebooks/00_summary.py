@@ -17,7 +17,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 # %% tags=["hide-input"]
 from IPython.display import Markdown
 
-from lib import claims, config, figures, pages, store
+from lib import claims, config, pages, store
 from lib.pages import expect
 from lib.study import open_study
 
@@ -47,7 +47,8 @@ expect(
     "twenty principal components beat twenty latents of every one of these SAEs in every run",
 )
 expect(
-    scores["embedding"]["auroc"] > max(entry["ood"]["auroc"] for name, entry in probes.items() if name != "sentence embedding"),
+    scores["embedding"]["auroc"]
+    > max(entry["ood"]["auroc"] for name, entry in probes.items() if name != "sentence embedding"),
     "the sentence embedding scores more than any probe on the model",
 )
 expect(probes["dense"]["val"]["auroc"] > 0.99, "the dense probe is near perfect on validation")

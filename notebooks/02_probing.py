@@ -59,6 +59,7 @@ pages.banner(profile, overrides)
 # *pretraining* SAE has read encyclopaedia text, the *finetuned* one goes on from there on chat, the *chat* one has read chat only; *QF*
 # is a chat SAE with another sparsity penalty (notebook 05).
 
+
 # %%
 def three_ways(coefficient, run=0):
     """Three ways to get a chat SAE; finetuning takes half as many steps again."""
@@ -132,18 +133,27 @@ def at(name, k, split="ood"):
 # Each panel is one SAE. From twenty features on, the first principal components of the same residual stream transfer better than that
 # SAE's latents, though no SAE chose them. No SAE's probes reach the dense probe at any k.
 
+
 # %%
 def curve(name):
     """[(k, OOD entry)]; what a matrix cannot give is left out."""
     return [(k, entry) for k in q.ks if (entry := at(name, k))]
 
 
-axes = figures.panels([f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2)
+axes = figures.panels(
+    [f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2
+)
 for name, axis in zip(three, axes.values(), strict=True):
-    figures.curves({"principal components": curve("principal components"), f"{name} SAE": curve(name)}, axis=axis, ticks=(1, 5, 20, 100))
+    figures.curves(
+        {"principal components": curve("principal components"), f"{name} SAE": curve(name)},
+        axis=axis,
+        ticks=(1, 5, 20, 100),
+    )
     figures.level(axis, "dense probe", probes["dense"]["ood"], said=name == three[0])
 figures.name_ends(axes["chat SAE"], ["principal components"])
-figures.headed(axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents")
+figures.headed(
+    axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
+)
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
@@ -174,7 +184,12 @@ best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[
 shown = ("sentence embedding", "attention", "dense", best_sae, "bag of words", "surface features")
 pages.table(
     (
-        (name, pages.interval(probes[name]["val"]), pages.interval(probes[name]["ood"]), f"{probes[name]['ood']['recall']:.0%}")
+        (
+            name,
+            pages.interval(probes[name]["val"]),
+            pages.interval(probes[name]["ood"]),
+            f"{probes[name]['ood']['recall']:.0%}",
+        )
         for name in shown
     ),
     ("probe", "AUROC, validation", f"AUROC, OOD (n = {probes['dense']['ood']['n']:,})", "recall, OOD"),
@@ -244,12 +259,18 @@ pages.source(stats.interval)
 
 # %%
 harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
-stats.aurocs(harmful, score, np.array([[1, 1, 1, 1], [1, 1, 2, 1]]))  # three of four pairs; then the wrong one counts twice
+stats.aurocs(
+    harmful, score, np.array([[1, 1, 1, 1], [1, 1, 2, 1]])
+)  # three of four pairs; then the wrong one counts twice
 
 # %%
 pages.table(
     (
-        (name, f"{np.ptp(probes[name]['ood']['seeds']):.3f}", " ".join(f"{x:.3f}" for x in probes[name]["ood"]["seeds"]))
+        (
+            name,
+            f"{np.ptp(probes[name]['ood']['seeds']):.3f}",
+            " ".join(f"{x:.3f}" for x in probes[name]["ood"]["seeds"]),
+        )
         for name in ("dense", "sentence embedding", *(f"k latents, {name}" for name in saes))
     ),
     ("probe", "largest less smallest", "OOD AUROC, run by run"),
@@ -296,7 +317,10 @@ closed = study.closed(
 
 # %%
 lost = {
-    f"{what}, {name}": {"validation": gaps[f"dense - {what}, {name}"]["val"], "OOD": gaps[f"dense - {what}, {name}"]["ood"]}
+    f"{what}, {name}": {
+        "validation": gaps[f"dense - {what}, {name}"]["val"],
+        "OOD": gaps[f"dense - {what}, {name}"]["ood"],
+    }
     for what in ("reconstruction", "error")
     for name in three
 }
@@ -340,14 +364,20 @@ where = [*sorted({q.position, *q.places} & set(after)), "mean user", "max user"]
 there, at_place = {}, {}
 for place in where:
     there[f"dense, {place}"] = study.fit(linear, Residual(place))
-    for name in three if isinstance(place, int) else ("finetuned",):  # over the text an SAE reads every token: one is enough
+    for name in (
+        three if isinstance(place, int) else ("finetuned",)
+    ):  # over the text an SAE reads every token: one is enough
         there[f"reconstruction, {name}, {place}"] = study.fit(linear, *study.see(Reconstruction, saes[name], place))
         few_there = study.few(ByMeanDifference(), (q.k_claim,))
         there[f"k latents, {name}, {place}"] = study.fit(few_there, *study.see(Latents, saes[name], place))
         at_place.setdefault(name, []).append(place)
 places = study.table(there, name="02_places", slices=False).value
 place_gaps = study.differences(
-    {name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit) for name, fit in there.items() if not name.startswith("dense")},
+    {
+        name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit)
+        for name, fit in there.items()
+        if not name.startswith("dense")
+    },
     name="02_place_differences",
 ).value
 
@@ -393,15 +423,24 @@ expect(
 # as the other class. *All caps* and *synonyms* are errands done on harmful texts, hence harmless.
 
 # %%
-chosen = {name: probes[name]["slices"] for name in ("dense", "attention", "k latents, finetuned", "sentence embedding", "surface features")}
+chosen = {
+    name: probes[name]["slices"]
+    for name in ("dense", "attention", "k latents, finetuned", "sentence embedding", "surface features")
+}
 of_dense = chosen["dense"]
-order = sorted((name for name in of_dense if name != "chat"), key=lambda name: -of_dense[name]["auroc"])  # AdvBench has the same pair
-harmful_kinds = [name for name in order if of_dense[name]["harmful"] and of_dense[name]["against"] in ("chat", "all others")]
+order = sorted(
+    (name for name in of_dense if name != "chat"), key=lambda name: -of_dense[name]["auroc"]
+)  # AdvBench has the same pair
+harmful_kinds = [
+    name for name in order if of_dense[name]["harmful"] and of_dense[name]["against"] in ("chat", "all others")
+]
 axes = figures.panels(list(chosen), columns=5, x="AUROC on the slice (prompts in brackets)", height=3.7)
 for name, axis in axes.items():
     rows = {f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in harmful_kinds}
     rows |= {"harmful ↑   harmless ↓": {}}
-    rows |= {f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in order if kind not in harmful_kinds}
+    rows |= {
+        f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in order if kind not in harmful_kinds
+    }
     figures.forest(rows, axis=axis)
     figures.shade(axis, 0, 0.5)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
@@ -422,7 +461,8 @@ expect(
     "the dense probe holds on every kind of prompt",
 )
 expect(
-    sparse["question-form harmful"]["auroc"] < 0.5 and probes["surface features"]["slices"]["question-form harmful"]["auroc"] < 0.5,
+    sparse["question-form harmful"]["auroc"] < 0.5
+    and probes["surface features"]["slices"]["question-form harmful"]["auroc"] < 0.5,
     "latents, like surface features, take harmful questions for harmless ones",
 )
 
@@ -431,6 +471,7 @@ expect(
 
 # %%
 pages.CONTENT_NOTE
+
 
 # %% tags=["hide-input"]
 @result
@@ -518,7 +559,9 @@ def mean_of(draws):
 trained_on = {"as it stands": {name: probes[name]["ood"] for name in compared}}
 for what in changes:
     drawn = {name: under(what, name) for name in compared}
-    if what not in ("wrong labels", "clusters") and all(drawn.values()):  # at tiny sizes too little may be left to train on
+    if what not in ("wrong labels", "clusters") and all(
+        drawn.values()
+    ):  # at tiny sizes too little may be left to train on
         trained_on[what] = {name: mean_of(found) if len(found) > 1 else found[0][1] for name, found in drawn.items()}
 axis = figures.forest(trained_on)
 axis.axvline(0.5, color=figures.CONTEXT, linewidth=1, linestyle=":")
@@ -550,7 +593,10 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
         alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
     )
     pairs_of = zip(learnt["clusters"]["dense"], learnt["clusters"]["k latents, finetuned"], strict=False)
-    expect(all(d["auroc"] > l["auroc"] for (_, d), (_, l) in pairs_of), "at no size are probes on latents ahead of the dense probe")
+    expect(
+        all(whole["auroc"] > few["auroc"] for (_, whole), (_, few) in pairs_of),
+        "at no size are probes on latents ahead of the dense probe",
+    )
 
 # %% [markdown]
 # ## Claim by claim
@@ -627,7 +673,9 @@ expect(
 # %%
 order = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 axis = figures.forest({name: {"validation": probes[name]["val"], "OOD": probes[name]["ood"]} for name in order})
-axis.set(xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})", title="Validation does not tell which probes transfer")
+axis.set(
+    xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})", title="Validation does not tell which probes transfer"
+)
 pages.publish(
     axis.figure,
     "02_probes",
@@ -641,6 +689,7 @@ pages.publish(
 #
 # Each base prompt is asked plainly and inside every jailbreak; a rule on the first tokens of the answer says whether the model refuses. The
 # answers are not kept. Small models refuse little, so the log-odds that an answer opens with a refusal stand beside.
+
 
 # %% tags=["hide-input"]
 @result
@@ -670,7 +719,7 @@ def rule_check(measured, judged):
 
 # %%
 if not q.data:  # the jailbreaks belong to the report's own prompts
-    refusals = answers.measure(study.prompts, study.lm, p.refusals, transforms.every(), p.seed, name="02_refusals")
+    refusals = answers.measure(study.prompts, study.lm, p.refusals, tuple(transforms.every().values()), p.seed, name="02_refusals")
     rates = refusal_rates(refusals, q.bootstrap, p.seed, name="02_refusal_rates").value
     reading = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))
     same = (reading["model"], reading["tokens"]) == (p.model.name, p.refusals.tokens)  # else these are other answers
@@ -710,12 +759,17 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
 layers, all_places = sorted({p.layer, *q.layers}), [*after, *POOLS]
 middle = Logistic((sorted(q.penalties)[(len(q.penalties) - 1) // 2],))
 cells = {
-    f"{layer}, {place}": study.fit(middle, Residual(place, layer=layer), runs=1) for layer in layers for place in all_places
+    f"{layer}, {place}": study.fit(middle, Residual(place, layer=layer), runs=1)
+    for layer in layers
+    for place in all_places
 }
 sweep = study.table(cells, name="02_sweep", splits=("train", "val")).value
 val = {layer: {place: sweep[f"{layer}, {place}"]["val"]["auroc"] for place in all_places} for layer in layers}
 flat = [value for row in val.values() for value in row.values()]
-expect(min(flat) > 0.99, "every layer and place is above ninety-nine per cent on validation, so the sweep chooses next to nothing")
+expect(
+    min(flat) > 0.99,
+    "every layer and place is above ninety-nine per cent on validation, so the sweep chooses next to nothing",
+)
 Markdown(
     f"Of {len(flat)} cells {sum(value > 0.99 for value in flat)} are above 0.99 on validation, from {min(flat):.4f} to {max(flat):.4f}; the "
     f"site, layer {p.layer} at +{q.position}, has {val[p.layer][q.position]:.4f}. A random split cannot tell these places apart."
@@ -788,7 +842,11 @@ axis = figures.curves(
     }
 )
 figures.level(axis, "dense", probes["dense"]["ood"])
-axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC", title="Random directions do as well as latents by L1 path")
+axis.set(
+    xlabel="k, features that a probe may use",
+    ylabel="OOD AUROC",
+    title="Random directions do as well as latents by L1 path",
+)
 pages.publish(
     axis.figure,
     "02_rivals",

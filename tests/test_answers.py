@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from lib.prompts import TRANSFORMS  # at the merge: lib.texts.transforms.every()
 
 from lib.config import ModelSection, RefusalSection
 from lib.lm import answers, model, spans
-from lib.prompts import TRANSFORMS  # at the merge: lib.texts.transforms.every()
 from lib.texts.examples import Example
 
 

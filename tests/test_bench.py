@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_sae import planted
 
-from lib import matmul
+from lib import cpu
 from lib.config import ModelSection
 from lib.lm import model
 from lib.sae.training import row_batches
@@ -198,9 +198,9 @@ def test_saelens_is_also_timed_with_the_memory_settings_that_ours_sets(monkeypat
             asked[option] = size
             return 1
 
-    monkeypatch.setattr(matmul.ctypes, "CDLL", lambda _: Library())
-    monkeypatch.setattr(matmul.sys, "platform", "linux")
-    matmul.keep_memory.__wrapped__()
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: Library())
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
+    cpu.keep_memory.__wrapped__()
     names = {-1: "MALLOC_TRIM_THRESHOLD_", -2: "MALLOC_TOP_PAD_", -3: "MALLOC_MMAP_THRESHOLD_"}
     assert {names[option]: str(size) for option, size in asked.items()} == bench.ALLOCATOR
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_sae import harvest_of
 
-from lib import activations, config, store
+from lib import config, store
 from lib.config import TrainingSection
+from lib.lm import activations
 from lib.sae import exchange, training
 from lib.sae.variants import SAE, SAEConfig, make
 

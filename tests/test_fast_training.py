@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sae import CONFIG, SECTION, harvest_of, planted, write_shard
 
-from lib import activations, config, store
+from lib import config, store
 from lib.config import TrainingSection
+from lib.lm import activations
 from lib.sae import active, kernels, training
 from lib.sae.adam import Adam
 from lib.sae.penalties import QuadraticFrequency, SquaredFrequency, TargetL0

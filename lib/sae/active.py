@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lib.matmul import product
+from lib.cpu import product
 from lib.sae import kernels
 
 MAX_DENSITY = 0.06  # share of active latents above which dense products are faster (measured, see `make bench`)

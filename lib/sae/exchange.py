@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lib import activations, store
+from lib import store
 from lib.config import Expected
+from lib.lm import activations
 from lib.sae import training
 from lib.sae.variants import SAE, SAEConfig, make
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from lib import activations, store
-from lib.config import ModelSection
-from lib.lm import contexts
-from lib.lm.model import LM
+from lib import store
+from lib.lm import activations
+from lib.lm.model import LM, Pinned
 from lib.lm.model import load as load_lm
 from lib.lm.residual import Replace, spliced
+from lib.lm.sequences import read as read_sequences
 from lib.sae import training
 from lib.sae.variants import SAE
 from lib.stats import percentiles, texts
@@ -142,7 +142,7 @@ def loss_recovered(
     saes: dict[str, store.Artifact],
     sequences: store.Artifact,
     harvested: store.Artifact,
-    lm: ModelSection,
+    lm: Pinned,
     layer: int,
     tokens: int,
     bootstrap: int,
@@ -154,7 +154,7 @@ def loss_recovered(
     alone, set to zero, and set to an SAE's reconstruction, at all kept tokens that are not attention sinks by the
     standard of ``harvested``, the activations of these sequences. Loss recovered is (zero - sae) / (zero - clean); intervals are 95 % bootstrap over texts.
     """
-    loaded, rows = load_lm(lm), contexts.read(sequences)
+    loaded, rows = load_lm(lm), read_sequences(sequences)
     lengths = np.diff(rows.offsets)
     norms = [shard[f"norm_{layer}"].numpy() for shard in activations.read(harvested, layer, sinks=True).shards]
     limit = activations.SINK * float(np.median(np.concatenate(norms)))

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from lib import activations, store
-from lib.activations import Activations, Mixture
+from lib import store
 from lib.config import Expected, TrainingSection
-from lib.matmul import keep_memory
+from lib.cpu import keep_memory
+from lib.lm import activations
+from lib.lm.activations import Activations
 from lib.sae.adam import Adam
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -31,7 +32,6 @@ DIVERGED = 1e3  # reconstruction loss of unit inputs above which training has fa
 SAVE_SECONDS = 30.0  # work that a kill may cost
 SAMPLE = 16_384  # tokens that set the input scale and the initial biases
 
-Source = Activations | Mixture
 Sources = store.Artifact | tuple[tuple[store.Artifact, float], ...]  # one harvest, or several with weights
 Tensors = dict[str, torch.Tensor]
 
@@ -144,7 +144,7 @@ class Trainee:
         self.step, self.log = int(meta["step"]), json.loads(meta["log"])
 
 
-def fit(trainees: Sequence[Trainee], source: Source, seed: int, states: Sequence[Path] = ()) -> None:
+def fit(trainees: Sequence[Trainee], source: Activations, seed: int, states: Sequence[Path] = ()) -> None:
     """Train in place, all on the same batches, each for as many steps as its section says.
 
     Every batch is drawn without replacement until all tokens have been seen. With ``states``, one file for each trainee
@@ -190,7 +190,7 @@ def save(sae: SAE, log: list[dict[str, float]], out: Path) -> None:
 
 
 def _prepare(
-    source: Source,
+    source: Activations,
     config: SAEConfig,
     section: TrainingSection,
     seed: int,
@@ -249,7 +249,7 @@ def train(
     Errors: TrainingError where training diverged; ValueError where ``start`` has another variant, width or number of latents,
     or no such checkpoint.
     """
-    source, errors = activations.mixture(sources, layer, seed), dict[int, Exception]()
+    source, errors = activations.read(sources, layer, seed), dict[int, Exception]()
     trainees: dict[int, Trainee] = {}
     for number, job in enumerate(jobs):
         own = {name: job.arguments[name] for name in ("config", "section", "start", "checkpoint", "redrawn")}

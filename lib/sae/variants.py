@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from torch import nn
 
-from lib.matmul import product
+from lib.cpu import product
 from lib.sae.active import Above, Dense, Encoder, Largest, LargestOfBatch, Rule, Sparse
 from lib.sae.gradients import JumpReLUFunction, SquaredError, StepFunction
 from lib.sae.penalties import L0, Penalty

@@ -173,7 +173,7 @@ class Wikipedia(Packaged):
     END = ("see also", "references", "notes", "external links", "further reading", "bibliography", "footnotes")
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):
+        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):  # noqa: S314 - pinned by hash
             if element.tag.rpartition("}")[2] != "page":
                 continue
             fields = {child.tag.rpartition("}")[2]: (child.text or "") for child in element.iter()}
@@ -219,7 +219,7 @@ class Hub(Source):
 
 def hub_data(name: str, options: dict[str, str]) -> Any:
     """A hub data set, as the ``datasets`` library loads it; SourceError if it cannot be loaded."""
-    import datasets  # takes a second, and few runs need it
+    import datasets  # noqa: PLC0415 - takes a second, and few runs need it
 
     try:
         return datasets.load_dataset(name, **options)

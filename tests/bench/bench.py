@@ -1,7 +1,7 @@
 """``make bench``: our training step and harvest beside the peers', on the same activations, in one run.
 
 Every contender runs in a process of its own, one after the other, with the same threads and the environment that its
-users have. Our code asks the C library to keep the memory of large tensors (:func:`lib.matmul.keep_memory`), which spares
+users have. Our code asks the C library to keep the memory of large tensors (:func:`lib.cpu.keep_memory`), which spares
 page faults; at one width SAELens' steps are timed with that too. All trainers start from the same weights, of an SAE we have
 trained for a while to the L0 aimed at, see the same batches, and end with weights whose loss on held-out tokens is measured
 here: after the steps that are timed and, at one width, after as many tokens as the report's SAEs are trained on. Measurements
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import activations, config, store, study
+from lib import config, store, study
 from lib.config import ROOT, Expected, TrainingSection
-from lib.lm import contexts
+from lib.cpu import product
+from lib.lm import activations, sequences
 from lib.lm import model as models
-from lib.matmul import product
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
 from tests.bench import gated
@@ -49,7 +49,7 @@ WARM_UP = 2  # steps that are not timed: compilers and allocators settle
 HEAD_START = 40  # steps that we train before all contenders start
 TRAINERS = ("ours", "ours, dense", "saelens", "dictionary_learning")
 TUNED = "memory kept as by ours"
-ALLOCATOR = {  # what lib.matmul.keep_memory asks for, as an environment
+ALLOCATOR = {  # what lib.cpu.keep_memory asks for, as an environment
     "MALLOC_MMAP_THRESHOLD_": "2147483647",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
     "MALLOC_TOP_PAD_": "268435456",
@@ -129,7 +129,7 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
     lengths = np.diff(offsets).astype(np.int32)
-    rows = contexts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
+    rows = sequences.Sequences(ids, offsets, np.ones_like(lengths), lengths)
     lm = models.load(config.ModelSection(name=job["model"]))
     first = list(range(min(TEXTS, len(rows))))  # a whole batch, as the peers warm up
     list(activations.run_group(lm, activations.Group(0, first), rows, (job["layer"],)))
@@ -271,11 +271,11 @@ def trained(latents: int, variant: str, x: torch.Tensor, held: torch.Tensor, fol
 def sequences() -> dict[str, list[np.ndarray]]:
     """Token sequences to harvest: long texts, and labelled prompts in their templates, in a random order."""
     s, rng = study.open_study("report"), np.random.default_rng(0)
-    prompts = contexts.labelled(s.prompts, s.profile.model, "all")
+    prompts = sequences.labelled(s.prompts, s.profile.model, "all")
     recipes = (("long texts", s.contexts_of("pretraining", "eval"), 120), ("probe set", prompts, 1200))
     found = {}
     for name, recipe, count in recipes:
-        rows = contexts.read(recipe)
+        rows = sequences.read(recipe)
         found[name] = [rows[i] for i in rng.permutation(len(rows))[:count]]
     return found
 

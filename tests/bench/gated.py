@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from lib.config import TrainingSection
+from lib.sae.active import Dense, Sparse
 from lib.sae.adam import BETAS, EPSILON, MAX_NORM, Adam
-from lib.sae.latents import Dense, Sparse
 from lib.sae.training import Trainee
 from lib.sae.variants import SAE, Gated, Losses
 
