@@ -15,6 +15,8 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown
 
 from lib import claims, config, pages, store
@@ -62,11 +64,44 @@ expect(probes["dense"]["val"]["auroc"] > 0.99, "the dense probe is near perfect 
 # Each has a test that was written down, with its date, in `data/claims.yaml` before these numbers were seen.
 
 # %%
-# FIGURE 00_claims
-
-# %% tags=["hide-input"]
 records = [claims.Record(**record) for name in ("02_claims",) for record in filed(name)]
 claims.filed(records, name="claims").value
+verdicts = {"reproduced": "#009E73", "supported": "#009E73", "not reproduced": "#D55E00", "not supported": "#D55E00"}
+groups = {}
+for record in records:
+    groups.setdefault(claims.ledger()[record.id].unit, []).append(record)
+heights = [len(group) + 0.6 for group in groups.values()]
+figure, axes = plt.subplots(len(groups), figsize=(figures.WIDTH, 0.47 * sum(heights) + 0.9), height_ratios=heights)
+for axis, (unit, mine) in zip(axes, groups.items(), strict=True):
+    marks = [x for r in mine for x in (*r.interval, claims.ledger()[r.id].post.get(r.decided_by, r.value))]
+    low, high = min(marks) - 0.06 * np.ptp(marks), max(marks) + 0.06 * np.ptp(marks)
+    for at, r in enumerate(mine):
+        claim, colour = claims.ledger()[r.id], verdicts.get(r.verdict, figures.CONTEXT)
+        holds = np.clip([claim.test.above, claim.test.below], low, high)
+        axis.barh(at, np.ptp(holds), left=holds[0], height=0.34, color="#009E73", alpha=0.16)
+        axis.plot(r.interval, [at, at], color=colour, linewidth=4, alpha=0.45)
+        axis.plot(r.value, at, "o", color=colour)
+        axis.plot(claim.post.get(r.decided_by, np.nan), at, "D", color="black", markerfacecolor="white")
+        where = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": "small"}
+        axis.annotate(f"{r.id} {r.statement}", (0, at - 0.52), ha="left", **where)
+        verdict = r.verdict.removesuffix(" at this scale")
+        axis.annotate(verdict, (1, at - 0.52), ha="right", weight="bold", color=colour, **where)
+    axis.set(xlim=(low, high), ylim=(len(mine) - 0.6, -0.9), yticks=[], xlabel=unit)
+figures.headed(figure, "Of the post's claims on probing one is reproduced; most stay open at this scale")
+pages.publish(
+    figure,
+    "00_claims",
+    "Each claim's deciding number with its 95 % interval. Green: where the claim's test, fixed beforehand, says that the interval must lie. "
+    "Diamonds: the post's own numbers, where it gives any.",
+    alt="Forest plot of the claims: one is reproduced, some are not, and most intervals are too wide to say.",
+)
+count = {verdict: sum(r.verdict == verdict for r in records) for verdict in ("reproduced", "inconclusive at this scale")}
+expect(
+    count["reproduced"] == 1 and count["inconclusive at this scale"] >= len(records) / 2,
+    "one of the post's claims is reproduced, and at least half stay open",
+)
+
+# %% tags=["hide-input"]
 pages.table(claims.rows(records), ("", "claim (O: open in the post)", "what decided", "verdict"))
 
 # %% [markdown]
