@@ -30,6 +30,7 @@ from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 p, t = study.profile, study.profile.training
+pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison

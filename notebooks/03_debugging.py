@@ -34,6 +34,7 @@ from lib.texts.style import FEATURES, matrix
 study = open_study(profile, overrides, frozen)
 p = study.profile
 
+pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison

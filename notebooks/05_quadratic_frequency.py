@@ -31,6 +31,7 @@ from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
 t = study.profile.training
+pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison
