@@ -25,16 +25,11 @@ class PlaceError(Expected, ValueError):
 class Activations:
     """One layer of :func:`lib.lm.harvest.harvest`, through memory maps: rows are read from disk as they are asked for.
 
-    Of several harvests, folders with weights, the rows stand one after the other: a weight of 2 takes every row of a
-    harvest twice, of 0.5 a random half of them.
+    Of several harvests the rows stand one after the other; a weight of 2 takes every row twice, of 0.5 a random half.
 
     Attention sinks are left out unless ``sinks``: tokens whose norm is over :data:`SINK` times the harvest's median. The
     first token of a text always is one and is never harvested; now and then (4 of 16,000 tokens of encyclopaedia text) the
     second is one too, and so few would still dominate the mean square that inputs are scaled by.
-
-    Raises:
-        PlaceError: the layer was not harvested.
-        ValueError: a weight is not positive, or the harvests differ in width.
     """
 
     def __init__(self, folders: Sequence[tuple[Path, float]], layer: int, seed: int = 0, sinks: bool = False) -> None:
@@ -83,14 +78,18 @@ class Activations:
 
 
 def read(harvests: Harvests, layer: int, seed: int = 0, sinks: bool = False) -> Activations:
-    """Open one layer of a harvest, or of several with weights, without attention sinks unless asked for."""
+    """Open one layer of a harvest, or of several with weights, without attention sinks unless asked for.
+
+    Raises:
+        PlaceError: the layer was not harvested.
+        ValueError: a weight is not positive, or the harvests differ in width.
+    """
     given = [(harvests, 1.0)] if isinstance(harvests, store.Artifact) else harvests
     return Activations([(harvested.path, weight) for harvested, weight in given], layer, seed, sinks)
 
 
 def summary(harvested: store.Artifact, layer: int, place: int | str) -> torch.Tensor:
-    """[n, d] float32 of a :func:`lib.lm.harvest.harvest_prompts`: at ``place`` tokens after the user's text, or pooled
-    (:data:`POOLS`).
+    """[n, d] float32 of prompts' harvest: at ``place`` tokens after the user's text, or pooled (:data:`POOLS`).
 
     Raises:
         PlaceError: there is no such layer or place.
@@ -108,7 +107,7 @@ def summary(harvested: store.Artifact, layer: int, place: int | str) -> torch.Te
 
 
 def summary_shape(harvested: store.Artifact, layer: int) -> tuple[int, int]:
-    """(prompts, positions after the user's text) of a :func:`lib.lm.harvest.harvest_prompts`."""
+    """(prompts, positions after the user's text) of prompts' harvest."""
     with safe_open(harvested.path / "summary.safetensors", "pt") as file:
         count, tail, _ = file.get_slice(f"tail_{layer}").get_shape()
     return count, tail

@@ -42,8 +42,8 @@ def _generate(lm: LM, chunk: Sequence[list[int]], length: int, **how: Any) -> tu
     widest = max(map(len, chunk))
     ids = torch.tensor([[lm.pad] * (widest - len(p)) + p for p in chunk], device=lm.device)
     mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in chunk], device=lm.device)
+    how |= {"max_new_tokens": length, "pad_token_id": lm.pad, "return_dict_in_generate": True}
     with torch.inference_mode():
-        how = {"max_new_tokens": length, "pad_token_id": lm.pad, "return_dict_in_generate": True, **how}
         return lm.model.generate(input_ids=ids, attention_mask=mask, **how), mask
 
 
@@ -55,8 +55,6 @@ def rollouts(
     seed: int,
     uncounted: int = 0,
     batch: int = BATCH,
-    top_p: float = 0.9,
-    temperature: float = 0.7,
 ) -> list[list[int]]:
     """Prompt and sampled answer for as many of ``prompts`` (token ids) as ``budget`` tokens pay for.
 
@@ -66,7 +64,7 @@ def rollouts(
     cuts no kind of prompt more than another. Sampling at temperature 1 rambles and greedy decoding loops with small models,
     hence nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
     """
-    sampling = {"do_sample": True, "top_p": top_p, "top_k": 0, "temperature": temperature}
+    sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 0.7}
     stops = lm.model.generation_config.eos_token_id
     stops = {*(stops if isinstance(stops, list) else [stops]), lm.tokenizer.eos_token_id}
     done: list[list[int]] = []

