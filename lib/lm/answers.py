@@ -19,9 +19,9 @@ from lib import store
 from lib.config import RefusalSection
 from lib.lm import model, spans
 from lib.lm.model import LM, Pinned
-from lib.prompts import Transform, apply  # at the merge: from lib.texts.transforms
 from lib.texts import examples
 from lib.texts.examples import Example
+from lib.texts.transforms import Transform, apply
 
 BATCH = 64  # prompts that are answered at once
 OPENINGS = ("I'm sorry", "I'm unable", "I cannot", "I can't", "Sorry")
@@ -120,7 +120,7 @@ def answers(lm: LM, asked: Sequence[list[int]], tokens: int, batch: int = BATCH)
 
 
 def asked(
-    labelled: Sequence[Example], section: RefusalSection, rules: dict[str, Transform], seed: int
+    labelled: Sequence[Example], section: RefusalSection, rules: Sequence[Transform], seed: int
 ) -> list[dict[str, Any]]:
     """Base prompts of three kinds, plain and under every jailbreak: rows {kind, transform, base, group, text}."""
     kinds = {"harmful": ("HarmBench", section.harmful), "chat": ("chat", section.harmless)}
@@ -130,14 +130,14 @@ def asked(
         found = [e for e in labelled if e.slice == name and e.transform == "plain"]
         for example in (found[i] for i in np.random.default_rng(seed).permutation(len(found))[:count]):
             about = {"kind": kind, "base": example.base, "group": example.group}
-            for rule in (rule for rule in rules.values() if rule.kind != "innocuous"):
-                rows.append({**about, "transform": rule.name, "text": apply(rule.name, example.text, seed)})
+            for rule in (rule for rule in rules if rule.kind != "innocuous"):
+                rows.append({**about, "transform": rule.name, "text": apply(rule, example.text, seed)})
     return rows
 
 
 @store.result
 def measure(
-    labelled: store.Artifact, lm: Pinned, section: RefusalSection, transforms: dict[str, Transform], seed: int
+    labelled: store.Artifact, lm: Pinned, section: RefusalSection, transforms: Sequence[Transform], seed: int
 ) -> dict[str, list[Any]]:
     """Step: of every prompt of :func:`asked`, in columns {kind, transform, base, group, refused, log_odds}; no answer is kept."""
     loaded = model.load(lm)
