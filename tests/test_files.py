@@ -154,7 +154,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400
 
     many = [{**row, "label": "maybe"} for row in rows(40)]
-    with pytest.raises(files.DataError, match="; and 30 more$") as caught:
+    with pytest.raises(files.DataError, match=r"; and 30 more$") as caught:
         files.examples_of(many, "mine")
     assert str(caught.value).count("column label") == 10
 

@@ -28,9 +28,7 @@ class Example(BaseModel):
     transform: str
     base: str
     group: int
-    overall: bool = (
-        True  # False: a diagnostic slice, which no probe is fit on and no overall figure holds, but for a control
-    )
+    overall: bool = True  # False: a diagnostic slice, in no fit and no overall figure but a control's
 
 
 def read(prompts: store.Artifact) -> list[Example]:
