@@ -1,17 +1,20 @@
-"""Data set debugging and autointerp, on planted latents."""
+"""Cards and autointerp, on planted latents."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lib.autointerp import Window
+from safetensors.torch import save_file
 
-from lib import autointerp, debugging, figures, prompts, results, store
+from lib import activations, store
 from lib.config import AutointerpSection, ModelSection
-from lib.lm import model, sequences
+from lib.latents import autointerp, cards
+from lib.latents.autointerp import Window
+from lib.lm import contexts, model, spans
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
+from lib.texts.examples import Example
 
 
 def texts(count: int, width: int, vocab: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +63,24 @@ def test_explaining_and_scoring_contexts_come_from_different_texts(monkeypatch: 
     assert seen[0] and seen[1] and not seen[0] & seen[1]
 
 
+def test_windows_are_whole_and_of_one_text(tmp_path: Path) -> None:
+    """Consecutive tokens of one text; texts in a seeded order until the limit is covered."""
+    lengths = (5, 9, 3, 12)
+    sequence = np.repeat([4, 0, 7, 2], lengths).astype(np.int32)
+    numbers = torch.arange(len(sequence), dtype=torch.int32)
+    columns = {"sequence": torch.from_numpy(sequence), "position": numbers, "token": numbers}
+    ones = torch.ones(len(sequence))
+    save_file({**columns, "layer_0": ones.half()[:, None], "norm_0": ones}, tmp_path / "shard_0000.safetensors")
+    source = activations.Activations(tmp_path, 0)
+    rows, owner = autointerp.windows_of(source, 4, 1000, 0)
+    assert len(rows) == 1 + 2 + 0 + 3 and (np.diff(rows) == 1).all()
+    assert all((sequence[row] == text).all() for row, text in zip(rows, owner, strict=True))
+    some = autointerp.windows_of(source, 4, 1, 0)[1]
+    assert len(set(some.tolist())) <= 1 and len(some) < len(rows)
+    with pytest.raises(ValueError, match="no text has 13 tokens"):
+        autointerp.windows_of(source, 13, 1000, 0)
+
+
 def test_choice_of_contexts() -> None:
     peaks = np.array([0.0] * 20 + list(range(1, 31)))
     chosen = autointerp.choose(peaks, 15, np.random.default_rng(0))
@@ -96,7 +117,7 @@ def rows(out: Path, tiny: ModelSection) -> None:
     for i in range(60):
         text = f"The sea is {i} deep" if i % 2 else f"The fire <script>alert({i})</script> is lit"
         lines.append(
-            prompts.Example(
+            Example(
                 text=text, label=1 - i % 2, split="train", slice="s", transform="plain", base=str(i), group=i
             ).model_dump_json()
         )
@@ -106,9 +127,7 @@ def rows(out: Path, tiny: ModelSection) -> None:
 @store.cached
 def residuals(out: Path, sequences: store.Artifact) -> None:
     """One-hot residuals of the token ids: what a latent reads is known exactly."""
-    from safetensors.torch import save_file
-
-    found = sequences.read(sequences)
+    found = contexts.read(sequences)
     parts = [
         (i, p, found[i][p]) for i in range(len(found)) for p in range(int(found.keep_start[i]), int(found.keep_stop[i]))
     ]
@@ -137,39 +156,29 @@ def reader(out: Path, token: int, other: int) -> None:
 
 
 def first_token(tiny: ModelSection, word: str) -> int:
-    from lib.lm import spans
-
     return spans.plain_ids(model.tokenizer(tiny), word)[0]
 
 
-def test_cards_find_the_planted_latent_and_escape_what_they_show(tiny: ModelSection, empty_store: store.Store) -> None:
+def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.Store) -> None:
     pair = rows(tiny)
-    turns = sequences.labelled(pair, tiny, "user", 256)
+    turns = contexts.labelled(pair, tiny, "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
-    found = debugging.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
+    found = cards.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
     top = found["latents"][0]
     assert (found["n"], found["harmful"]) == (60, 30)
     assert (top["latent"], top["harmful_share"], top["harmless_share"], top["auroc"]) == (3, 1.0, 0.0, 1.0)
     assert top["difference"] == pytest.approx(1.0) and top["contexts"]["harmless"] == []
     assert found["latents"][1]["difference"] == pytest.approx(0.0)
     context = top["contexts"]["harmful"][0]
-    assert len(context["tokens"]) == len(context["values"]) <= 2 * debugging.AROUND + 1
-    page = figures.latent_card(top).data
-    assert "<script" not in page and "&lt;" in page
-
-
-def test_surface_rival_ranks_by_distance_from_chance(tiny: ModelSection, empty_store: store.Store) -> None:
-    found = debugging.shortcuts(rows(tiny)).value
-    distances = [abs(r["auroc"] - 0.5) for r in found]
-    assert distances == sorted(distances, reverse=True)
-    assert found[0]["auroc"] in (0.0, 1.0)
+    assert len(context["tokens"]) == len(context["values"]) <= 2 * cards.AROUND + 1
+    assert context["values"] == [1.0 if token == "<" else 0.0 for token in context["tokens"]]
 
 
 def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None:
     @store.cached
     def sequences(out: Path) -> None:
         rng = np.random.default_rng(0)
-        sequences.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
+        contexts.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
             out / "sequences.safetensors"
         )
 
@@ -186,13 +195,3 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.
 def test_trained_loader_reads_what_was_written(empty_store: store.Store) -> None:
     sae = training.load(reader(1, 2))
     assert sae.encode(torch.eye(400)[1:3])[:, [3, 5]].tolist() == [[1.0, 0.0], [0.0, 0.5]]
-
-
-@pytest.mark.parametrize("text", ["`|<script>alert(1)</script>", "$x$ **b** [l](javascript:1)", "<|im_start|>\x00&"])
-def test_data_text_in_markdown_is_never_markup(text: str) -> None:
-    import html
-
-    shown = results.literal(text)
-    inside = shown.removeprefix("<code>").removesuffix("</code>")
-    assert not set(inside) & set("`|<>$*[]()_")
-    assert html.unescape(inside) == text.replace("\x00", "\ufffd")
