@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from lib import config, figures, store
+from lib import config, pages
 from lib.report import __main__ as cli
-from lib.report import bench, notebooks, promotion, runner, site
+from lib.report import notebooks, promotion, runner, site
 from lib.report.notebooks import ReportError
 
 HEAD = '# %% tags=["parameters"]\nprofile = "report"\nfrozen = False\noverrides = {}\n\n# %%\n'
@@ -123,14 +122,14 @@ def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     notebooks.write(notebooks.normalise(notebooks.source("00_a")), built / "notebooks" / "00_a.ipynb")
     for folder, name, text in (
         ("figures", "f.png", "new"),
-        ("results", "headlines.json", json.dumps({"payload": {"01": "New."}})),
+        ("results", "headline.json", json.dumps({"payload": "New."})),
         ("results", "left_over.json", "{}"),
     ):
         (built / folder).mkdir(exist_ok=True)
         (built / folder / name).write_text(text)
     (built / promotion.COMPLETE).write_text("{}")
-    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headlines"}) + "\n")
-    (root / "README.md").write_text(f"# T\n{promotion.MARKS[0]}\n- Old.\n{promotion.MARKS[1]}\nrest\n")
+    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline"}) + "\n")
+    (root / "README.md").write_text(f"# T\n{promotion.MARKS[0]}\nOld.\n{promotion.MARKS[1]}\nrest\n")
     (root / "figures").mkdir()
     (root / "figures" / "old.png").write_text("old")
     return root
@@ -140,9 +139,9 @@ def test_promotion_puts_everything_in_place(promotable: Path) -> None:
     promotion.promote("report")
     assert (promotable / "figures" / "f.png").read_text() == "new"
     assert not (promotable / "figures" / "old.png").exists()
-    assert [p.name for p in (promotable / "data" / "results").iterdir()] == ["headlines.json"]
+    assert [p.name for p in (promotable / "data" / "results").iterdir()] == ["headline.json"]
     assert (promotable / "notebooks" / "00_a.ipynb").exists() and (promotable / "notebooks" / "00_a.py").exists()
-    assert "- New.\n" in (promotable / "README.md").read_text() and "Old" not in (promotable / "README.md").read_text()
+    assert "\nNew.\n" in (promotable / "README.md").read_text() and "Old" not in (promotable / "README.md").read_text()
     assert not promotion.finish()
 
 
@@ -162,8 +161,8 @@ def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: p
     monkeypatch.setattr(promotion.os, "replace", real)
     assert promotion.finish()
     assert (promotable / "figures" / "f.png").read_text() == "new"
-    assert (promotable / "data" / "results" / "headlines.json").exists()
-    assert "- New.\n" in (promotable / "README.md").read_text()
+    assert (promotable / "data" / "results" / "headline.json").exists()
+    assert "\nNew.\n" in (promotable / "README.md").read_text()
 
 
 def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
@@ -174,10 +173,10 @@ def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
     with pytest.raises(ReportError, match="partial, failed or had overrides"):
         promotion.promote("report")
     (built / "aside").rename(built / promotion.COMPLETE)
-    (built / "results" / "headlines.json").rename(built / "aside")
-    with pytest.raises(ReportError, match=r"the run has no (headlines|results)"):
+    (built / "results" / "headline.json").rename(built / "aside")
+    with pytest.raises(ReportError, match=r"the run has no (headline|results)"):
         promotion.promote("report")
-    (built / "aside").rename(built / "results" / "headlines.json")
+    (built / "aside").rename(built / "results" / "headline.json")
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
     with pytest.raises(ReportError, match="differs from the executed"):
         promotion.promote("report")
@@ -188,32 +187,83 @@ def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
     assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
 
 
+def unfounded(path: Path, sentence: str) -> None:
+    """Add a failed expectation to an executed notebook's last cell, as a kernel would."""
+    notebook = nbformat.read(path, as_version=4)
+    data = {"text/markdown": f"{pages.MARK}{sentence}"}
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=data)]
+    notebooks.write(notebook, path)
+
+
+def test_a_run_with_a_sentence_that_does_not_hold_is_not_promoted(promotable: Path) -> None:
+    executed = config.build_dir() / "report" / "notebooks" / "00_a.ipynb"
+    unfounded(executed, "Twenty is more than thirty.")
+    assert notebooks.differences("00_a", executed) == []
+    with pytest.raises(ReportError, match=r"not true of this run: 00_a: Twenty is more than thirty\."):
+        promotion.promote("report")
+    assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
+
+
+def test_failed_expectations_of_a_kernel_stand_in_its_notebook(workshop: Path) -> None:
+    said = "from lib import pages\npages.expect(False, 'One.')\npages.expect(True, 'Two.')\npages.expect(0 > 1, 'Three.')\n"
+    (workshop / "00_a.py").write_text(HEAD + said)
+    assert notebooks.failed(runner.execute("00_a", "smoke", {}, 120)) == ["00_a: One.", "00_a: Three."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--profile", "report"], 2),
+        (["--profile", "report", "01_b"], 2),
+        (["--profile", "report", "--set", "layer=3"], 0),
+        (["--profile", "smoke"], 0),
+    ],
+    ids=["report", "one notebook", "overrides", "smoke"],
+)
+def test_a_run_goes_to_its_end_and_lists_what_does_not_hold(
+    promotable: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    status: int,
+) -> None:
+    """At other profiles and with overrides the pages are only marked; a run of one notebook lists that one only."""
+    names = [name for name in ("01_b", "00_a") if "01_b" not in arguments or name == "01_b"]
+    folder = config.build_dir() / arguments[1] / "notebooks"
+
+    def run(profile: str, only: list[str], overrides: dict, timeout: int) -> dict[str, float]:
+        for name in names:
+            notebook = notebooks.source("00_a")
+            notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {name}"))
+            notebooks.write(notebooks.normalise(notebook), folder / f"{name}.ipynb")
+            unfounded(folder / f"{name}.ipynb", f"Finding of {name}.")
+        return dict.fromkeys(names, 1.0)
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(notebooks, "names", lambda: ["01_b", "00_a"])
+    assert cli.main(["run", *arguments]) == status
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if "not true" in line] == [
+        f"not true of this run: {name}: Finding of {name}." for name in names
+    ]
+    assert (f"{len(names)} sentences are not true of this run" in err) is (status == 2)
+    assert ("to read it, open" in out and "site/index.html" in out) is (len(names) == 2)
+    assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
+    if len(names) == 2:
+        assert "Not so in this run" in (folder.parent / "site" / "01_b.html").read_text()
+
+
 def test_readme_carries_the_committed_headline() -> None:
-    record = json.loads((config.ROOT / "data" / "results" / "headlines.json").read_text())
+    record = json.loads((config.ROOT / "data" / "results" / "headline.json").read_text())
     text = (config.ROOT / "README.md").read_text()
-    assert promotion.with_headline(text, promotion.as_list(record["payload"])) == text
+    assert promotion.with_headline(text, record["payload"]) == text
     assert not re.search(r"\b(TODO|TESTMIN|TIMES)\b|- pending", text)
 
 
-# figures and site
+# the site
 
 
-def test_figures_are_the_same_bytes_every_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: store.Store
-) -> None:
-    monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path / "build"))
-    monkeypatch.setattr(figures, "display", lambda *a, **k: None)
-    data = []
-    for _ in range(2):
-        figure, axis = plt.subplots()
-        axis.plot([1, 2], [3, 4])
-        figures.publish(figure, "f", "Finding <b>1</b>.")
-        data.append((tmp_path / "build" / "report" / "figures" / "f.png").read_bytes())
-    assert data[0] == data[1]
-    caption = json.loads((tmp_path / "build" / "report" / "figures" / "f.json").read_text())
-    assert caption == {"caption": "Finding <b>1</b>."}
-
-
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one pixel
 OUTSIDE = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+|@import|url\(["']?(?:https?:)?//""")
 LOADED = re.compile(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", re.IGNORECASE)
 
@@ -235,14 +285,19 @@ def test_site_builds_offline_with_formulas_and_escaped_text(workshop: Path, tmp_
                 "execute_result", data={"text/plain": "<script>alert(1)</script>"}, execution_count=1
             )
         ]
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="m"), code])
+        folded = nbformat.v4.new_code_cell("folded = 1", execution_count=2, metadata={"tags": ["hide-input"]}, id="f")
+        data = {"image/png": DOT, "text/plain": "f"}
+        said = {"image/png": {"alt": "What is <seen> & found", "width": 9}, "isolated": True}
+        folded.outputs = [nbformat.v4.new_output("display_data", data=data, metadata=said)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="m"), code, folded])
         notebooks.write(notebooks.normalise(notebook), tmp_path / "build" / "smoke" / "notebooks" / f"{name}.ipynb")
     index = site.build("smoke")
     page = index.read_text()
     assert "<math" in page and "<script>alert" not in page and "01_b.html" in page
-    assert "speed.html" in page
-    speed = (index.parent / "speed.html").read_text()
-    assert "tokens/s" in speed and json.loads(bench.path().read_text())["machine"]["processor"] in speed
+    assert page.count('alt="What is &lt;seen&gt; &amp; found"') == 1 and page.count("<img") == 1
+    assert page.count("<details") == 1 and page.index("show the code") < page.index(">folded<")
+    speed = config.ROOT / "data" / "bench.md"
+    assert ("speed.html" in page) == speed.is_file()
     assert broken_links(index.parent) == []
     assert outside_requests(index.parent) == []
 
@@ -272,17 +327,3 @@ def test_broken_pages_fail_the_site(workshop: Path, tmp_path: Path) -> None:
     notebooks.write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
     with pytest.raises(ReportError, match="site has warnings"):
         site.build("smoke")
-
-
-def test_results_of_results_are_carried_along(tmp_path: Path) -> None:
-    """A run that finds a result done does not read what it was made of; that is promoted all the same."""
-    records = {
-        "ledger": ("k1", {"inputs": {"gap": {"artifact": "k2"}}}),
-        "gap": ("k2", {"fits": [{"artifact": "k3"}]}),
-        "deep": ("k3", {}),
-        "left": ("k4", {"of": {"artifact": "k1"}}),
-    }
-    for name, (key, config_) in records.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"key": key, "config": config_, "payload": 0}))
-    assert promotion.with_inputs(tmp_path, {"ledger.json"}) == {"ledger.json", "gap.json", "deep.json"}
-    assert promotion.with_inputs(tmp_path, {"gone.json"}) == {"gone.json"}

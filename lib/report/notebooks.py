@@ -72,7 +72,9 @@ def normalise(notebook: Any) -> Any:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
             if "metadata" in output:
-                said = {kind: {"alt": m["alt"]} for kind, m in output.metadata.items() if "alt" in m}
+                said = {
+                    kind: {"alt": m["alt"]} for kind, m in output.metadata.items() if isinstance(m, dict) and "alt" in m
+                }
                 output.metadata = nbformat.from_dict(said)  # what a picture shows, for those who do not see it
     out.metadata = nbformat.from_dict(
         {

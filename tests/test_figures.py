@@ -1,0 +1,139 @@
+"""Figures: one look per entity, and what is drawn is what was given."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from lib import figures
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def entry(value: float, runs: tuple[float, ...] = (), half: float = 0.1) -> dict:
+    return {"auroc": value, "interval": [value - half, value + half], **({"seeds": list(runs)} if runs else {})}
+
+
+def test_an_entity_looks_the_same_whatever_stands_beside_it() -> None:
+    for number in range(5):
+        assert figures.look("finetuned SAE, 20 latents", number) == figures.look("finetuned")
+        assert figures.look("sentence\nembedding", number) == figures.look("sentence embedding")
+    assert figures.look("QF ω₀=0.01")["color"] != figures.look("QF ω₀=0.1")["color"] == figures.look("QF")["color"]
+    assert figures.look("JumpReLU, plain start") != figures.look("JumpReLU") == figures.look("chat")
+    assert figures.look("mine", 0) != figures.look("mine", 1)
+
+
+# What one axis shows side by side must be told apart without colour, or by its colour's lightness and hue.
+TOGETHER = (
+    ("dense", "attention", "finetuned", "sentence embedding", "surface features", "principal components"),
+    ("pretraining", "finetuned", "chat", "QF"),
+    ("JumpReLU", "JumpReLU, plain start", "QF ω₀=0.1", "QF ω₀=0.01", "TopK", "Gated"),
+    ("train", "validation", "OOD"),
+    ("harmful", "harmless", "over-refusal"),
+)
+
+
+def deutan(colour: str) -> np.ndarray:
+    """Linear RGB as somebody without M cones sees it (Viénot, Brettel and Mollon 1999), then lightness-like cube roots."""
+    rgb = np.array([int(to_hex(colour)[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]) @ linear
+    return np.cbrt(np.clip(seen, 0, 1))
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=lambda names: names[0])
+def test_looks_on_one_axis_are_told_apart(names: tuple[str, ...]) -> None:
+    for a, b in itertools.combinations(names, 2):
+        one, other = figures.look(a), figures.look(b)
+        assert one["color"] != other["color"], (a, b)
+        apart = np.linalg.norm(deutan(one["color"]) - deutan(other["color"]))
+        assert apart > 0.2 or one["marker"] != other["marker"], (a, b, apart)
+
+
+def test_forest_draws_values_intervals_and_runs() -> None:
+    rows = {"a": {"dense": entry(0.9, (0.8, 1.0)), "mine": entry(0.5)}, "": {}, "b": {"dense": entry(0.7, (0.7,))}}
+    axis = figures.forest(rows)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "", "b"]
+    marked = {line.get_label(): line for line in axis.get_lines() if not line.get_label().startswith("_")}
+    assert list(marked["dense"].get_xdata()) == [0.9, 0.7] and list(marked["mine"].get_xdata()) == [0.5]
+    bars = [segment[:, 0].tolist() for bar in axis.collections for segment in bar.get_segments()]
+    assert np.allclose(sorted(bars), [[0.4, 0.6], [0.6, 0.8], [0.8, 1.0]])
+    runs = [list(line.get_xdata()) for line in axis.get_lines() if line.get_marker() == "." and len(line.get_xdata())]
+    assert runs == [[0.8, 1.0], [0.7]]
+    top, bottom = axis.get_ylim()
+    assert top > bottom and len(axis.figure.legends) == 1
+
+
+def test_what_rests_on_one_run_is_hollow() -> None:
+    axis = figures.forest({"a": {"dense": entry(0.9, (0.9,)), "chat": entry(0.9, (0.8, 1.0)), "TopK": entry(0.5)}})
+    faces = {line.get_label(): line.get_markerfacecolor() for line in axis.get_lines()}
+    assert faces["dense"] == "white" and faces["chat"] != "white" and faces["TopK"] != "white"
+
+
+def test_curves_show_runs_where_there_are_several_and_intervals_where_not() -> None:
+    line = [(1, entry(0.5, (0.4, 0.6))), (10, entry(0.7, (0.6, 0.8)))]
+    axis = figures.curves({"dense": line})
+    thin = [list(x.get_ydata()) for x in axis.get_lines() if x.get_linewidth() < 1]
+    assert thin == [[0.4, 0.6], [0.6, 0.8]] and not axis.collections
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "10"] and axis.get_xscale() == "log"
+    axis = figures.curves({"dense": [(2, entry(0.7)), (1, entry(0.5))]}, log=False)
+    (mean,) = (x for x in axis.get_lines() if x.get_label() == "dense")
+    assert list(mean.get_xdata()) == [1, 2] and list(mean.get_ydata()) == [0.5, 0.7]
+    assert np.allclose([s[:, 1] for bar in axis.collections for s in bar.get_segments()], [[0.4, 0.6], [0.6, 0.8]])
+
+
+def test_names_at_line_ends_keep_apart() -> None:
+    axis = figures.curves({name: [(1, entry(0.5)), (2, entry(0.5 + 0.001 * i))] for i, name in enumerate("abc")})
+    figures.name_ends(axis)
+    axis.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    axis = figures.curves({name: [(1, entry(0.5))] for name in "abc"})
+    figures.name_ends(axis, ["b"])
+    assert [text.get_text() for text in axis.texts] == ["b"]
+
+
+def test_panels_share_axes_and_have_their_names() -> None:
+    axes = figures.panels(["dense", "chat", "mine", "other"], columns=3, x="k", y="AUROC")
+    assert list(axes) == ["dense", "chat", "mine", "other"]
+    assert [axis.get_title(loc="left") for axis in axes.values()] == list(axes)
+    axes["dense"].set_xlim(0, 7)
+    assert axes["other"].get_xlim() == (0, 7)
+    colours = [axis._left_title.get_color() for axis in (axes["dense"], axes["chat"])]
+    assert colours == [figures.look(name)["color"] for name in ("dense", "chat")]
+    assert sum(axis.get_visible() for axis in axes["dense"].figure.axes) == 4
+
+
+def test_levels_and_shades_stand_where_they_are_put() -> None:
+    axis = plt.subplots()[1]
+    figures.level(axis, "dense probe", entry(0.9))
+    figures.level(axis, "other", entry(0.4), across=False)
+    figures.shade(axis, 0, 0.5, "wrong way")
+    across, upright = axis.get_lines()
+    assert list(across.get_ydata()) == [0.9, 0.9] and list(upright.get_xdata()) == [0.4, 0.4]
+    band, _, shade = axis.patches
+    assert np.allclose([band.get_y(), band.get_height()], [0.8, 0.2]) and (shade.get_x(), shade.get_width()) == (0, 0.5)
+    assert [text.get_text() for text in axis.texts] == ["dense probe", "other", "wrong way"]
+
+
+def test_histograms_and_heat_show_what_is_given() -> None:
+    axes = figures.histograms({"TopK\nL0 32": [1, 5], "Gated": [2, 0]}, np.array([-2.0, -1.0, 0.0]), (-1, 0))
+    assert [patch.get_data().values.tolist() for patch in axes["Gated"].patches if hasattr(patch, "get_data")] == [
+        [2, 0]
+    ]
+    axis = figures.heat({4: {"+1": 0.5, "mean": 0.75}, 8: {"+1": 0.25, "mean": 1.0}}, digits=2, framed=(8, "mean"))
+    assert [text.get_text() for text in axis.texts] == ["0.50", "0.75", "0.25", "1.00"]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["4", "8"]
+    assert (axis.patches[-1].get_x(), axis.patches[-1].get_y()) == (1, 1)
+
+
+def test_a_title_is_the_figures_own_and_wrapped() -> None:
+    figure = figures.headed(plt.figure(), "A finding " * 10)
+    assert figure.get_suptitle().count("\n") == 1
