@@ -1,67 +1,189 @@
 # %% [markdown]
 # # 03 · Debugging a data set with an SAE
 #
-# **Question.** Two sets of prompts meant to differ in harmfulness also differ in style. Do the latents that differ most between
-# them show us the shortcuts?
+# To teach a detector of harmful requests one puts two collections side by side: requests from a red-teaming benchmark, and what people
+# ask a chat service. They are meant to differ in harm. They also differ in style: the benchmark's authors wrote orders with a capital
+# letter, chat users ask questions. A detector may learn the style and look perfect until the style changes. Such a *shortcut* is best
+# found before anything is trained.
 #
-# **Method.** HarmBench against chat first turns, raw: nothing matched, nothing cleaned. The finetuned SAE of notebook 01 reads
-# every token of the user's text; a latent's value on a prompt is its maximum. Latents are ranked by the difference between class
-# means. Each card shows the latent's strongest contexts from both classes. Beside them stands a rival that needs no
-# model: each surface feature alone.
+# A *sparse autoencoder* (SAE) might show it. It rewrites what the model holds of each token as a few active *latents*, and latents can be
+# read: look at the text on which one fires. So rank latents by how differently they fire on the two collections, and read the first.
+# [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks), "the post",
+# found shortcuts so, and thought that simpler methods would find them too. Here both are tried on
+# [HarmBench](https://arxiv.org/abs/2402.04249) against first turns of chats, raw: nothing matched, nothing cleaned.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
 frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
-# %%
-from IPython.display import Markdown, display
+# %% tags=["hide-input"]
+import numpy as np
+from IPython.display import display
 
-from lib import figures, results
+from lib import figures, pages
+from lib.latents import cards
+from lib.lm import harvest, sequences
+from lib.pages import expect
+from lib.stats import column_aurocs, share_interval
+from lib.store import cached, result
 from lib.study import open_study
+from lib.texts import examples
+from lib.texts.style import FEATURES, matrix
 
 study = open_study(profile, overrides, frozen)
-cards, shortcuts = study.cards.value, study.shortcuts.value
+p = study.profile
+
+
+# %% [markdown]
+# ## The comparison
+#
+# The raw pair, from the report's prompts: no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
+# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
+
 
 # %%
-first = cards["latents"][0]
-figures.publish(
-    figures.mean_differences(cards),
+@cached
+def raw_pair(out, labelled, benign, seed):
+    """Plain HarmBench prompts and plain chat prompts, ``benign`` at most, nothing matched or cleaned."""
+    plain = [e for e in examples.read(labelled) if e.transform == "plain"]
+    chat = [e for e in plain if e.slice == "chat"]
+    order = np.random.default_rng(seed).permutation(len(chat))[:benign]
+    pair = [e for e in plain if e.slice == "HarmBench"] + [chat[i] for i in order]
+    (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in pair), encoding="utf-8")
+
+
+pair = raw_pair(study.prompts, p.debugging.prompts, p.seed)
+turns = sequences.labelled(pair, study.lm, "user", 256)
+sae = study.sae("jumprelu", coefficient=p.training.coefficient)
+finetuned = study.train("chat", sae, start=study.train("pretraining", sae), share=0.5)
+found = cards.cards(
+    pair,
+    turns,
+    harvest.harvest(turns, study.lm, (p.layer,)),
+    finetuned,
+    study.lm,
+    p.layer,
+    p.debugging.cards,
+    p.debugging.contexts,
+    name="03_cards",
+).value
+latents = found["latents"]
+
+
+# %%
+def peak(latent):
+    """The token on which a latent fires most, of the contexts that its card shows."""
+    shown = (context for side in latent["contexts"].values() for context in side)
+    best = max(shown, key=lambda context: max(context["values"]))
+    return best["tokens"][int(np.argmax(best["values"]))].strip()
+
+
+def fires(latent):
+    """{class: share of prompts on which the latent fires}, with 95 % intervals."""
+    n = {"harmful": found["harmful"], "harmless": found["n"] - found["harmful"]}
+    shares = {side: latent[f"{side}_share"] for side in n}
+    return {side: {"share": x, "interval": share_interval(round(x * n[side]), n[side])} for side, x in shares.items()}
+
+
+named = {f"“{peak(latent)}”  {latent['latent']}".replace("$", r"\$"): fires(latent) for latent in latents}
+axis = figures.forest(named, "share")
+axis.set(
+    xlabel=f"share of prompts on which the latent fires (n = {found['n']:,})",
+    ylabel="latent, and the token it peaks on",
+    title="Most of these latents read punctuation or “Write”",
+)
+pages.publish(
+    axis.figure,
     "03_mean_difference",
-    f"The {len(cards['latents'])} latents with the largest difference in mean maximum activation (n = {cards['n']} prompts), by the share of "
-    f"prompts on which they fire. Latent {first['latent']} fires on {first['harmful_share']:.0%} of harmful and "
-    f"{first['harmless_share']:.0%} of harmless prompts. Bars: 95 % Wilson intervals; the latents were picked on these same prompts.",
+    "The latents with the largest difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
+    "(Wilson); the latents were picked on these same prompts.",
+    alt="Forest plot of ten latents: those that peak on full stop, comma and question mark fire on harmless prompts, “Write” on harmful ones.",
+)
+style = [latent for latent in latents if peak(latent).lower() in {".", ",", "?", "write"}]
+expect(len(style) > len(latents) / 2, "more than half of these latents peak on punctuation or on “Write”")
+expect(
+    any(peak(latent) == "?" and latent["harmful_share"] == 0 < 0.5 < latent["harmless_share"] for latent in latents),
+    "a latent for question marks fires on most chat prompts and on no HarmBench prompt",
 )
 
 # %% [markdown]
-# ## The latents
+# ## The latents that separate best
 #
-# Shading is the latent's activation, relative to the strongest shown on its card.
+# Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
+# card. Three read style: the full stop, “Write”, the question mark. Two read what the requests are about: danger, and war.
 
 # %%
-display(Markdown(figures.CONTENT_NOTE))
-for latent in cards["latents"]:
-    display(figures.latent_card(latent))
+display(pages.CONTENT_NOTE)
+best = sorted(latents, key=lambda latent: -abs(latent["auroc"] - 0.5))[:5]
+for latent in best:
+    title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"
+    display(pages.card(title, latent["contexts"]))
+expect(
+    {".", "?", "Write"} < {peak(latent) for latent in best},
+    "of the five latents that separate best, three read the full stop, the question mark and “Write”",
+)
 
 # %% [markdown]
 # ## The rival: style features, each alone
 #
-# An AUROC above 0.5 means that harmful prompts have more of the feature.
+# Does one need a model for this? Some thirty counts of punctuation, length, case and first words (no topic words) are set against the latents,
+# one at a time. The score is the AUROC: the chance that a harmful prompt has more of it than a harmless one; a half is chance, and far below
+# a half is as telling as far above.
+
 
 # %%
-Markdown(
-    results.table(
-        ((row["feature"], f"{row['auroc']:.3f}") for row in shortcuts[:10]), ("surface feature", "AUROC alone")
-    )
+@result
+def shortcuts(prompts):
+    """The AUROC of each style feature alone between the classes, farthest from chance first."""
+    every = examples.read(prompts)
+    aurocs = column_aurocs(matrix([e.text for e in every]), np.array([e.label for e in every]))
+    order = np.argsort(-np.abs(aurocs - 0.5), kind="stable")
+    return [{"feature": list(FEATURES)[i], "auroc": aurocs[i]} for i in order]
+
+
+rival = shortcuts(pair, name="03_shortcuts").value
+
+
+# %%
+def apart(row):
+    """How well a score separates the classes, whichever way it points."""
+    return max(row["auroc"], 1 - row["auroc"])
+
+
+expect(
+    apart(rival[0]) > max(apart(latent) for latent in latents),
+    "one style feature separates the pair better than any of the latents",
+)
+expect(
+    {"first word is imperative", "ends with punctuation", "first person"} <= {row["feature"] for row in rival[:8]},
+    "the first style features tell of orders, of final punctuation and of the first person",
+)
+
+# %% tags=["hide-input"]
+rows = [("style", row["feature"], row) for row in rival[:4]]
+rows += [("latent", f"peaks on {pages.literal(peak(latent))}", latent) for latent in best[:4]]
+pages.table(
+    (
+        (kind, what, f"{apart(row):.3f}", "harmful" if row["auroc"] > 0.5 else "harmless")
+        for kind, what, row in sorted(rows, key=lambda row: -apart(row[2]))
+    ),
+    ("found by", "what it reads", "AUROC alone", "more of it in"),
 )
 
 # %% [markdown]
-# ## What we conclude
-
-# %%
-Markdown(results.headline_03(cards, shortcuts))
-
-# %% [markdown]
-# **What would change our mind.** Reading cards is a judgement; it becomes a measurement once shortcuts are planted and each
-# method is scored on finding them. The excerpts are the strongest contexts of each latent, which can look more coherent
-# than its weaker ones.
+# ## What we find
+#
+# **We find** the shortcuts by reading a handful of cards: the benchmark's prompts are orders that begin with “Write”, without full stops,
+# first person or question marks. Counting features, with no model, finds the same ones, and separates the pair a little better.
+#
+# **It means** that latents are a quick way to see what is wrong with a data set, for somebody who does not know what to look for; they are
+# no better at it than a list of obvious features, and the list had to be thought of. A detector taught on this pair would learn to
+# spot orders. That is why notebook 02 matches style before it teaches.
+#
+# **What would change our mind.** Reading cards is a judgement; it becomes a measurement once shortcuts are planted and each method is scored on
+# finding them. The excerpts are each latent's strongest contexts, which look more coherent than its weaker ones. The features were chosen
+# by people who knew of such shortcuts.
+#
+# **Try** `overrides = {"debugging.cards": 30}`, more latents down the list, where topics appear. **Next**: [04](04_autointerp.ipynb)
+# asks how well latents can be explained at all.

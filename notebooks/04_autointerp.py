@@ -1,102 +1,209 @@
 # %% [markdown]
-# # 04 · Autointerp, over latents and over firings
+# # 04 · Can latents be explained, and does it matter how often they fire?
 #
-# **Question.** Autointerp is usually averaged over latents, so a latent that fires on every other token counts as much as one
-# that never fires. Does the comparison of two SAEs change when latents are weighted by how often they fire?
+# The *latents* of a sparse autoencoder (SAE) are meant to be readable: one might fire on “bank” after “river”, and on nothing else. To check
+# thousands of them one lets a program read. *Autointerp* explains a latent from texts on which it fires, then predicts from the
+# explanation alone how strongly it fires on other texts. The score is the rank correlation (Spearman's) of prediction and truth: one if the
+# order is right, nought if the explanation says nothing.
 #
-# **Method.** For each sampled latent, contexts from one half of the texts (the strongest, some spread over the quantiles, some on which
-# it is silent, or weakest) give an explanation; from the explanation alone we predict the quantised maximum activation on contexts of the other half. The
-# score is the Spearman correlation of prediction and truth. The explainer needs no language model: it learns on which token, after which
-# token, the latent fires. One sample of latents is uniform, the other in proportion to firing frequency, so
-# that its plain mean is the frequency-weighted mean.
+# Such scores are usually averaged over latents. Then a latent that fires on every tenth token counts as much as one that fires once a book.
+# [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks), "the post",
+# average over *firings* instead: they draw latents in proportion to how often they fire. Does that change which SAE looks better? We ask it of
+# two chat SAEs, with the plain penalty on L0 (the number of active latents a token) and with the *quadratic-frequency* penalty (QF) of
+# [notebook 05](05_quadratic_frequency.ipynb), which punishes latents that fire often.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
 frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
-# %%
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown
 
-from lib import figures, results
+from lib import figures, pages
+from lib.latents import autointerp
+from lib.latents.autointerp import Window
+from lib.pages import expect
+from lib.sae.metrics import HIGH
+from lib.sae.penalties import QuadraticFrequency
 from lib.store import values
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
-scores = values(study.autointerp)
-
-# %%
-figures.publish(
-    figures.autointerp_means(scores),
-    "04_autointerp",
-    "Left: mean score over latents and over firings, with 95 % intervals from a bootstrap over latents drawn. Right: score against firing "
-    "frequency, one point a latent; the dotted line marks 10 % of tokens. "
-    + " ".join(
-        f"{name}: {s['uniform']['mean']:.2f} over latents, {s['weighted']['mean']:.2f} over firings."
-        for name, s in scores.items()
-    ),
-)
-
-# %%
-Markdown(
-    results.table(
-        (
-            (
-                name,
-                results.interval(s["uniform"], "mean", digits=2),
-                results.interval(s["weighted"], "mean", digits=2),
-                f"{s['eligible']:,} of {s['latents']:,}",
-                f"{s['eligible_firing']:.1%}",
-            )
-            for name, s in scores.items()
-        ),
-        (
-            "SAE",
-            "mean over latents",
-            "mean over firings",
-            "latents that fire in enough contexts to be scored",
-            "their share of firing",
-        ),
-    )
-)
+p, t = study.profile, study.profile.training
 
 # %% [markdown]
-# ## What explanations look like
+# ## The comparison
 #
-# The best and the worst explained latents of each SAE. A pattern "a|b" is token b after token a.
-
+# Both SAEs are trained on chat from scratch, at the same $\lambda$. Another one to score is one more line.
 
 # %%
-def shown(points):
-    ordered = sorted(points, key=lambda point: (-point["score"], point["latent"]))
-    return ordered[:3] + ordered[-3:]
+middle, omega = t.sweep[len(t.sweep) // 2], t.omegas[0]
+saes = {
+    "JumpReLU": study.sae("jumprelu", coefficient=middle),
+    f"QF ω₀={omega:g}": study.sae("jumprelu", coefficient=middle, penalty=QuadraticFrequency(omega)),
+}
+scores = values(
+    {
+        name: autointerp.evaluate(
+            study.train("chat", sae),
+            study.activations("chat", "train"),
+            study.lm,
+            p.layer,
+            p.autointerp,
+            p.autointerp.tokens,
+            p.probes.bootstrap,
+            p.seed,
+            name=f"04_autointerp_{name.split()[0].lower()}",
+        )
+        for name, sae in saes.items()
+    }
+)
 
-
-Markdown(
-    results.table(
-        (
-            (
-                name,
-                point["latent"],
-                f"{point['score']:.2f}",
-                f"{point['frequency']:.2%}",
-                ", ".join(results.literal(repr(x)[1:-1]) for x in point["patterns"]),
-            )
-            for name, s in scores.items()
-            for point in shown(s["scored"])
-        ),
-        ("SAE", "latent", "score", "fires on", "strongest patterns"),
-    )
+# %%
+schemes = {"over latents": "uniform", "over firings": "weighted"}
+axis = figures.forest({label: {name: s[key] for name, s in scores.items()} for label, key in schemes.items()}, "mean")
+axis.set(
+    xlabel=f"mean score (Spearman correlation), {p.autointerp.latents} latents drawn a mean",
+    ylabel="mean",
+    title="Over latents or over firings, the two SAEs score alike",
+)
+pages.publish(
+    axis.figure,
+    "04_autointerp",
+    "Mean autointerp score of two SAEs, over latents and over firings: all four intervals overlap. Bars: 95 %, over the latents drawn. One SAE "
+    "each.",
+    alt="Four points with overlapping intervals: mean scores of a JumpReLU and a QF SAE, over latents and over firings.",
+)
+means = [s[key] for s in scores.values() for key in schemes.values()]
+expect(
+    max(e["interval"][0] for e in means) < min(e["mean"] for e in means),
+    "both SAEs score alike, over latents as over firings",
 )
 
 # %% [markdown]
-# ## What we conclude
+# ## The method: explain by token, predict, compare
+#
+# Our explainer needs no language model. In the manner of Neuron-to-Graph ([Foote et al. 2023](https://arxiv.org/abs/2305.19911)) it notes how
+# strongly the latent fires on each token, and on each token after a certain other one.
 
 # %%
-Markdown(results.headline_04(scores))
+pages.source(autointerp.explain)
+
+# %%
+pages.source(autointerp.score)
 
 # %% [markdown]
-# **What would change our mind.** Token patterns cannot express a topic or a tone: a latent that follows one scores low here and might score high
-# with a language model as explainer. Contexts come from the chat text that the SAEs were trained on. Latents that fire too
-# rarely to fill both halves are left out, which favours frequent ones in the uniform mean; one that is hardly ever silent is
-# scored against its weakest contexts instead. The two SAEs share λ, not L0.
+# Tried on a planted latent that fires on “bank”, and more strongly after “river”. It is explained from three windows of text and scored on three
+# others, which it ranks right. As a control, the same three activations dealt out to the wrong windows: the score turns negative.
+
+# %%
+words = ["the", "river", "bank", "robbed"]
+
+
+def window(text, *activations):
+    return Window(tuple(words.index(word) for word in text.split()), activations)
+
+
+seen = [window("the river bank", 0, 0, 2), window("river bank robbed", 0, 2, 0), window("robbed the bank", 0, 0, 0.5)]
+others = ["the bank robbed", "robbed river bank", "the river robbed"]
+planted, dealt = [(0, 0.5, 0), (0, 0, 2), (0, 0, 0)], [(0, 2, 0), (0, 0, 0), (0, 0.5, 0)]
+explanation = autointerp.explain(seen)
+right, wrong = (
+    autointerp.score(explanation, [window(text, *values) for text, values in zip(others, each, strict=True)])
+    for each in (planted, dealt)
+)
+expect(
+    right > 0.99 and wrong < 0,
+    "the planted latent is scored right, and with activations dealt to the wrong windows it is not",
+)
+
+# %% tags=["hide-input"]
+pages.table(
+    (
+        (text, f"{explanation.predict(window(text, 0, 0, 0).tokens):g}", max(true), max(other))
+        for text, true, other in zip(others, planted, dealt, strict=True)
+    ),
+    ("window", "predicted", f"planted (score {right:.2f})", f"dealt wrongly (score {wrong:.2f})"),
+)
+
+# %% [markdown]
+# Each latent gets contexts from one half of the texts to be explained from (the strongest, some spread over the quantiles, some on which it
+# is silent) and as many from the other half to be scored on.
+#
+# ## Check: what explanations look like, and who scores low
+#
+# The best and the worst explained latents of each SAE. A pattern “a|b” is token b after token a.
+
+# %% tags=["hide-input"]
+shown = []
+for name, s in scores.items():
+    ordered = sorted(s["scored"], key=lambda point: (-point["score"], point["latent"]))
+    for point in ordered[:2] + ordered[-2:]:
+        patterns = ", ".join(pages.literal(repr(pattern)[1:-1]) for pattern in point["patterns"])
+        shown.append((f"{name}, {point['latent']}", f"{point['score']:.2f}", f"{point['frequency']:.2%}", patterns))
+pages.table(shown, ("SAE, latent", "score", "fires on", "strongest patterns"))
+
+# %% [markdown]
+# Is the score a matter of how often a latent fires? The post finds that interpretability falls with frequency. Our rarest latents are explained
+# worst: a few firings teach an explainer by token little. At the other end nothing can be said: no latent in these samples fires on a tenth
+# of all tokens.
+
+# %%
+RARE = 1e-3  # of tokens
+figure, axis = plt.subplots()
+apart = {}
+for name, s in scores.items():
+    frequency, score = np.array([(point["frequency"], point["score"]) for point in s["scored"]]).T
+    apart[name] = (score[frequency < RARE], score[frequency >= RARE], frequency.max())
+    axis.plot(frequency, score, linestyle="none", label=name, alpha=0.6, **figures.look(name))
+figures.shade(axis, HIGH, 1)
+axis.axvline(RARE, color="#444444", linewidth=1, linestyle=":")
+axis.set(
+    xscale="log",
+    xlabel="firing frequency (share of tokens; shaded: a tenth and more)",
+    ylabel="score",
+    title="The rarest latents are explained worst",
+)
+axis.legend(loc="lower right")
+pages.publish(
+    figure,
+    "04_frequency",
+    "Score of every sampled latent against how often it fires. Left of the dotted line, on less than a thousandth of tokens, scores are low; the "
+    "shaded stretch, where the post looks, is empty. A point is a latent.",
+    alt="Scatter of score against firing frequency: scores are lower at the rare end, and no point lies at a tenth of tokens or more.",
+)
+expect(
+    all(rare.mean() < rest.mean() - 0.2 for rare, rest, _ in apart.values() if len(rare) and len(rest)),
+    "latents that fire on less than a thousandth of tokens score far lower than the others",
+)
+expect(max(most for _, _, most in apart.values()) < HIGH, "no sampled latent fires on a tenth of tokens or more")
+
+# %% tags=["hide-input"]
+Markdown(
+    "Latents that fire in enough contexts to be scored: "
+    + "; ".join(
+        f"{name} {s['eligible']:,} of {s['latents']:,}, with {s['eligible_firing']:.1%} of all firing"
+        for name, s in scores.items()
+    )
+    + "."
+)
+
+# %% [markdown]
+# ## What we find
+#
+# **We find** no difference between the two SAEs, whichever way scores are averaged: at this $\lambda$ the penalty that spares rare latents
+# neither helps nor harms what an explainer by token can say.
+#
+# **It means** little yet for the post's claim that averages over latents hide what averages over firings show. That claim is about latents which
+# fire on a tenth of all tokens, and these SAEs, sparse as they are, have next to none.
+#
+# **What would change our mind.** Denser SAEs, which have such latents (notebook 05). Token patterns cannot express a topic or a tone:
+# a latent that follows one scores low here and might score high with a language model as explainer. Contexts are from the text that the SAEs
+# were trained on. Latents that fire too rarely to fill both halves are left out, which flatters the mean over latents. The SAEs share $\lambda$,
+# not L0.
+#
+# **Try** `overrides = {"training.sweep": [1e-4, 5e-4, 2e-3]}`, denser SAEs at the middle setting. **Next**: [05](05_quadratic_frequency.ipynb)
+# counts how often latents fire under either penalty.
