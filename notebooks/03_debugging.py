@@ -19,7 +19,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 
 # %% tags=["hide-input"]
 import numpy as np
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from lib import figures, pages
 from lib.latents import cards
@@ -39,8 +39,8 @@ pages.banner(profile, overrides)
 # %% [markdown]
 # ## The comparison
 #
-# The raw pair, from the report's prompts: no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every token of the user's text. A
-# latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
+# The raw pair, from the report's prompts: no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
+# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
 
 
 # %%
@@ -92,7 +92,7 @@ axis = figures.forest(named, "share")
 axis.set(
     xlabel=f"share of prompts on which the latent fires (n = {found['n']:,})",
     ylabel="latent, and the token it peaks on",
-    title="Most of the latents that differ most read punctuation and “Write”",
+    title="Most of these latents read punctuation or “Write”",
 )
 pages.publish(
     axis.figure,
@@ -115,7 +115,7 @@ expect(
 # card. Three read style: the full stop, “Write”, the question mark. Two read what the requests are about: danger, and war.
 
 # %%
-display(Markdown(pages.CONTENT_NOTE))
+display(pages.CONTENT_NOTE)
 best = sorted(latents, key=lambda latent: -abs(latent["auroc"] - 0.5))[:5]
 for latent in best:
     title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"
@@ -128,7 +128,7 @@ expect(
 # %% [markdown]
 # ## The rival: style features, each alone
 #
-# Does one need a model for this? Thirty-three counts of punctuation, length, case and first words (no topic words) are set against the latents,
+# Does one need a model for this? Some thirty counts of punctuation, length, case and first words (no topic words) are set against the latents,
 # one at a time. The score is the AUROC: the chance that a harmful prompt has more of it than a harmless one; a half is chance, and far below
 # a half is as telling as far above.
 

@@ -74,8 +74,8 @@ axis.set(
 pages.publish(
     axis.figure,
     "04_autointerp",
-    "Mean autointerp score of two SAEs, over latents and over firings. The order of the two does not matter at this precision: all intervals overlap. "
-    "Bars: 95 %, over the latents drawn. One SAE each.",
+    "Mean autointerp score of two SAEs, over latents and over firings: all four intervals overlap. Bars: 95 %, over the latents drawn. One SAE "
+    "each.",
     alt="Four points with overlapping intervals: mean scores of a JumpReLU and a QF SAE, over latents and over firings.",
 )
 means = [s[key] for s in scores.values() for key in schemes.values()]
@@ -160,15 +160,15 @@ for name, s in scores.items():
     frequency, score = np.array([(point["frequency"], point["score"]) for point in s["scored"]]).T
     apart[name] = (score[frequency < RARE], score[frequency >= RARE], frequency.max())
     axis.plot(frequency, score, linestyle="none", label=name, alpha=0.6, **figures.look(name))
-axis.axvspan(HIGH, 1, color="#D55E00", alpha=0.12, linewidth=0)
+figures.shade(axis, HIGH, 1)
 axis.axvline(RARE, color="#444444", linewidth=1, linestyle=":")
 axis.set(
     xscale="log",
     xlabel="firing frequency (share of tokens; shaded: a tenth and more)",
     ylabel="score",
-    title="The rarest latents are explained worst; frequent ones are missing",
+    title="The rarest latents are explained worst",
 )
-axis.legend(loc="lower left")
+axis.legend(loc="lower right")
 pages.publish(
     figure,
     "04_frequency",
@@ -177,7 +177,7 @@ pages.publish(
     alt="Scatter of score against firing frequency: scores are lower at the rare end, and no point lies at a tenth of tokens or more.",
 )
 expect(
-    all(rare.mean() < rest.mean() - 0.2 for rare, rest, _ in apart.values() if len(rare)),
+    all(rare.mean() < rest.mean() - 0.2 for rare, rest, _ in apart.values() if len(rare) and len(rest)),
     "latents that fire on less than a thousandth of tokens score far lower than the others",
 )
 expect(max(most for _, _, most in apart.values()) < HIGH, "no sampled latent fires on a tenth of tokens or more")

@@ -82,19 +82,17 @@ found = values(
 # %%
 qf = f"QF ω₀={t.omegas[0]:g}"
 dense = {name: max(points, key=lambda e: e["l0"]) for name, points in found.items()}
-titles = {name: f"{name}\nL0 {e['l0']:.0f}, {e['high']} of {e['latents']:,} high" for name, e in dense.items()}
+titles = {name: f"{name}\nL0 {e['l0']:.0f}, {e['high']} high" for name, e in dense.items()}
 axes = figures.histograms({titles[name]: e["histogram"] for name, e in dense.items()}, BINS, shaded=(-1, 0))
 figure = next(iter(axes.values())).figure
-figure.suptitle("QF leaves one high-frequency latent where L0 leaves over a hundred", x=0.01, ha="left")
-figure.supxlabel(
-    f"log₁₀ of firing frequency (n = {dense['JumpReLU']['n']:,} tokens of held-out chat; shaded: a tenth and more)"
-)
+figures.headed(figure, "QF leaves one high-frequency latent, L0 over a hundred")
+figure.supxlabel(f"log₁₀ of firing frequency, n = {dense['JumpReLU']['n']:,} tokens (shaded: high)")
 figure.supylabel("latents")
 pages.publish(
     figure,
     "05_frequency_histograms",
-    "How often latents fire, at the densest setting of each family. QF has lost the right tail that JumpReLU has. Plain start and the smaller ω₀ "
-    "were trained at the middle λ only. Counts on a symlog scale.",
+    "How often latents fire, at each family's densest setting; high: on a tenth of tokens or more. QF has lost JumpReLU's right tail. Plain start "
+    "and the smaller ω₀ have the middle λ only. Counts: symlog scale.",
     alt="Six histograms of log firing frequency: only JumpReLU with the L0 penalty has many latents beyond a tenth of tokens.",
 )
 expect(dense["JumpReLU"]["high"] > 100, "the densest JumpReLU SAE has over a hundred high-frequency latents")
@@ -207,8 +205,8 @@ expect(
 # **It means** that the penalty is safe to use here, and that a good start makes it less needed. The post sees a small cost in FVU and has TopK behind;
 # at this scale there is no cost to be seen, and TopK is ahead where SAEs are sparse.
 #
-# **What would change our mind.** One SAE a point; bars cover the choice of texts, not of seeds. Between three points a curve is a guess, and a
-# straight one lies above a bent one. Training here is short, and latents that fire often may grow later. Whether a removed latent is merely
+# **What would change our mind.** One SAE a point; bars cover the choice of texts, not of seeds. Between three points a curve is a guess.
+# Training here is short, and latents that fire often may grow later. Whether a removed latent is merely
 # split into several is not looked at yet, nor whether those that were removed were any use: see notebook 02 for probes.
 #
 # **Try** a penalty of your own, in the first cell of the comparison. **Next**: [00](00_summary.ipynb) has the claims, one by one.
