@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
-from lib import claims, config, pages, store
+from lib import claims, config, figures, pages, store
 from lib.pages import expect
 from lib.study import open_study
 

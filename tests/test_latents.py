@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import activations, store
+from lib import store
 from lib.config import AutointerpSection, ModelSection
 from lib.latents import autointerp, cards
 from lib.latents.autointerp import Window
-from lib.lm import contexts, model, spans
+from lib.lm import activations, model, spans
+from lib.lm import sequences as sequences_
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
 from lib.texts.examples import Example
@@ -127,7 +128,7 @@ def rows(out: Path, tiny: ModelSection) -> None:
 @store.cached
 def residuals(out: Path, sequences: store.Artifact) -> None:
     """One-hot residuals of the token ids: what a latent reads is known exactly."""
-    found = contexts.read(sequences)
+    found = sequences_.read(sequences)
     parts = [
         (i, p, found[i][p]) for i in range(len(found)) for p in range(int(found.keep_start[i]), int(found.keep_stop[i]))
     ]
@@ -156,14 +157,14 @@ def reader(out: Path, token: int, other: int) -> None:
 
 
 def first_token(tiny: ModelSection, word: str) -> int:
-    return spans.plain_ids(model.tokenizer(tiny), word)[0]
+    return spans.plain_ids(model.tokenizer(model.pinned(tiny)), word)[0]
 
 
 def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.Store) -> None:
     pair = rows(tiny)
-    turns = contexts.labelled(pair, tiny, "user", 256)
+    turns = sequences_.labelled(pair, model.pinned(tiny), "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
-    found = cards.cards(pair, turns, residuals(turns), sae, tiny, 0, 3, 2).value
+    found = cards.cards(pair, turns, residuals(turns), sae, model.pinned(tiny), 0, 3, 2).value
     top = found["latents"][0]
     assert (found["n"], found["harmful"]) == (60, 30)
     assert (top["latent"], top["harmful_share"], top["harmless_share"], top["auroc"]) == (3, 1.0, 0.0, 1.0)
@@ -178,12 +179,12 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.
     @store.cached
     def sequences(out: Path) -> None:
         rng = np.random.default_rng(0)
-        contexts.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
+        sequences_.Sequences.of((rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(300)).save(
             out / "sequences.safetensors"
         )
 
     section = AutointerpSection(latents=6, examples=12, window=8)
-    arguments = (residuals(sequences()), tiny, 0, section, 9_000, 50, 0)
+    arguments = (residuals(sequences()), model.pinned(tiny), 0, section, 9_000, 50, 0)
     found = autointerp.evaluate(reader(20, 30), *arguments).value
     assert found["eligible"] == 2 and found["eligible_firing"] == 1.0
     assert {p["latent"] for p in found["scored"]} <= {3, 5}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from planted import LABELS, TIMES, WIDTH, fit, harvest, identity_sae, mute_sae, prompt_set
 
-from lib import activations, store
+from lib import store
+from lib.lm import activations
 from lib.probes import tables, views
 from lib.probes.attention import Tokens
 from lib.probes.methods import Logistic

@@ -29,8 +29,10 @@ from safetensors.torch import load_file, save_file
 from lib import config, store, study
 from lib.config import ROOT, Expected, TrainingSection
 from lib.cpu import product
-from lib.lm import activations, sequences
+from lib.lm import activations
+from lib.lm import harvest as harvests
 from lib.lm import model as models
+from lib.lm import sequences as texts
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
 from tests.bench import gated
@@ -129,16 +131,16 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
     lengths = np.diff(offsets).astype(np.int32)
-    rows = sequences.Sequences(ids, offsets, np.ones_like(lengths), lengths)
+    rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
     lm = models.load(config.ModelSection(name=job["model"]))
     first = list(range(min(TEXTS, len(rows))))  # a whole batch, as the peers warm up
-    list(activations.run_group(lm, activations.Group(0, first), rows, (job["layer"],)))
+    list(harvests.run_group(lm, harvests.Group(0, first), rows, (job["layer"],)))
     length = round(np.average(lengths, weights=lengths))  # of the text that a token is in
     limits, seconds = [products_only(lm, job["layer"], length)], []
     for _ in range(ROUNDS):
         count, begun = 0, time.perf_counter()
-        for group in activations.group_by_prefix(rows):
-            for index, _, kept in activations.run_group(lm, group, rows, (job["layer"],)):
+        for group in harvests.group_by_prefix(rows):
+            for index, _, kept in harvests.run_group(lm, group, rows, (job["layer"],)):
                 kept[job["layer"]].to(torch.float16)
                 count += int(lengths[index])
         seconds.append(time.perf_counter() - begun)
@@ -155,7 +157,7 @@ def products_only(lm: models.LM, layer: int, length: int) -> float:
 
     These are the linear layers and the two products of attention; of those a causal model needs half.
     """
-    size = activations.BATCH_TOKENS
+    size = harvests.BATCH_TOKENS
     linear = [m for block in lm.blocks[: layer + 1] for m in block.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {m.in_features: torch.randn(size, m.in_features) for m in linear}
     settings = lm.model.config.get_text_config()
@@ -223,7 +225,7 @@ def training(folder: Path) -> list[dict[str, Any]]:
     """Rows of the tables of training: every variant at every width."""
     s = study.open_study("report", {"layer": LAYER, "corpora.train_tokens": TOKENS, "corpora.rollout_tokens": 0})
     say(f"activations of layer {LAYER}")
-    source = activations.read(s.activations_of("chat", "train"), LAYER)
+    source = activations.read(s.activations("chat", "train"), LAYER)
     x = source.gather(np.random.default_rng(0).permutation(len(source)))
     x /= x.double().square().sum(1).mean().sqrt().float()
     save_file({"x": x[:-HELD_OUT]}, folder / "x.safetensors")
@@ -271,11 +273,11 @@ def trained(latents: int, variant: str, x: torch.Tensor, held: torch.Tensor, fol
 def sequences() -> dict[str, list[np.ndarray]]:
     """Token sequences to harvest: long texts, and labelled prompts in their templates, in a random order."""
     s, rng = study.open_study("report"), np.random.default_rng(0)
-    prompts = sequences.labelled(s.prompts, s.profile.model, "all")
-    recipes = (("long texts", s.contexts_of("pretraining", "eval"), 120), ("probe set", prompts, 1200))
+    prompts = texts.labelled(s.prompts, s.lm, "all")
+    recipes = (("long texts", s.text("pretraining", "eval"), 120), ("probe set", prompts, 1200))
     found = {}
     for name, recipe, count in recipes:
-        rows = sequences.read(recipe)
+        rows = texts.read(recipe)
         found[name] = [rows[i] for i in rng.permutation(len(rows))[:count]]
     return found
 
@@ -283,13 +285,13 @@ def sequences() -> dict[str, list[np.ndarray]]:
 def harvesting(folder: Path) -> list[dict[str, Any]]:
     """Rows of the table of harvests: both sets of texts by every harvester."""
     found, path = [], folder / "tokens.safetensors"
-    for name, texts in sequences().items():
-        offsets = np.concatenate([[0], np.cumsum([len(t) for t in texts])])
-        ids = torch.from_numpy(np.concatenate(texts).astype(np.int64))
+    for name, found_texts in sequences().items():
+        offsets = np.concatenate([[0], np.cumsum([len(t) for t in found_texts])])
+        ids = torch.from_numpy(np.concatenate(found_texts).astype(np.int64))
         save_file({"ids": ids, "offsets": torch.from_numpy(offsets)}, path)
-        job = {"model": models.folder(config.ModelSection()), "tokens": str(path), "layer": LAYER}
+        job = {"model": models.folder(models.pinned(config.ModelSection())), "tokens": str(path), "layer": LAYER}
         job |= {"batch": TEXTS, "limit_s": LIMIT_SECONDS}
-        row: dict[str, Any] = {"texts": name, "count": len(texts), "tokens": len(ids), "harvesters": {}}
+        row: dict[str, Any] = {"texts": name, "count": len(found_texts), "tokens": len(ids), "harvesters": {}}
         for peer in HARVESTERS:
             say(f"harvest of {name} by {peer}")
             measured = contend("harvest", {**job, "peer": peer, "by_length": BY_LENGTH in peer}, folder)
@@ -384,7 +386,8 @@ def run() -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 3:  # one contender, in its own process
         task = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-        result = {"train": train, "harvest": harvest}[sys.argv[1]](task)
+        steps: dict[str, Any] = {"train": train, "harvest": harvest}
+        result = steps[sys.argv[1]](task)
         Path(task["out"]).write_text(json.dumps(result), encoding="utf-8")
     else:
         try:
