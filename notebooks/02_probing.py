@@ -732,6 +732,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.2), sharey=True)
     figures.forest(rows, "rate", left).set_xlabel("refusal rate")
     figures.forest(rows, "log_odds", right).set_xlabel("log-odds of a refusal opening (nats)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figures.headed(figure, "The model refuses little, and most where a jailbreak plays a villain")
     pages.publish(
         figure,
