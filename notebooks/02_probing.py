@@ -779,7 +779,7 @@ Markdown(
 # ### The best single latent
 
 # %%
-alone = {**singles, **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,))) for name, sae in others.items()}}
+alone = {**singles, **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()}}
 single = study.table(alone, name="02_singles").value
 names = {"train": "train", "val": "validation", "ood": "OOD"}
 axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
@@ -804,8 +804,8 @@ expect(
 # ### Sparsity, other rules, other rivals
 
 # %%
-one_run = {name: study.fit(by_mean, *study.see(Latents, (sae,))) for name, sae in others.items()}
-extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**one_run}.items() for k in q.ks}
+one_run = {name: study.fit(by_mean, *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()}
+extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in one_run.items() for k in q.ks}
 extra |= {f"{name}, L1 path, k={k}": (fit, str(k)) for name, fit in paths.items() for k in q.ks}
 by_k |= study.table(extra, name="02_k_sparse_others", slices=False).value
 active = {name: at_places[str(q.position)]["l0"] for name, at_places in fidelity.items()}

@@ -107,6 +107,8 @@ def build(profile: str) -> Path:
         if not executed.is_file():
             raise ReportError(f"{name} was not executed at profile {profile}: run make report PROFILE={profile}")
         notebook = nbformat.read(executed, as_version=4)
+        for cell in notebook.cells:  # the summary is the site's first page
+            cell.source = cell.source.replace(f"({pages[0]}.ipynb)", "(index.ipynb)")
         alts |= _alts(notebook)
         if name == pages[0]:
             listing = "\n".join([*pages[1:], *extra])
