@@ -62,9 +62,11 @@ LOOKS: dict[str, tuple[str, str]] = {  # colour and marker by the beginning of a
 
 
 def look(name: str, number: int = 0) -> dict[str, Any]:
-    """Colour and marker of an entity, by the longest key that its name begins with; others take those of their series."""
+    """Colour and marker of an entity, by the longest key that its name begins with, or else a part of it ("k latents,
+    finetuned"); others take those of their series."""
     name = " ".join(name.split())
-    key = max((key for key in LOOKS if name.startswith(key)), key=len, default="")
+    found = ([key for key in LOOKS if part.startswith(key)] for part in (name, *name.split(", ")))
+    key = max(next(filter(None, found), [""]), key=len)
     colour, marker = LOOKS.get(key, (f"C{number % 7}", "osD^vP"[number % 6]))
     return {"color": colour, "marker": marker}
 

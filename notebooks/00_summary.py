@@ -95,7 +95,9 @@ pages.publish(
     "Diamonds: the post's own numbers, where it gives any.",
     alt="Forest plot of the claims: one is reproduced, some are not, and most intervals are too wide to say.",
 )
-count = {verdict: sum(r.verdict == verdict for r in records) for verdict in ("reproduced", "inconclusive at this scale")}
+count = {
+    verdict: sum(r.verdict == verdict for r in records) for verdict in ("reproduced", "inconclusive at this scale")
+}
 expect(
     count["reproduced"] == 1 and count["inconclusive at this scale"] >= len(records) / 2,
     "one of the post's claims is reproduced, and at least half stay open",

@@ -150,7 +150,10 @@ for name, axis in zip(three, axes.values(), strict=True):
         ticks=(1, 5, 20, 100),
     )
     figures.level(axis, "dense probe", probes["dense"]["ood"], said=name == three[0])
-figures.name_ends(axes["chat SAE"], ["principal components"])
+orange = figures.look("principal components")["color"]
+axes["chat SAE"].text(
+    0.97, 0.72, "principal\ncomponents", transform=axes["chat SAE"].transAxes, color=orange, ha="right", va="top"
+)
 figures.headed(
     axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
 )
@@ -326,10 +329,8 @@ lost = {
 }
 axis = figures.forest(lost, "difference")
 axis.axvline(0, color="#888888", linewidth=1)
-axis.set(
-    xlabel="AUROC of the dense probe on residuals minus that on the part named (paired)",
-    title="What SAEs leave out carries the signal as well as the residuals do",
-)
+axis.set_xlabel("AUROC lost against residuals (dense probe, paired)")
+figures.headed(axis.figure, "What SAEs leave out carries the signal as well as the residuals do")
 pages.publish(
     axis.figure,
     "02_reconstructions",
@@ -400,7 +401,7 @@ rows = {
 figures.forest(rows, "difference", left)
 figures.shade(left, -0.02, 0.02, "no loss", "#009E73")
 left.axvline(0, color="#444444", linewidth=1)
-left.set(xlabel="OOD AUROC lost (dense − reconstruction, paired)", ylabel="tokens after the user's text, or pooled")
+left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
 right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 figures.headed(figure, "At no place is the SAE shown to lose nothing")
@@ -424,10 +425,13 @@ expect(
 
 # %%
 chosen = {
-    name: probes[name]["slices"]
-    for name in ("dense", "attention", "k latents, finetuned", "sentence embedding", "surface features")
+    "dense": "dense",
+    "attention": "attention",
+    "finetuned\nlatents": "k latents, finetuned",
+    "sentence\nembedding": "sentence embedding",
+    "surface\nfeatures": "surface features",
 }
-of_dense = chosen["dense"]
+of_dense = probes["dense"]["slices"]
 order = sorted(
     (name for name in of_dense if name != "chat"), key=lambda name: -of_dense[name]["auroc"]
 )  # AdvBench has the same pair
@@ -436,11 +440,12 @@ harmful_kinds = [
 ]
 axes = figures.panels(list(chosen), columns=5, x="AUROC on the slice (prompts in brackets)", height=3.7)
 for name, axis in axes.items():
-    rows = {f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in harmful_kinds}
-    rows |= {"harmful ↑   harmless ↓": {}}
-    rows |= {
-        f"{kind} ({of_dense[kind]['n']:,})": {name: chosen[name][kind]} for kind in order if kind not in harmful_kinds
-    }
+    here = {f"{kind} ({of_dense[kind]['n']:,})": {name: probes[chosen[name]]["slices"][kind]} for kind in order}
+    sides = [
+        [label for label, kind in zip(here, order, strict=True) if (kind in harmful_kinds) is side]
+        for side in (True, False)
+    ]
+    rows = {label: here.get(label, {}) for label in (*sides[0], "harmful ↑   harmless ↓", *sides[1])}
     figures.forest(rows, axis=axis)
     figures.shade(axis, 0, 0.5)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
@@ -499,7 +504,7 @@ def errors(prompts, fitted, count):
     return found
 
 
-wrong = errors(study.labelled, {name: fits[name] for name in chosen}, 5, name="02_errors").value
+wrong = errors(study.labelled, {name: fits[name] for name in chosen.values()}, 5, name="02_errors").value
 hardest = (("dense", "harmless"), ("dense", "harmful"), ("k latents, finetuned", "harmful"))
 pages.table(
     (
@@ -673,9 +678,8 @@ expect(
 # %%
 order = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 axis = figures.forest({name: {"validation": probes[name]["val"], "OOD": probes[name]["ood"]} for name in order})
-axis.set(
-    xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})", title="Validation does not tell which probes transfer"
-)
+axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})")
+figures.headed(axis.figure, "Validation does not tell which probes transfer")
 pages.publish(
     axis.figure,
     "02_probes",
@@ -719,7 +723,9 @@ def rule_check(measured, judged):
 
 # %%
 if not q.data:  # the jailbreaks belong to the report's own prompts
-    refusals = answers.measure(study.prompts, study.lm, p.refusals, tuple(transforms.every().values()), p.seed, name="02_refusals")
+    refusals = answers.measure(
+        study.prompts, study.lm, p.refusals, tuple(transforms.every().values()), p.seed, name="02_refusals"
+    )
     rates = refusal_rates(refusals, q.bootstrap, p.seed, name="02_refusal_rates").value
     reading = json.loads((config.ROOT / "data" / "refusal_check.json").read_text(encoding="utf-8"))
     same = (reading["model"], reading["tokens"]) == (p.model.name, p.refusals.tokens)  # else these are other answers
@@ -779,15 +785,16 @@ Markdown(
 # ### The best single latent
 
 # %%
-alone = {**singles, **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()}}
+alone = {
+    **singles,
+    **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()},
+}
 single = study.table(alone, name="02_singles").value
 names = {"train": "train", "val": "validation", "ood": "OOD"}
 axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
 axis.axvline(probes["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle=":")
-axis.set(
-    xlabel=f"AUROC (OOD: n = {probes['dense']['ood']['n']:,}; dotted: the dense probe OOD)",
-    title="The best latent is far behind the dense probe, already on train",
-)
+axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,}; dotted: the dense probe OOD)")
+figures.headed(axis.figure, "The best latent is far behind the dense probe, already on train")
 pages.publish(
     axis.figure,
     "02_single_latents",
@@ -814,13 +821,11 @@ lines = {
     kind: [(active[name], at(name, q.k_claim)) for name in active if name.split(",")[0] == kind and at(name, q.k_claim)]
     for kind in kinds
 }
-axis = figures.curves({kind: line for kind, line in lines.items() if line})
+axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
 figures.level(axis, "dense", probes["dense"]["ood"])
-axis.set(
-    xlabel="L0 at the site (active latents on the prompts)",
-    ylabel=f"OOD AUROC, k = {q.k_claim}",
-    title="One Gated SAE, in its one run, comes close to the dense probe",
-)
+figures.name_ends(axis)
+axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
+figures.headed(axis.figure, "One Gated SAE, in its one run, comes close to the dense probe")
 pages.publish(
     axis.figure,
     "02_sparsity",
@@ -842,11 +847,9 @@ axis = figures.curves(
     }
 )
 figures.level(axis, "dense", probes["dense"]["ood"])
-axis.set(
-    xlabel="k, features that a probe may use",
-    ylabel="OOD AUROC",
-    title="Random directions do as well as latents by L1 path",
-)
+figures.name_ends(axis)
+axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC")
+figures.headed(axis.figure, "Random directions do as well as latents by L1 path")
 pages.publish(
     axis.figure,
     "02_rivals",
