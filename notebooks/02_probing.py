@@ -151,9 +151,8 @@ for name, axis in zip(three, axes.values(), strict=True):
     )
     figures.level(axis, "dense probe", probes["dense"]["ood"], said=name == three[0])
 orange = figures.look("principal components")["color"]
-axes["chat SAE"].text(
-    0.97, 0.72, "principal\ncomponents", transform=axes["chat SAE"].transAxes, color=orange, ha="right", va="top"
-)
+beside = axes["finetuned SAE"]
+beside.text(0.97, 0.05, "principal\ncomponents", transform=beside.transAxes, color=orange, ha="right", va="bottom")
 figures.headed(
     axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
 )
