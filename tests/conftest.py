@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import reach
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -29,6 +30,12 @@ TEXT = [
     "Write a short poem about the sea, the wind and 1234 boats.",
     "user assistant system model You help. Please list three colours that rhyme with nothing.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _steps_stay_within_their_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever step a test computes is traced: see tests/reach.py."""
+    reach.guard(monkeypatch)
 
 
 @pytest.fixture

@@ -56,6 +56,8 @@ def bare(node: Any) -> Any:
         return [bare(item) for item in node if not _is_idle(item)]
     if not isinstance(node, ast.AST):
         return ascii(node)  # not repr, which depends on the Unicode tables of this Python
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts into some
+        return ["JoinedStr", [bare(part) for part in node.values if getattr(part, "value", "") != ""]]
     kept = {k: v for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("kind", "type_comment")}
     return [type(node).__name__, {name: bare(value) for name, value in kept.items()}]
 
@@ -87,7 +89,7 @@ def uses(nodes: Iterable[ast.AST]) -> set[Use]:
             chain.insert(0, inner.attr)
             inner = inner.value
         if isinstance(inner, ast.Name):
-            found.add((inner.id, *chain))
+            found |= set() if isinstance(inner.ctx, ast.Store) else {(inner.id, *chain)}
             continue
         parts, inside, own = list(ast.iter_child_nodes(inner)), list[ast.AST](), set[str]()
         if isinstance(inner, _FUNCTION | ast.Lambda):
@@ -95,6 +97,7 @@ def uses(nodes: Iterable[ast.AST]) -> set[Use]:
             shared = {name for x in ast.walk(inner) if isinstance(x, ast.Global) for name in x.names}
             own = {x.arg for x in ast.iter_child_nodes(inner.args) if isinstance(x, ast.arg)}
             own |= set(_bound(inside)) - shared
+            found |= {(name,) for name in shared}
         elif isinstance(inner, _COMPREHENSION):
             first = inner.generators[0]
             inside = [*(x for x in parts if x is not first), first.target, *first.ifs]

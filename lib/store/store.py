@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -236,8 +236,9 @@ class Store:
                 self._verified.add(folder)
             shutil.rmtree(self.partial(artifact), ignore_errors=True)
             for partial in folder.parent.glob("partial.*"):
-                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-                    shutil.rmtree(partial, ignore_errors=True)
+                with suppress(FileNotFoundError):  # another process may sweep too
+                    if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                        shutil.rmtree(partial, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -278,9 +279,9 @@ def _processes() -> int:
 
 
 def _travels(artifact: Artifact) -> bool:
-    """Another process can import every step and class that the recipe names; those of a notebook's own cells it cannot."""
-    parts = list(parts_of(artifact.arguments))
-    here = artifact.step.startswith("__main__.") or any(type(part).__module__ == "__main__" for part in parts)
+    """Another process can import every step, class and function that the recipe names; those of a notebook it cannot."""
+    parts = [artifact.function, *parts_of(artifact.arguments)]
+    here = any(getattr(part, "__module__", None) == "__main__" for part in parts)
     return not here and all(_travels(part) for part in parts if isinstance(part, Artifact))
 
 

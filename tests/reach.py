@@ -1,0 +1,96 @@
+"""A trace of every call while steps run: what a step calls of lib must be in what its key says that it reaches."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from lib import config, store
+from lib.store import keys
+from lib.store.artifacts import parts_of
+
+FILES = {str(config.ROOT.joinpath(*name.split("."))): name for name in keys._SOURCES}
+run_here: set[tuple[str, ...]] = set()  # steps that run apart, with the kinds of their arguments, that were traced here
+
+
+def definitions(code: CodeType) -> list[str]:
+    """The names under which keys know the definition of lib that a piece of code stands in; [] for code of others.
+
+    What @dataclass writes is in no file, and imports run modules: neither counts.
+    """
+    module = FILES.get(code.co_filename.removesuffix(".py").removesuffix("/__init__"))
+    if module is None or code.co_name == "<module>":
+        return []
+    for node in ast.parse(keys._SOURCES[module]).body:
+        first = min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
+        if first <= code.co_firstlineno <= (node.end_lineno or 0):
+            return [f"{module}.{name}" for name in keys._bound([node])] or [f"{module}."]
+    return [f"{module}.{code.co_qualname}"]
+
+
+def reach(artifact: store.Artifact) -> set[str]:
+    """The definitions of lib that the key of an artifact follows."""
+    things = [artifact.function, *(type(part) for part in parts_of(artifact.arguments))]
+    things += [part for part in parts_of(artifact.arguments) if callable(part)]
+    named = [(str(t.__module__), t.__qualname__.split(".")[0]) for t in things if hasattr(t, "__qualname__")]
+    return {name for target in named for name in keys.reached(*target)}
+
+
+@contextmanager
+def traced(group: list[store.Artifact]) -> Iterator[None]:
+    """Run the steps of a pass inside, and fail if they call what is outside of their reach.
+
+    Raises:
+        AssertionError: names the functions of lib that an edit of would not renew the step.
+    """
+    calls: set[CodeType] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            calls.add(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if group[0].step.startswith("lib."):
+        within = set().union(*map(reach, group))
+        found = [names for code in calls if (names := definitions(code))]
+        outside = sorted(names[0] for names in found if within.isdisjoint(names))
+        assert not outside, f"{group[0].step} calls what its key does not follow: {', '.join(outside)}"
+
+
+def guard(patch: pytest.MonkeyPatch) -> None:
+    """Trace every step that a test computes; of those that run in other processes, one of each kind again here."""
+    compute, together, apart = store.Store._compute, store.Store._compute_together, store.Store._compute_apart
+
+    def _compute(self: store.Store, artifact: store.Artifact) -> None:
+        with traced([artifact]):
+            compute(self, artifact)
+
+    def _compute_together(self: store.Store, group: list[store.Artifact]) -> None:
+        with traced(group):
+            together(self, group)
+
+    def _compute_apart(self: store.Store, missing: list[store.Artifact]) -> None:
+        apart(self, missing)
+        for artifact in missing:
+            kind = (artifact.step, *sorted({type(part).__name__ for part in parts_of(artifact.arguments)}))
+            if artifact.step.startswith("lib.") and kind not in run_here:
+                run_here.add(kind)
+                with tempfile.TemporaryDirectory() as out, traced([artifact]):
+                    artifact.function(Path(out), **artifact.arguments)
+
+    patch.setattr(store.Store, "_compute", _compute)
+    patch.setattr(store.Store, "_compute_together", _compute_together)
+    patch.setattr(store.Store, "_compute_apart", _compute_apart)
