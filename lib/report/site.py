@@ -47,41 +47,28 @@ def setup(app: Any) -> dict[str, Any]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _alts(notebook: Any) -> dict[str, str]:
-    """{SHA-256 of a picture: what it shows}."""
-    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    return {
-        hashlib.sha256(base64.b64decode(o.data["image/png"])).hexdigest(): o.metadata.get("image/png", {}).get(
-            "alt", ""
-        )
-        for o in pictures
-    }
-
-
-def _settings(alts: dict[str, str]) -> dict[str, Any]:
-    return {
-        "figure_alts": alts,
-        "project": TITLE,
-        "html_title": TITLE,
-        "extensions": ["myst_nb", "lib.report.site"],
-        "html_theme": "furo",
-        "html_math_renderer": "mathml",
-        "myst_enable_extensions": ["dollarmath"],
-        "nb_execution_mode": "off",
-        "nb_merge_streams": True,
-        "nb_render_markdown_format": "myst",  # computed tables and links between pages
-        "nb_code_prompt_show": "show the code",  # of cells tagged hide-input
-        "nb_code_prompt_hide": "hide the code",
-        "html_static_path": ["_static"],
-        "html_css_files": ["report.css"],
-        "html_show_sphinx": False,
-        "html_show_copyright": False,
-        "html_copy_source": False,
-        "html_show_sourcelink": False,
-        "root_doc": "index",
-        "exclude_patterns": ["*.failed.ipynb"],
-        "suppress_warnings": ["mystnb.unknown_mime_type"],
-    }
+SETTINGS = {
+    "project": TITLE,
+    "html_title": TITLE,
+    "extensions": ["myst_nb", "lib.report.site"],
+    "html_theme": "furo",
+    "html_math_renderer": "mathml",
+    "myst_enable_extensions": ["dollarmath"],
+    "nb_execution_mode": "off",
+    "nb_merge_streams": True,
+    "nb_render_markdown_format": "myst",  # computed tables and links between pages
+    "nb_code_prompt_show": "show the code",  # of cells tagged hide-input
+    "nb_code_prompt_hide": "hide the code",
+    "html_static_path": ["_static"],
+    "html_css_files": ["report.css"],
+    "html_show_sphinx": False,
+    "html_show_copyright": False,
+    "html_copy_source": False,
+    "html_show_sourcelink": False,
+    "root_doc": "index",
+    "exclude_patterns": ["*.failed.ipynb"],
+    "suppress_warnings": ["mystnb.unknown_mime_type"],
+}
 
 
 def build(profile: str) -> Path:
@@ -97,7 +84,7 @@ def build(profile: str) -> Path:
     (source / "_static").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("report.css"), source / "_static" / "report.css")
     pages, extra = sorted(notebooks.names()), []
-    alts: dict[str, str] = {}
+    alts: dict[str, str] = {}  # of figures, by the SHA-256 of their bytes
     speed = config.ROOT / "data" / "bench.md"
     if speed.is_file():  # measured by make bench, by no notebook
         (source / "speed.md").write_text(f"# Speed\n\n{speed.read_text(encoding='utf-8')}", encoding="utf-8")
@@ -109,7 +96,11 @@ def build(profile: str) -> Path:
         notebook = nbformat.read(executed, as_version=4)
         for cell in notebook.cells:  # the summary is the site's first page
             cell.source = cell.source.replace(f"({pages[0]}.ipynb)", "(index.ipynb)")
-        alts |= _alts(notebook)
+        for output in (
+            o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+        ):
+            picture = hashlib.sha256(base64.b64decode(output.data["image/png"])).hexdigest()
+            alts[picture] = output.metadata.get("image/png", {}).get("alt", "")
         if name == pages[0]:
             listing = "\n".join([*pages[1:], *extra])
             notebook.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n{listing}\n```"))
@@ -122,7 +113,7 @@ def build(profile: str) -> Path:
             str(out),
             str(folder / "site-doctrees"),
             "html",
-            confoverrides=_settings(alts),
+            confoverrides=SETTINGS | {"figure_alts": alts},
             status=None,
             warning=messages,
         )
