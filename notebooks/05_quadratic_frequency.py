@@ -84,7 +84,7 @@ dense = {name: max(points, key=lambda e: e["l0"]) for name, points in found.item
 titles = {name: f"{name}\nL0 {e['l0']:.0f}, {e['high']} high" for name, e in dense.items()}
 axes = figures.histograms({titles[name]: e["histogram"] for name, e in dense.items()}, BINS, shaded=(-1, 0))
 figure = next(iter(axes.values())).figure
-figures.headed(figure, "QF leaves one high-frequency latent where L0 leaves over a hundred")
+figures.headed(figure, "QF leaves one high-frequency latent, L0 over a hundred")
 figure.supxlabel(f"log₁₀ of firing frequency, n = {dense['JumpReLU']['n']:,} tokens (shaded: high)")
 figure.supylabel("latents")
 pages.publish(
