@@ -39,7 +39,7 @@ scores = {
     "embedding": probes["sentence embedding"]["ood"],
 }
 template = (config.ROOT / "data" / "headline.md").read_text(encoding="utf-8")
-headline = pages.fill(template, {name: pages.interval(entry) for name, entry in scores.items()})
+headline = pages.fill(template, {**scores, "dense_interval": pages.interval(scores["dense"])})
 Markdown(pages.headline(headline, name="headline").value)
 
 # %%
