@@ -69,7 +69,7 @@ def test_windows_are_whole_and_of_one_text(tmp_path: Path) -> None:
     lengths = (5, 9, 3, 12)
     sequence = np.repeat([4, 0, 7, 2], lengths).astype(np.int32)
     numbers = torch.arange(len(sequence), dtype=torch.int32)
-    columns = {"sequence": torch.from_numpy(sequence), "position": numbers, "token": numbers}
+    columns = {"sequence": torch.from_numpy(sequence), "position": numbers, "token": numbers.clone()}
     ones = torch.ones(len(sequence))
     save_file({**columns, "layer_0": ones.half()[:, None], "norm_0": ones}, tmp_path / "shard_0000.safetensors")
     source = activations.Activations(tmp_path, 0)
