@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from lib.prompts import TRANSFORMS  # at the merge: lib.texts.transforms.every()
 
 from lib.config import ModelSection, RefusalSection
 from lib.lm import answers, model, spans
+from lib.texts import transforms
 from lib.texts.examples import Example
 
 
@@ -71,13 +71,15 @@ def test_every_kind_is_asked_plainly_and_in_every_jailbreak() -> None:
         example(99, "chat", "AIM")
     ]
     section = RefusalSection(harmful=5, harmless=4)
-    rows = answers.asked(labelled, section, TRANSFORMS, 0)
+    rows = answers.asked(labelled, section, tuple(transforms.every().values()), 0)
     assert len(rows) == (5 + 4 + 4) * 7
     assert {r["kind"] for r in rows} == {"harmful", "chat", "over-refusal"} and all(
         r["base"][-2:] != "99" for r in rows
     )
-    assert all("text" in r["text"] for r in rows) and rows == answers.asked(labelled, section, TRANSFORMS, 0)
-    few = {name: TRANSFORMS[name] for name in ("plain", "AIM", "word count")}
+    assert all("text" in r["text"] for r in rows) and rows == answers.asked(
+        labelled, section, tuple(transforms.every().values()), 0
+    )
+    few = [transforms.every()[name] for name in ("plain", "AIM", "word count")]
     assert {r["transform"] for r in answers.asked(labelled, section, few, 0)} == {"plain", "AIM"}
 
 

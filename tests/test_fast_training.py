@@ -376,8 +376,15 @@ def test_finetuning_from_a_checkpoint_with_latents_redrawn(empty_store: store.St
 
 
 def test_mixtures_repeat_and_sample(tmp_path: Path) -> None:
-    sources = [write_shard(tmp_path / str(i), torch.full((10 * (i + 1), 3), float(i))) for i in range(3)]
-    mixed = activations.Mixture(sources, (1, 2.5, 0.1), seed=0)
+    for i in range(3):
+        write_shard(tmp_path / str(i), torch.full((10 * (i + 1), 3), float(i)))
+    write_shard(tmp_path / "wide", torch.zeros(4, 5))
+
+    def mixture(*weights: float, names: tuple[str, ...] = ("0", "1", "2")) -> activations.Activations:
+        folders = [(tmp_path / name, weight) for name, weight in zip(names, weights, strict=True)]
+        return activations.Activations(folders, 0, seed=0)
+
+    mixed = mixture(1, 2.5, 0.1)
     assert len(mixed) == 10 + 50 + 3
     x = mixed.gather(np.arange(len(mixed)))[:, 0]
     assert [int((x == i).sum()) for i in range(3)] == [10, 50, 3]
@@ -386,9 +393,9 @@ def test_mixtures_repeat_and_sample(tmp_path: Path) -> None:
     copies = np.bincount(mixed.rows[10:60] - 10)
     assert set(copies.tolist()) == {2, 3} and int((copies == 3).sum()) == 10
     with pytest.raises(ValueError, match="widths"):
-        activations.Mixture([sources[0], write_shard(tmp_path / "w", torch.zeros(4, 5))], (1, 1), 0)
+        mixture(1, 1, names=("0", "wide"))
     with pytest.raises(ValueError, match="positive"):
-        activations.Mixture(sources, (1, 0, 1), 0)
+        mixture(1, 0, 1)
 
 
 def test_training_on_a_mixture(empty_store: store.Store) -> None:

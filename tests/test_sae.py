@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lib import store
 from lib.config import Expected, ModelSection, TrainingSection
-from lib.lm import activations, model, sequences
+from lib.lm import activations, harvest, model, sequences
 from lib.lm.residual import residuals, spliced
 from lib.lm.sequences import Sequences
 from lib.sae import metrics, training
@@ -181,7 +181,7 @@ def write_shard(folder: Path, x: torch.Tensor) -> activations.Activations:
         "token": ids % 7,
     }
     save_file(tensors, folder / "shard_0000.safetensors")
-    return activations.Activations(folder, 0)
+    return activations.Activations([(folder, 1.0)], 0)
 
 
 def planted(n: int = 20_000, width: int = 24, features: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -587,15 +587,15 @@ def fixed_sae(out: Path, kind: str) -> None:
 
 def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, empty_store: store.Store) -> None:
     saes = {kind: fixed_sae(kind) for kind in ("copy", "zero")}
-    harvested = activations.harvest(some_texts(), tiny, (1,))
-    found = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 300, 50, 0).value
+    harvested = harvest.harvest(some_texts(), model.pinned(tiny), (1,))
+    found = metrics.loss_recovered(saes, some_texts(), harvested, model.pinned(tiny), 1, 300, 50, 0).value
     assert found["saes"]["copy"]["recovered"] == pytest.approx(1, abs=1e-4)
     assert found["saes"]["zero"]["recovered"] == pytest.approx(0, abs=1e-4)
     assert found["n"] >= 300
     assert found["clean"] != pytest.approx(found["zero"], abs=1e-3)
 
-    lm, rows = model.load(tiny), sequences.read(some_texts())
-    everything = metrics.loss_recovered(saes, some_texts(), harvested, tiny, 1, 10**9, 20, 0).value
+    lm, rows = model.load(model.pinned(tiny)), sequences.read(some_texts())
+    everything = metrics.loss_recovered(saes, some_texts(), harvested, model.pinned(tiny), 1, 10**9, 20, 0).value
     total, count = 0.0, 0
     for i in range(len(rows)):
         ids = torch.from_numpy(rows[i].astype(np.int64))[None]
@@ -610,7 +610,7 @@ def test_loss_recovered_of_copy_and_zero(tiny: ModelSection, empty_store: store.
 
 def test_sinks_are_not_spliced(tiny: ModelSection) -> None:
     """A residual over the limit stays, whatever else is in its batch; every other one is replaced."""
-    lm, ids = model.load(tiny), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    lm, ids = model.load(model.pinned(tiny)), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     (before,) = residuals(lm, ids, (1,)).values()
     where = torch.tensor([[False, True, True, True]] * 2)
     limit = float(before[where].norm(dim=1).sort().values[-2])  # the largest of the six is over it

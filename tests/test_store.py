@@ -551,3 +551,17 @@ def test_no_store_no_values() -> None:
             number(1).path
     finally:
         store.use(before)
+
+
+def test_what_is_filed_is_found_by_name_whatever_its_key(empty_store: store.Store) -> None:
+    with pytest.raises(store.ArtifactError, match="no result 'r' yet: run the notebooks first"):
+        empty_store.filed("r")
+    recipe = doubled(number(3), name="r")
+    assert empty_store.filed("r") == recipe.value if recipe.path else None
+    stale = recipe.path.read_text().replace(recipe.key, "0" * 24)
+    recipe.path.write_text(stale)
+    assert empty_store.filed("r")["x"] == 6, "of another key"
+    recipe.path
+    (empty_store.results / "r.json").write_text(stale.replace('"x": 6', '"x": 7'))
+    with pytest.raises(store.ArtifactError, match="no result 'r' yet"):
+        empty_store.filed("r")

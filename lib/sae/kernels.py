@@ -187,7 +187,7 @@ def transposed(starts: Array, latent: Array, m: int) -> tuple[Array, Array, Arra
     """The pattern by latent: ``begins`` [M + 1] int64, and for each entry in that order its number and its row (int32)."""
     numbers = np.arange(len(latent), dtype=np.int32)
     turned = csr_array((numbers, latent, starts), shape=(len(starts) - 1, m)).tocsc()
-    return turned.indptr.astype(np.int64), turned.data, turned.indices
+    return turned.indptr.astype(np.int64), turned.data, turned.indices.astype(np.int32, copy=False)
 
 
 @njit(cache=True, fastmath=_FAST)

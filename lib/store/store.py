@@ -74,18 +74,28 @@ class Store:
 
     # looking up
 
-    def _record(self, artifact: Artifact) -> Path | None:
-        """The file of a current, undamaged result; None if missing, stale or damaged."""
+    def _filed(self, name: str, key: str | None = None) -> tuple[Path, Any] | None:
+        """(file, payload) of the undamaged result of a name, and of ``key`` if one is given; None if there is none."""
         order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": (self.results, self.committed)}
-        for folder in order[self.mode]:
-            path = (folder or Path()) / f"{artifact.name}.json"
+        for folder in filter(None, order[self.mode]):
+            path = folder / f"{name}.json"
             try:
-                record = json.loads(path.read_text(encoding="utf-8")) if folder is not None else {}
-                if record["key"] == artifact.key and record["sha256"] == digest(record["payload"]):
-                    return path
+                record = json.loads(path.read_text(encoding="utf-8"))
+                if key in (None, record["key"]) and record["sha256"] == digest(record["payload"]):
+                    return path, record["payload"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
+
+    def filed(self, name: str) -> Any:
+        """Payload of the result that was last filed under ``name``, whatever its key.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        if (found := self._filed(name)) is None:
+            raise ArtifactError(f"no result {name!r} yet: run the notebooks first, make report PROFILE={self.profile}")
+        return found[1]
 
     def folder(self, artifact: Artifact) -> Path:
         """Where a cache artifact lives, there or not."""
@@ -98,7 +108,7 @@ class Store:
     def has(self, artifact: Artifact) -> bool:
         """Whether an artifact is there, current and whole; for a frozen store no cache is."""
         if artifact.kind == "result":
-            return self._record(artifact) is not None
+            return self._filed(artifact.name, artifact.key) is not None
         folder = self.folder(artifact)
         if self.mode != "frozen" and folder not in self._verified:
             try:
@@ -119,10 +129,11 @@ class Store:
             ArtifactError: the store is frozen and the artifact is not there as a current committed result.
         """
         self.ensure([artifact])
-        found = self._record(artifact) if artifact.kind == "result" else self.folder(artifact)
-        if found is None:
+        if artifact.kind != "result":
+            return self.folder(artifact)
+        if (found := self._filed(artifact.name, artifact.key)) is None:
             raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
-        return found
+        return found[0]
 
     def value(self, artifact: Artifact) -> Any:
         """Payload of a result; it and the results that it was made of are noted as used."""
@@ -140,22 +151,6 @@ class Store:
                 _note(artifact, event="used")
             for part in inputs_of(artifact.arguments):
                 self._note_used(part)
-
-    def filed(self, name: str) -> Any:
-        """Payload of the result that was last filed under ``name``, whatever its key; damaged is as missing.
-
-        Raises:
-            ArtifactError: there is none; says what files it.
-        """
-        order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": (self.results, self.committed)}
-        for folder in filter(None, order[self.mode]):
-            try:
-                record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-                if record["sha256"] == digest(record["payload"]):
-                    return record["payload"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        raise ArtifactError(f"no result {name!r} yet: run the notebooks first, make report PROFILE={self.profile}")
 
     # computing
 
@@ -217,10 +212,7 @@ class Store:
         """A new folder that becomes the cache artifact when the block ends well, and vanishes when it does not."""
         folder = self.folder(artifact)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{artifact.key}.*"):
-            owner = int(left.name.split(".")[2])
-            if owner == os.getpid() or not psutil.pid_exists(owner):  # of a run that was killed; numbers come again
-                shutil.rmtree(left, ignore_errors=True)
+        _sweep_leavings(folder)
         temporary = folder.with_name(f".{artifact.key}.{os.getpid()}")
         temporary.mkdir()
         try:
@@ -235,10 +227,7 @@ class Store:
                 temporary.rename(folder)
                 self._verified.add(folder)
             shutil.rmtree(self.partial(artifact), ignore_errors=True)
-            for partial in folder.parent.glob("partial.*"):
-                with suppress(FileNotFoundError):  # another process may sweep too
-                    if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-                        shutil.rmtree(partial, ignore_errors=True)
+            _sweep_abandoned(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -271,6 +260,22 @@ class Store:
                     f"a process that computed {name} was killed, probably out of memory: close other programs, or take a "
                     "smaller profile, and run again; what is finished is kept"
                 ) from None
+
+
+def _sweep_leavings(folder: Path) -> None:
+    """Remove what killed runs left of this artifact."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        owner = int(left.name.split(".")[2])
+        if owner == os.getpid() or not psutil.pid_exists(owner):  # numbers come again
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sweep_abandoned(parent: Path) -> None:
+    """Remove half-done work that nobody has gone on with for long."""
+    for partial in parent.glob("partial.*"):
+        with suppress(FileNotFoundError):  # another process may sweep too
+            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _processes() -> int:
