@@ -94,17 +94,17 @@ def refused(answer: str) -> bool:
 
 @torch.inference_mode()
 def answers(lm: LM, asked: Sequence[list[int]], tokens: int, batch: int = BATCH) -> Iterator[tuple[int, str, float]]:
-    """(index, greedy answer of ``tokens`` tokens, log-odds that an answer opens with one of :data:`OPENINGS`), by length."""
+    """(index, greedy answer of ``tokens`` > 1 tokens, log-odds that an answer opens with one of :data:`OPENINGS`), by length."""
     openings = [spans.plain_ids(lm.tokenizer, text) for text in OPENINGS]
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i]), i))
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": -1, "output_logits": True}  # to the end
     for at in range(0, len(order), batch):
         which, cache = order[at : at + batch], DynamicCache()
-        how = {"do_sample": False, "eos_token_id": -1, "output_logits": True, "past_key_values": cache}
-        out, mask = _generate(lm, [asked[i] for i in which], tokens, **how)
+        out, mask = _generate(lm, [asked[i] for i in which], tokens, past_key_values=cache, **greedy)
         texts = lm.tokenizer.batch_decode(out.sequences[:, mask.shape[1] :], skip_special_tokens=True)
+        cache.crop(1 - tokens)  # of the answer it holds all but the last token
         first, opening = out.logits[0].log_softmax(1), torch.full((len(which),), -torch.inf, device=lm.device)
         for piece in openings:
-            cache.crop(mask.shape[1])
             score = first[:, piece[0]]
             if len(piece) > 1:
                 more = torch.tensor([piece[:-1]] * len(which), device=lm.device)
@@ -113,6 +113,7 @@ def answers(lm: LM, asked: Sequence[list[int]], tokens: int, batch: int = BATCH)
                 given = {"attention_mask": seen, "position_ids": positions, "past_key_values": cache}
                 logits = lm.model(input_ids=more, **given).logits.float().log_softmax(2)
                 score = score + sum(logits[:, i, token] for i, token in enumerate(piece[1:]))
+                cache.crop(1 - len(piece))
             opening = torch.logaddexp(opening, score)
         odds = (opening - torch.log(-torch.expm1(opening.clamp(max=-1e-6)))).tolist()
         yield from zip(which, texts, odds, strict=True)
