@@ -15,7 +15,7 @@ from lib.report import notebooks
 from lib.report.compare import Tolerant, drift, figure_drift
 
 NAMES = sorted(notebooks.names())
-MINIMUM = {"00": 2, "01": 6, "02": 9, "03": 13, "04": 5, "05": 6}  # outputs that nbval compares
+MINIMUM = {"00": 5, "01": 9, "02": 30, "03": 9, "04": 9, "05": 7}  # outputs that nbval compares
 
 
 def committed(name: str) -> Path:
@@ -130,9 +130,9 @@ def test_nbval_on_committed_results_with_an_empty_cache(tmp_path: Path) -> None:
 def test_nbval_fails_on_a_changed_number_and_on_a_stale_result(tmp_path: Path) -> None:
     """The gate can fail: one digit of one committed output, and a profile whose results are not there."""
     notebook = nbformat.read(committed("05_quadratic_frequency"), as_version=4)
-    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and "headline_05" in c.source]
+    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and "family, middle setting" in c.source]
     text = cell.outputs[0].data["text/markdown"]
-    digit = re.search(r"FVU 0\.(\d)", text)
+    digit = re.search(r"\b0\.(\d)", text)
     assert digit is not None
     changed = str((int(digit[1]) + 1) % 10)
     cell.outputs[0].data["text/markdown"] = text[: digit.start(1)] + changed + text[digit.end(1) :]
