@@ -94,8 +94,7 @@ def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
         return None
     end = min(active, len(peaks) - third)  # what lies behind is silent, or the weakest there is
     spread = order[np.linspace(third, end - 1, third).round().astype(int)]
-    quiet = order[end:]
-    return np.concatenate([order[:third], spread, rng.choice(quiet, third, replace=False)])
+    return np.concatenate([order[:third], spread, rng.choice(order[end:], third, replace=False)])
 
 
 def score_latent(
@@ -168,8 +167,7 @@ def evaluate(
     source, trained = activations.read(harvest, layer), training.load(sae)
     rows, owner = windows_of(source, section.window, limit, seed)
     tokens = source.column("token")[rows]
-    fired = np.zeros(trained.config.latents, np.int64)
-    in_windows = np.zeros(trained.config.latents, np.int64)
+    fired, in_windows = np.zeros((2, trained.config.latents), np.int64)
     for _, f in _encoded(trained, source, rows):
         fired += (f > 0).sum((0, 1)).numpy()
         in_windows += (f > 0).any(1).sum(0).numpy()
@@ -177,12 +175,9 @@ def evaluate(
     eligible = np.flatnonzero(in_windows >= needed)
     if not len(eligible):
         raise ValueError("no latent fires in enough contexts to be scored: raise corpora.train_tokens")
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(seed), section.latents
     weights = fired[eligible] / fired[eligible].sum()
-    draws = {
-        "uniform": rng.choice(eligible, section.latents),
-        "weighted": rng.choice(eligible, section.latents, p=weights),
-    }
+    draws = {"uniform": rng.choice(eligible, size), "weighted": rng.choice(eligible, size, p=weights)}
     wanted = np.unique(np.concatenate(list(draws.values())))
     values = np.empty((len(wanted), *rows.shape), np.float32)
     for part, f in _encoded(trained, source, rows):
