@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from lib import config, store
 
@@ -19,11 +19,7 @@ Entry = Mapping[str, Any]
 Verdict = Literal["reproduced", "not reproduced", "inconclusive at this scale", "supported", "not supported"]
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Test(_Row):
+class Test(BaseModel, frozen=True, extra="forbid"):
     """Where the whole interval of every part must lie; it fails once one lies outside or, with ``centre``, leaves that out."""
 
     above: float = -math.inf
@@ -46,7 +42,7 @@ class Test(_Row):
         return f"all intervals {' and '.join(ends)}; not if one {fails}"
 
 
-class Claim(_Row):
+class Claim(BaseModel, frozen=True, extra="forbid"):
     """A row of the ledger. ``post`` has the post's numbers by part; ``open``: the post leaves the question open; ``needs``:
     parts with a test of their own, without which nothing is decided."""
 
@@ -67,7 +63,7 @@ class Claim(_Row):
         return f"{self.test}{needs}"
 
 
-class Record(_Row):
+class Record(BaseModel, frozen=True, extra="forbid"):
     """What a run says of a claim. ``value`` and ``interval`` are those of the part that decided; ``parts`` {name: (value, low,
     high)}; ``n`` counts prompts or tokens, ``seeds`` runs."""
 
@@ -99,7 +95,10 @@ def judge(id: str, parts: Mapping[str, Entry], figure: str, n: int, seeds: int) 
     Raises:
         KeyError: there is no such claim, or a part that its row names is not given.
     """
-    claim, found = ledger()[id], {name: _numbers(entry) for name, entry in parts.items()}
+    claim, found = ledger()[id], {}
+    for name, entry in parts.items():
+        kind = next(kind for kind in ("auroc", "difference", "share", "mean", "fvu") if kind in entry)
+        found[name] = (entry[kind], *entry.get(f"{kind}_interval", entry.get("interval")))
     if lacking := {*claim.needs, *claim.post} - set(found):
         raise KeyError(f"{id} needs the parts {', '.join(sorted(lacking))}")
     room = {name: claim.needs.get(name, claim.test).room(low, high) for name, (_, low, high) in found.items()}
@@ -114,12 +113,6 @@ def judge(id: str, parts: Mapping[str, Entry], figure: str, n: int, seeds: int) 
     said = claim.model_dump(include={"id", "statement", "measure"}) | {"test": str(claim), "verdict": verdict}
     shown = {"value": value, "interval": interval, "decided_by": decided, "parts": found}
     return Record(**said, **shown, n=n, seeds=seeds, figure=figure)
-
-
-def _numbers(entry: Entry) -> tuple[float, float, float]:
-    name = next(name for name in ("auroc", "difference", "share", "mean", "fvu") if name in entry)
-    low, high = entry.get(f"{name}_interval", entry.get("interval"))
-    return entry[name], low, high
 
 
 @store.result

@@ -5,7 +5,6 @@ import ast
 import base64
 import html
 import inspect
-import io
 import json
 import os
 import platform
@@ -38,17 +37,16 @@ class PageError(config.Expected, ValueError):
 
 def banner(profile: str, overrides: Mapping[str, Any]) -> Markdown | None:
     """What stands at the top of a page that is not the report's own; None on one that is."""
-    if profile == "report" and not overrides:
-        return None
     changes = "".join(f", {name} = {literal(str(value))}" for name, value in overrides.items())
-    return Markdown(
+    said = (
         f"> **Made at profile {literal(profile)}{changes}**, not at `report`: the numbers are this run's, the sentences are "
         "about the committed one. Where a finding does not hold here, the page says so."
     )
+    return Markdown(said) if profile != "report" or overrides else None
 
 
 def expect(fact: bool, sentence: str) -> None:
-    """State the fact that a sentence beside it rests on. Where it is false the page is marked, and a ``report`` run with such a
+    """State the fact that a sentence beside it rests on. Where it is false the page is marked; a ``report`` run with such a
     mark is not promoted."""
     if not fact:
         display(Markdown(f"{MARK}{sentence}"))
@@ -86,26 +84,24 @@ def publish(figure: Figure, name: str, caption: str, alt: str) -> None:
     """
     if len(caption.split()) > WORDS or not alt.strip():
         raise PageError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
-    folder, buffer = config.build_dir() / store.active().profile / "figures", io.BytesIO()
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})  # no version: same bytes every time
+    path = config.build_dir() / store.active().profile / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})  # no version: same bytes every time
     plt.close(figure)
-    (folder / f"{name}.png").write_bytes(buffer.getvalue())
-    said = {"caption": caption, "alt": alt}
-    store.write_atomic(folder / f"{name}.json", json.dumps(said, ensure_ascii=False) + "\n")
-    picture = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": name}
+    said = json.dumps({"caption": caption, "alt": alt}, ensure_ascii=False)
+    store.write_atomic(path.with_suffix(".json"), f"{said}\n")
+    picture = {"image/png": base64.b64encode(path.read_bytes()).decode(), "text/plain": name}
     display(picture, raw=True, metadata={"image/png": {"alt": alt}})
     display(Markdown(f"**Figure {name}.** {caption}"))
 
 
 def source(thing: Any) -> Markdown:
     """The code of a function or class of ``lib`` as it runs, without docstrings."""
-    lines: list[str | None] = [*textwrap.dedent(inspect.getsource(thing)).splitlines()]
-    for node in ast.walk(ast.parse("\n".join(map(str, lines)))):
+    text, said = textwrap.dedent(inspect.getsource(thing)), set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            first, last = node.body[0].lineno, node.body[0].end_lineno or node.body[0].lineno
-            lines[first - 1 : last] = [None] * (last - first + 1)
-    code = "\n".join(line for line in lines if line is not None)
+            said |= {*range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)}
+    code = "\n".join(line for number, line in enumerate(text.splitlines(), 1) if number not in said)
     where = Path(inspect.getfile(inspect.unwrap(thing))).relative_to(config.ROOT).as_posix()
     return Markdown(f"```python\n# {where}\n{code}\n```")
 
@@ -139,14 +135,13 @@ def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTM
     top = max((v for side in contexts.values() for c in side for v in c["values"]), default=1.0) or 1.0
     parts = [f"<p><b>{html.escape(title)}</b></p>"]
     for side, shown in contexts.items():
-        lines = []
+        parts.append(f"<div><i>{html.escape(side)}</i><ul>{'' if shown else '<li>never fires</li>'}")
         for context in shown:
-            pairs = zip(map(html.escape, context["tokens"]), context["values"], strict=True)
-            marked = (
-                f'<span style="background:rgba(230,159,0,{0.75 * max(0.0, v) / top:.2f})">{t}</span>' for t, v in pairs
-            )
-            lines.append(f"<li><code>…{''.join(marked)}…</code></li>".replace("\n", "⏎"))
-        parts.append(f"<div><i>{html.escape(side)}</i><ul>{''.join(lines) or '<li>never fires</li>'}</ul></div>")
+            shares = [0.75 * max(0.0, value) / top for value in context["values"]]
+            tokens = zip(shares, map(html.escape, context["tokens"]), strict=True)
+            marked = (f'<span style="background:rgba(230,159,0,{share:.2f})">{token}</span>' for share, token in tokens)
+            parts.append(f"<li><code>…{''.join(marked)}…</code></li>".replace("\n", "⏎"))
+        parts.append("</ul></div>")
     return HTML(f'<div class="latent-card" style="background:#fff;color:#222;padding:0.6em">{"".join(parts)}</div>')
 
 

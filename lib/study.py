@@ -6,7 +6,7 @@ what stands in the notebooks.
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +40,6 @@ class Study:
 
     profile: Profile
 
-    # texts
-
     @cached_property
     def lm(self) -> model.Pinned:
         """The chat model."""
@@ -65,28 +63,23 @@ class Study:
         """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
         site also of every token."""
         p = self.profile
-        return harvest.harvest_prompts(
-            sequences.labelled(self.labelled, self.lm, "all"), self.lm, p.probes.layers, p.layer
-        )
+        conversations = sequences.labelled(self.labelled, self.lm, "all")
+        return harvest.harvest_prompts(conversations, self.lm, p.probes.layers, p.layer)
 
     def text(self, corpus: Corpus, part: Part) -> Artifact:
-        """Token sequences of ``corpus`` ("pretraining" or "chat"), for training or, from other documents, for evaluation; no
-        labelled prompt is in them."""
+        """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them."""
         p = self.profile
         probed = () if corpus == "pretraining" else tuple({a.key: a for a in (self.prompts, self.labelled)}.values())
         documents = corpora.documents(corpus, corpora.sources_of(corpus, p.sources), probed, p.seed)
         if corpus == "pretraining":
             return sequences.pretraining(documents, self.lm, p.corpora, part)
-        rolled = None
-        if p.corpora.rollout_tokens and part == "train":
-            rolled = sequences.on_policy(documents, self.lm, p.corpora, p.seed)
+        wanted = p.corpora.rollout_tokens and part == "train"
+        rolled = sequences.on_policy(documents, self.lm, p.corpora, p.seed) if wanted else None
         return sequences.chat(documents, rolled, self.lm, p.corpora, part)
 
     def activations(self, corpus: Corpus, part: Part) -> Artifact:
         """Residuals of a corpus at the site."""
         return harvest.harvest(self.text(corpus, part), self.lm, (self.profile.layer,))
-
-    # SAEs
 
     def sae(self, variant: str, **fields: Any) -> SAEConfig:
         """An SAE config with the profile's dictionary size, threshold and bandwidth."""
@@ -104,22 +97,17 @@ class Study:
         checkpoints: tuple[float, ...] = (),
         **how: Any,
     ) -> Artifact:
-        """An SAE trained on a corpus, or on several {corpus: weight}, from scratch or from ``start``, for ``share`` of the
-        profile's steps; ``how``: ``checkpoint`` and ``redrawn`` of :func:`lib.sae.training.train`.
-
-        Finetuning keeps the full sparsity penalty from its first step. Runs differ in their seed.
-        """
+        """An SAE trained on a corpus, or on several {corpus: weight}, from scratch or from ``start`` (then with the full penalty
+        from its first step), for ``share`` of the profile's steps; runs differ in their seed. ``how``: ``checkpoint`` and
+        ``redrawn`` of :func:`lib.sae.training.train`."""
         p = self.profile
         changes: dict[str, Any] = {"steps": max(1, round(share * p.training.steps))}
-        if start is not None:
-            changes["sparsity_warmup"] = 0.0
-        if checkpoints:
-            changes["checkpoints"] = checkpoints
-        section = p.training.model_copy(update=changes)
+        changes |= {"sparsity_warmup": 0.0} if start is not None else {}
+        changes |= {"checkpoints": checkpoints} if checkpoints else {}
         read: Any = self.activations(corpus, "train") if isinstance(corpus, str) else None
         if not isinstance(corpus, str):
             read = tuple((self.activations(name, "train"), weight) for name, weight in corpus.items())
-        return training.train(sae, read, p.layer, section, p.seed + run, start, **how)
+        return training.train(sae, read, p.layer, p.training.model_copy(update=changes), p.seed + run, start, **how)
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
@@ -133,8 +121,6 @@ class Study:
         settings = (p.corpora.loss_tokens, p.probes.bootstrap, p.seed)
         return metrics.loss_recovered(trained, *held_out, self.lm, p.layer, *settings, name=name)
 
-    # probes
-
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, runs: int = 0) -> Artifact:
         """A probe fit in every run on what it sees there; one view serves all runs, as many as the profile has unless told."""
         p = self.profile
@@ -143,12 +129,9 @@ class Study:
 
     def see(self, kind: type[Latents], saes: Sequence[Artifact], place: int | str | None = None) -> tuple[Latents, ...]:
         """Views of SAEs, one a run, at the profile's position unless told; over the user's text where the place says so."""
-        place = self.profile.probes.position if place is None else place
-        return tuple(kind(place, sae=sae, pooled=self.pooled(sae) if isinstance(place, str) else None) for sae in saes)
-
-    def pooled(self, sae: Artifact) -> Artifact:
-        """An SAE over the labelled prompts' user texts."""
-        return views.pooled(self.prompt_activations, sae, self.profile.layer)
+        place, layer = self.profile.probes.position if place is None else place, self.profile.layer
+        pools = (views.pooled(self.prompt_activations, sae, layer) if isinstance(place, str) else None for sae in saes)
+        return tuple(kind(place, sae=sae, pooled=pool) for sae, pool in zip(saes, pools, strict=True))
 
     def few(self, rule: methods.Rule, ks: tuple[int, ...] = ()) -> KSparse:
         """Probes on k columns that ``rule`` picks, for the profile's k unless told."""
@@ -180,20 +163,20 @@ class Study:
     @cached_property
     def on_saes(self) -> dict[str, Artifact]:
         """Probes on a pretraining SAE, on the same one finetuned on chat, and on one trained on chat from scratch."""
-        sae, runs = (
-            self.sae("jumprelu", coefficient=self.profile.training.coefficient),
-            range(self.profile.probes.seeds),
-        )
-        before = [self.train("pretraining", sae, run=run) for run in runs]
-        after = [self.train("chat", sae, start=before[run], share=0.5, run=run) for run in runs]
-        saes = {"pretraining": before, "finetuned": after, "chat": [self.train("chat", sae, run=run) for run in runs]}
-        few, linear = self.few(ByMeanDifference()), Logistic(self.profile.probes.penalties)
-        fits = {f"k latents, {name}": self.fit(few, *self.see(Latents, trained)) for name, trained in saes.items()}
-        for what in (Reconstruction, Error):
-            fits |= {
-                f"{what.what}, {name}": self.fit(linear, *self.see(what, trained)) for name, trained in saes.items()
-            }
-        return fits
+        q, sae = self.profile.probes, self.sae("jumprelu", coefficient=self.profile.training.coefficient)
+        before = [self.train("pretraining", sae, run=run) for run in range(q.seeds)]
+        after = [self.train("chat", sae, start=before[run], share=0.5, run=run) for run in range(q.seeds)]
+        chat = [self.train("chat", sae, run=run) for run in range(q.seeds)]
+        linear = Logistic(q.penalties)
+        return {
+            f"{what}, {name}": self.fit(probe, *self.see(kind, trained))
+            for what, kind, probe in (
+                ("k latents", Latents, self.few(ByMeanDifference())),
+                ("reconstruction", Reconstruction, linear),
+                ("error", Error, linear),
+            )
+            for name, trained in {"pretraining": before, "finetuned": after, "chat": chat}.items()
+        }
 
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
         """:func:`lib.probes.tables.table` of probes by name."""
@@ -219,14 +202,12 @@ def _refuse_unknown_parameters() -> None:
     """Papermill only warns of a parameter that a notebook does not have; here it is an error."""
     shell = get_ipython()
     for cell in shell.user_ns.get("In", []) if shell is not None else []:
-        if cell.startswith("# Parameters\n"):
-            assigned = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
-            names = {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
-            if unknown := names - {"profile", "frozen", "overrides"}:
-                raise config.ConfigError(
-                    f"unknown parameter {', '.join(sorted(unknown))}: notebooks take profile, frozen and overrides; "
-                    "fields of the profile go into overrides"
-                )
+        assigned = re.findall(r"^(\w+) = ", cell, re.MULTILINE) if cell.startswith("# Parameters\n") else []
+        if unknown := {*assigned} - {"profile", "frozen", "overrides"}:
+            raise config.ConfigError(
+                f"unknown parameter {', '.join(sorted(unknown))}: notebooks take profile, frozen and overrides; "
+                "fields of the profile go into overrides"
+            )
 
 
 def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bool = False) -> Study:

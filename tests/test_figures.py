@@ -114,13 +114,12 @@ def test_panels_share_axes_and_have_their_names() -> None:
 def test_levels_and_shades_stand_where_they_are_put() -> None:
     axis = plt.subplots()[1]
     figures.level(axis, "dense probe", entry(0.9))
-    figures.level(axis, "other", entry(0.4), across=False)
+    figures.level(axis, "other", entry(0.4), said=False)
     figures.shade(axis, 0, 0.5, "wrong way")
-    across, upright = axis.get_lines()
-    assert list(across.get_ydata()) == [0.9, 0.9] and list(upright.get_xdata()) == [0.4, 0.4]
+    assert [list(line.get_ydata()) for line in axis.get_lines()] == [[0.9, 0.9], [0.4, 0.4]]
     band, _, shade = axis.patches
     assert np.allclose([band.get_y(), band.get_height()], [0.8, 0.2]) and (shade.get_x(), shade.get_width()) == (0, 0.5)
-    assert [text.get_text() for text in axis.texts] == ["dense probe", "other", "wrong way"]
+    assert [text.get_text() for text in axis.texts] == ["dense probe", "wrong way"]
 
 
 def test_histograms_and_heat_show_what_is_given() -> None:

@@ -17,6 +17,11 @@ from lib.report.notebooks import ReportError
 HEAD = '# %% tags=["parameters"]\nprofile = "report"\nfrozen = False\noverrides = {}\n\n# %%\n'
 
 
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of notebook sources and a build folder of its own."""
@@ -119,7 +124,7 @@ def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(config, "ROOT", root)
     (workshop / "00_a.py").write_text(HEAD + "1\n")
     built = config.build_dir() / "report"
-    notebooks.write(notebooks.normalise(notebooks.source("00_a")), built / "notebooks" / "00_a.ipynb")
+    write(notebooks.normalise(notebooks.source("00_a")), built / "notebooks" / "00_a.ipynb")
     for folder, name, text in (
         ("figures", "f.png", "new"),
         ("results", "headline.json", json.dumps({"payload": "New."})),
@@ -192,7 +197,7 @@ def unfounded(path: Path, sentence: str) -> None:
     notebook = nbformat.read(path, as_version=4)
     data = {"text/markdown": f"{pages.MARK}{sentence}"}
     notebook.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=data)]
-    notebooks.write(notebook, path)
+    write(notebook, path)
 
 
 def test_a_run_with_a_sentence_that_does_not_hold_is_not_promoted(promotable: Path) -> None:
@@ -235,7 +240,7 @@ def test_a_run_goes_to_its_end_and_lists_what_does_not_hold(
         for name in names:
             notebook = notebooks.source("00_a")
             notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {name}"))
-            notebooks.write(notebooks.normalise(notebook), folder / f"{name}.ipynb")
+            write(notebooks.normalise(notebook), folder / f"{name}.ipynb")
             unfounded(folder / f"{name}.ipynb", f"Finding of {name}.")
         return dict.fromkeys(names, 1.0)
 
@@ -290,7 +295,7 @@ def test_site_builds_offline_with_formulas_and_escaped_text(workshop: Path, tmp_
         said = {"image/png": {"alt": "What is <seen> & found", "width": 9}, "isolated": True}
         folded.outputs = [nbformat.v4.new_output("display_data", data=data, metadata=said)]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="m"), code, folded])
-        notebooks.write(notebooks.normalise(notebook), tmp_path / "build" / "smoke" / "notebooks" / f"{name}.ipynb")
+        write(notebooks.normalise(notebook), tmp_path / "build" / "smoke" / "notebooks" / f"{name}.ipynb")
     index = site.build("smoke")
     page = index.read_text()
     assert "<math" in page and "<script>alert" not in page and "01_b.html" in page
@@ -324,6 +329,6 @@ def test_outside_requests_are_noticed(tmp_path: Path) -> None:
 def test_broken_pages_fail_the_site(workshop: Path, tmp_path: Path) -> None:
     (workshop / "00_a.py").write_text(HEAD)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T\n\n[x](missing.ipynb)", id="m")])
-    notebooks.write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
+    write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
     with pytest.raises(ReportError, match="site has warnings"):
         site.build("smoke")

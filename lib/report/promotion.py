@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,22 +13,13 @@ from lib.report import notebooks
 from lib.report.notebooks import ReportError
 
 MARKS = ("<!-- headline: written by make report -->", "<!-- end of headline -->")
-
-
 COMPLETE = "complete.json"  # written by a run of all notebooks without overrides, removed when a run starts
+TARGETS = {"notebooks": "notebooks", "figures": "figures", "results": "data/results"}  # of a run, of the repository
 
 
-def _targets() -> dict[str, tuple[str, Path]]:
-    """Staged folder name -> (glob of the files it owns in the target, target)."""
-    return {
-        "notebooks": ("*.ipynb", config.ROOT / "notebooks"),
-        "figures": ("*", config.ROOT / "figures"),
-        "results": ("*", config.ROOT / "data" / "results"),
-    }
-
-
-def _journal() -> Path:
-    return config.build_dir() / "promotion.json"
+def _stage() -> Path:
+    """A run that is whole and not yet in place: this folder appears and goes in one step, so it is the journal too."""
+    return config.build_dir() / "promoting"
 
 
 def with_headline(readme: str, headline: str) -> str:
@@ -36,12 +28,11 @@ def with_headline(readme: str, headline: str) -> str:
     Raises:
         ReportError: the marks are not there, once each and in order.
     """
-    begin, end = MARKS
-    before, found, rest = readme.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ReportError(f"README.md lacks the lines {begin} and {end}")
-    return f"{before}{begin}\n{headline.strip()}\n{end}{after}"
+    between = re.compile("(?<={}\n).*(?={})".format(*map(re.escape, MARKS)), re.DOTALL)
+    text, found = between.subn(lambda _: f"{headline.strip()}\n", readme)
+    if not found:
+        raise ReportError(f"README.md lacks the lines {' and '.join(MARKS)}")
+    return text
 
 
 def promote(profile: str) -> None:
@@ -57,52 +48,55 @@ def promote(profile: str) -> None:
     built = config.build_dir() / profile
     if not (built / COMPLETE).exists():
         raise ReportError("the last report run was partial, failed or had overrides: run make report")
-    for name in notebooks.names():
-        executed = built / "notebooks" / f"{name}.ipynb"
-        if found := notebooks.differences(name, executed):
+    executed = [built / "notebooks" / f"{name}.ipynb" for name in notebooks.names()]
+    for path in executed:
+        if found := notebooks.differences(path.stem, path):
             raise ReportError(found[0])
-        if found := notebooks.failed(executed):
+        if found := notebooks.failed(path):
             raise ReportError(
-                f"not true of this run: {found[0]}. Mend the sentence and its expect, and run make report again"
+                f"not true of this run: {found[0]}. Mend the sentence and its expect, and make report again"
             )
-    stage = config.build_dir() / "promotion"
-    shutil.rmtree(stage, ignore_errors=True)
     events = [json.loads(line) for line in (built / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     used = {f"{event['name']}.json" for event in events if event["event"] == "used"}
-    for folder, (pattern, _) in _targets().items():
-        (stage / folder).mkdir(parents=True)
-        for path in sorted((built / folder).glob(pattern)):
-            if path.name.startswith(".") or path.name.endswith(".failed.ipynb"):
-                continue
-            if folder != "results" or path.name in used:  # results that an earlier version left are not carried along
-                shutil.copy(path, stage / folder / path.name)
-        if not any((stage / folder).iterdir()):
+    files = {
+        "notebooks": executed,
+        "figures": sorted((built / "figures").glob("[!.]*")),
+        "results": [path for path in sorted((built / "results").glob("[!.]*")) if path.name in used],  # no older ones
+    }
+    stage = _stage().with_suffix(".part")
+    shutil.rmtree(stage, ignore_errors=True)
+    for folder, paths in files.items():
+        if not paths:
             raise ReportError(f"the run has no {folder}: run make report again")
+        (stage / folder).mkdir(parents=True)
+        for path in paths:
+            shutil.copy(path, stage / folder)
     if not (stage / "results" / "headline.json").is_file():
         raise ReportError("the run has no headline: run make report again")
-    store.write_atomic(_journal(), json.dumps({"stage": "promotion"}))
+    stage.rename(_stage())
     finish()
 
 
 def finish() -> bool:
     """Put a staged run in place; True if there was one. Safe to repeat until it has gone through."""
-    if not _journal().exists():
+    stage = _stage()
+    if not stage.exists():
         return False
-    stage = config.build_dir() / "promotion"
-    for folder, (pattern, target) in _targets().items():
+    for folder, place in TARGETS.items():
+        target, staged = config.ROOT / place, sorted((stage / folder).iterdir())
         target.mkdir(parents=True, exist_ok=True)
-        staged = {path.name for path in (stage / folder).iterdir()}
-        for path in sorted((stage / folder).iterdir()):
+        for path in staged:
             temporary = target / f".{path.name}.promoting"
             shutil.copy(path, temporary)
             os.replace(temporary, target / path.name)
-        for old in target.glob(pattern):
-            if old.is_file() and old.name not in staged and not old.name.startswith("."):
+        for old in target.glob("[!.]*.ipynb" if folder == "notebooks" else "[!.]*"):
+            if old.is_file() and old.name not in {path.name for path in staged}:
                 old.unlink()
-    summary = json.loads((config.ROOT / "data" / "results" / "headline.json").read_text(encoding="utf-8"))
+    headline = json.loads((stage / "results" / "headline.json").read_text(encoding="utf-8"))["payload"]
     readme = config.ROOT / "README.md"
-    text = with_headline(readme.read_text(encoding="utf-8"), summary["payload"])
-    store.write_atomic(readme, text)
-    _journal().unlink()
-    shutil.rmtree(stage, ignore_errors=True)
+    store.write_atomic(readme, with_headline(readme.read_text(encoding="utf-8"), headline))
+    gone = stage.with_suffix(".part")
+    shutil.rmtree(gone, ignore_errors=True)
+    stage.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
     return True

@@ -32,11 +32,6 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-def build_folder(profile: str) -> Path:
-    """Where a run at ``profile`` writes."""
-    return config.build_dir() / profile
-
-
 def parse_setting(text: str) -> tuple[str, Any]:
     """("layer", 8) from "layer=8": values are JSON, or text where they are not.
 
@@ -58,21 +53,17 @@ def _progress(log: Path) -> Iterator[None]:
     done = threading.Event()
 
     def follow() -> None:
-        seen = 0
-        while True:
-            last = done.is_set()
+        seen, last = 0, False
+        while not last:
+            last = done.wait(1.0)
             lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-            for line in lines[seen:]:
-                event = json.loads(line)
+            for event in map(json.loads, lines[seen:]):
                 label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
                 if event["event"] == "end" and event["seconds"] >= 1:
                     print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
                 elif event["event"] == "start" and sys.stdout.isatty():
                     print(f"      … {label}", flush=True)
             seen = len(lines)
-            if last:
-                return
-            done.wait(1.0)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -85,19 +76,10 @@ def _progress(log: Path) -> Iterator[None]:
 
 def _running_cell(path: Path) -> str:
     """Number and first line of the cell that a broken-off run was in."""
-    try:
-        cells = nbformat.read(path, as_version=4).cells
-    except (OSError, ValueError):
-        return "an unknown cell"
-    started = [
-        (number, cell)
-        for number, cell in enumerate(cells)
-        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time")
-    ]
-    if not started:
-        return "the first cell"
-    number, cell = started[-1]
-    return f"cell {number} ({cell.source.strip().splitlines()[0] if cell.source.strip() else 'empty'!r})"
+    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    started = [(n, c.source) for n, c in enumerate(cells) if c.metadata.get("papermill", {}).get("start_time")]
+    number, source = started[-1] if started else (0, "")
+    return f"cell {number} ({source.strip().partition(chr(10))[0]!r})"
 
 
 def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: int) -> Path:
@@ -112,7 +94,7 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
     given = {"profile": profile, "overrides": overrides}
     if unknown := set(given) - set(notebooks.parameters(name)):
         raise config.ConfigError(f"{name} has no parameter {', '.join(sorted(unknown))}: add it to its parameters cell")
-    folder = build_folder(profile) / "notebooks"
+    folder = config.build_dir() / profile / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{name}.failed.ipynb"
     try:
@@ -128,22 +110,19 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
-        raise ReportError(
-            f"{name}: cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
-        ) from None
+        said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
+        raise ReportError(f"{name}: {said}") from None
     except CellTimeoutError:
-        raise ReportError(
-            f"{name}: {_running_cell(failed)} ran longer than {cell_timeout} s. Give --cell-timeout, or a smaller profile"
-        ) from None
+        said = f"{_running_cell(failed)} ran longer than {cell_timeout} s. Give --cell-timeout, or a smaller profile"
+        raise ReportError(f"{name}: {said}") from None
     except DeadKernelError:
-        raise ReportError(
-            f"{name}: the kernel died in {_running_cell(failed)}; out of memory? Try a smaller profile. Finished steps are kept"
-        ) from None
+        said = f"{_running_cell(failed)}; out of memory? Try a smaller profile. Finished steps are kept"
+        raise ReportError(f"{name}: the kernel died in {said}") from None
     bad = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
     if bad:
         raise ReportError(f"{name}: a cell holds an error output: {bad[0].ename}: {bad[0].evalue}")
     path = folder / f"{name}.ipynb"
-    notebooks.write(notebooks.normalise(executed), path)
+    nbformat.write(notebooks.normalise(executed), path)
     failed.unlink(missing_ok=True)
     return path
 
@@ -161,7 +140,7 @@ def run(
     wanted = only or notebooks.names()
     for name in wanted:
         notebooks.source(name)
-    folder = build_folder(profile)
+    folder = config.build_dir() / profile
     folder.mkdir(parents=True, exist_ok=True)
     (folder / promotion.COMPLETE).unlink(missing_ok=True)
     log = folder / "steps.jsonl"
