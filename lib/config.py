@@ -226,10 +226,9 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise ConfigError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     data = PROFILES[name].model_dump()
     for dotted, value in (overrides or {}).items():
-        node, (*path, leaf) = data, dotted.split(".")
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None  # type: ignore[assignment]
-        if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict) or dotted == "name":
+        section, _, leaf = dotted.rpartition(".")
+        node = data.get(section) if section else data
+        if not isinstance(node, dict) or isinstance(node.get(leaf, {}), dict) or dotted == "name":
             raise ConfigError(f"unknown parameter {dotted!r}: the fields are those of lib/config.py, section.field")
         node[leaf] = value
     try:

@@ -159,9 +159,7 @@ def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
     _refuse_leaks(good, groups, "near-duplicates" if bare else "of one group", name)
     examples = [
         Example(
-            text=row.text,
-            label=row.label,
-            split=row.split,
+            **row.model_dump(include={"text", "label", "split"}),
             slice=row.slice or ("harmful" if row.label else "harmless"),
             transform="plain",
             base=row.id or str(number),

@@ -26,14 +26,9 @@ def neighbours(texts: Sequence[str], block: int = 512) -> sparse.csr_matrix:
     return sparse.vstack(near, format="csr")
 
 
-def components(near: sparse.csr_matrix) -> np.ndarray:
-    """[n] int cluster of each text: connected components of the graph of :func:`neighbours`."""
-    return connected_components(near, directed=False)[1]
-
-
 def clusters(texts: Sequence[str]) -> np.ndarray:
-    """[n] int cluster of each text."""
-    return components(neighbours(texts))
+    """[n] int cluster of each text: connected components of the graph of :func:`neighbours`."""
+    return connected_components(neighbours(texts), directed=False)[1]
 
 
 def leaks(train: Sequence[str], ood: Sequence[str]) -> list[tuple[int, int]]:

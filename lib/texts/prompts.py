@@ -15,17 +15,18 @@ from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from lib import store
 from lib.config import PromptSection
 from lib.texts import sources
 from lib.texts.examples import Example, Split, write
-from lib.texts.likeness import clusters, components, leaks, neighbours
+from lib.texts.likeness import clusters, leaks, neighbours
 from lib.texts.sources import Source
 from lib.texts.transforms import Transform, apply
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
-_JAILBREAK = r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions"
+_JAILBREAK = re.compile(r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions")
 FIXED = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
 
 
@@ -50,9 +51,8 @@ def benign_pool(source: Source) -> list[_Base]:
     for record in sources.records(source):
         text = record["text"].removesuffix("Share Prompt").strip()
         words = text.split()
-        if not 4 <= len(words) <= 60 or "\n" in text or _NOT_PLAIN.search(text) or re.search(_JAILBREAK, text):
-            continue
-        if sum(c.isascii() for c in text) >= 0.97 * len(text):
+        odd = "\n" in text or _NOT_PLAIN.search(text) or _JAILBREAK.search(text)
+        if 4 <= len(words) <= 60 and not odd and sum(c.isascii() for c in text) >= 0.97 * len(text):
             found.setdefault(" ".join(words).lower(), _Base(f"chat:{record['id']}", text, 0, "chat"))
     return list(found.values())
 
@@ -87,7 +87,7 @@ def build(
 
     pool = [*harmful, *fixed_ood, *chat]
     near = neighbours([base.text for base in pool])
-    group = dict(zip((b.id for b in pool), components(near).tolist(), strict=True))
+    group = dict(zip((b.id for b in pool), connected_components(near, directed=False)[1].tolist(), strict=True))
     first_ood, first_chat = len(harmful), len(harmful) + len(fixed_ood)
 
     # Chat prompts give way to the fixed sets; the OOD sets give way to HarmBench, questions also to AdvBench.

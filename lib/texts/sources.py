@@ -118,8 +118,8 @@ class Objectives(Packaged):
     chosen: tuple[str, ...]
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        lines = [line for line in data.decode("utf-8").splitlines(keepends=True) if not line.startswith("# ")]
-        found = {row["objective"]: None for row in csv.DictReader(io.StringIO("".join(lines))) if row.get("objective")}
+        lines = (line for line in data.decode("utf-8").splitlines(keepends=True) if not line.startswith("# "))
+        found = dict.fromkeys(row["objective"] for row in csv.DictReader(lines) if row.get("objective"))
         return [{"text": o} for o in found if hashlib.sha256(o.encode()).hexdigest() in self.chosen]
 
 
@@ -154,13 +154,13 @@ class Wikipedia(Packaged):
     ASIDE = ("file:", "image:", "category:")
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):  # noqa: S314 - pinned by hash
-            if element.tag.rpartition("}")[2] != "page":
+        for _, page in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):  # noqa: S314 - pinned by hash
+            if page.tag.rpartition("}")[2] != "page":
                 continue
-            fields = {child.tag.rpartition("}")[2]: (child.text or "") for child in element.iter()}
-            element.clear()
-            text = fields.get("text", "")
-            if fields.get("ns") != "0" or text[:9].upper() == "#REDIRECT":
+            text, title = page.findtext("{*}revision/{*}text", ""), page.findtext("{*}title", "")
+            article = page.findtext("{*}ns") == "0" and text[:9].upper() != "#REDIRECT"
+            page.clear()
+            if not article:
                 continue
             code = mwparserfromhell.parse(text)
             tags = [t for t in code.filter_tags() if str(t.tag).lower() in {"ref", "table", "gallery", "math"}]
@@ -171,7 +171,7 @@ class Wikipedia(Packaged):
             lines = [line.strip() for line in code.strip_code().splitlines()]
             body = itertools.takewhile(lambda line: line.lower() not in self.END, lines)
             if len(plain := "\n".join(filter(None, body))) > 200:
-                yield {"text": plain, "id": fields.get("title", "")}
+                yield {"text": plain, "id": title}
 
 
 @dataclass(frozen=True, config=STRICT)
