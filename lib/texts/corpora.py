@@ -26,16 +26,13 @@ def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
     """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour.
 
     Of conversations with like openings (the first 400 characters) the first is kept, so that evaluation text does not
-    open as training text does.
-    Neighbours are those of :func:`lib.texts.likeness.neighbours`. A text more than 2.5 times as long as every excluded one
-    cannot be a neighbour and is not compared.
+    open as training text does. A text 2.5 times as long as every excluded one is no neighbour and not compared.
     """
     records = list({r["text"].lower(): r for r in sources.records(source)}.values())
     longest = max(map(len, excluded), default=0) / likeness.LEAK + 8
     short = [i for i, record in enumerate(records) if len(record["text"]) <= longest]
     hit = {short[j] for _, j in likeness.leaks(excluded, [records[i]["text"] for i in short])} if excluded else set()
-    banned = {text.lower() for text in excluded}
-    free = [r["turns"] for i, r in enumerate(records) if i not in hit and r["text"].lower() not in banned]
+    free = [record["turns"] for i, record in enumerate(records) if i not in hit]
     openings = likeness.clusters(["\n".join(turn["content"] for turn in turns)[:400] for turns in free])
     return [free[i] for i in sorted(np.unique(openings, return_index=True)[1].tolist())]
 
@@ -49,13 +46,12 @@ def documents(
     ``rows`` are :func:`sources_of` the corpus. Chat is without the plain prompts of any of the labelled ``prompt_sets``;
     pretraining text is articles, and needs none.
     """
+    found: list[Any] = []
     if corpus == "chat":
-        found: list[Any] = list(
-            chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])
-        )
+        found += chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])
     else:
         given = [rows[name] for name in ("wikipedia", "news") if name in rows]
-        found = [record["text"] for source in given for record in sources.records(source)]
+        found += [record["text"] for source in given for record in sources.records(source)]
     order = np.random.default_rng(seed).permutation(len(found))
     with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(found[i]) + "\n" for i in order)
@@ -63,5 +59,5 @@ def documents(
 
 def read(documents_: store.Artifact) -> list[Any]:
     """Documents of a :func:`documents` artifact."""
-    text = (documents_.path / "documents.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+    with (documents_.path / "documents.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

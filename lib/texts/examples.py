@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,8 +36,13 @@ class Example(BaseModel):
 
 def read(prompts: store.Artifact) -> list[Example]:
     """Examples of a step that writes ``examples.jsonl``: a prompt set, a file of somebody's prompts."""
-    lines = (prompts.path / "examples.jsonl").read_text(encoding="utf-8").split("\n")
-    return [Example.model_validate_json(line) for line in lines if line]
+    with (prompts.path / "examples.jsonl").open(encoding="utf-8") as lines:
+        return [Example.model_validate_json(line) for line in lines]
+
+
+def write(out: Path, examples: Sequence[Example]) -> None:
+    """The other way, into the folder ``out`` of such a step."""
+    (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in examples), encoding="utf-8")
 
 
 SPLITS = ("train", "val", "ood")
@@ -61,22 +69,14 @@ class Labels:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Labels:
-        """From a prompt set.
-
-        Raises:
-            LeakError: a cluster is in two splits.
-            TooFew: a split has one class only.
-        """
-        columns = {
-            name: np.array([getattr(e, name) for e in examples]) for name in ("split", "slice", "group", "overall")
-        }
-        y = np.array([e.label for e in examples])
-        return cls(y=y, taught=y, **columns).checked()
+        """Of a prompt set, :meth:`checked`."""
+        fields = ("label", "split", "slice", "group", "overall", "label")
+        return cls(*(np.array([getattr(e, name) for e in examples]) for name in fields)).checked()
 
     def checked(self) -> Labels:
-        """Itself, if no cluster is in two splits and every split has both classes."""
+        """Itself; LeakError if a cluster is in two splits, TooFew if a split has one class only."""
         of_split = {split: np.unique(self.group[self.split == split]) for split in SPLITS}
-        for a, b in (("train", "val"), ("train", "ood"), ("val", "ood")):
+        for a, b in itertools.combinations(SPLITS, 2):
             if len(shared := np.intersect1d(of_split[a], of_split[b])):
                 rows = np.flatnonzero(self.group == shared[0])[:4].tolist()
                 raise LeakError(
@@ -104,9 +104,8 @@ class Labels:
             chosen = [rng.permutation(names[harmful == kind])[: held[harmful == kind].sum()] for kind in (True, False)]
             split = self.split.copy()
             split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
-            drawn = dataclasses.replace(self, split=split)
-            if all(len(np.unique(self.y[drawn.where(name)])) == 2 for name in SPLITS):
-                return drawn.checked()
+            with suppress(TooFew):
+                return dataclasses.replace(self, split=split).checked()
         raise TooFew("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
 
     def only(self, kept: np.ndarray) -> Labels:

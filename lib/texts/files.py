@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lib import store
 from lib.config import Expected
 from lib.texts import likeness, sources
-from lib.texts.examples import Example, Labels, LeakError, Split, TooFew
+from lib.texts.examples import Example, Labels, LeakError, Split, TooFew, write
 
 LABELS = {"1": 1, "1.0": 1, "true": 1, "harmful": 1, "0": 0, "0.0": 0, "false": 0, "harmless": 0, "benign": 0}
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "ood": "ood", "test": "ood"}
@@ -39,19 +39,13 @@ class DataError(Expected, ValueError):
 
 
 def digest(where: str) -> str:
-    """SHA-256 of a file, so that a changed file is another artifact; of the name for a hub data set.
-
-    Raises:
-        DataError: there is no such file.
-    """
-    if where.startswith("hub:"):
-        return hashlib.sha256(where.encode()).hexdigest()
+    """SHA-256 of a file, so that a changed file is another artifact; of the name for a hub data set. Or DataError."""
     try:
-        return hashlib.sha256(Path(where).read_bytes()).hexdigest()
+        data = where.encode() if where.startswith("hub:") else Path(where).read_bytes()
     except OSError as error:
-        raise DataError(
-            f"cannot read {where}: {error.strerror}. Give a CSV, JSONL or parquet file, or hub:owner/name"
-        ) from None
+        remedy = "Give a CSV, JSONL or parquet file, or hub:owner/name"
+        raise DataError(f"cannot read {where}: {error.strerror}. {remedy}") from None
+    return hashlib.sha256(data).hexdigest()
 
 
 def _csv(data: bytes) -> Iterator[Given]:
@@ -82,11 +76,7 @@ READERS = {".csv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parque
 
 
 def rows_of(where: str) -> list[Given]:
-    """The rows of a file or hub data set, as they come.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The rows of a file or hub data set, as they come; DataError if it cannot be read."""
     path = Path(where)
     try:
         if where.startswith("hub:"):
@@ -114,26 +104,19 @@ class Row(BaseModel):
 
     model_config = ConfigDict(regex_engine="python-re")
 
-    text: Annotated[Prompt, Field(max_length=LONGEST, pattern=r"(?s).*\S")]
-    label: Annotated[Literal[0, 1], _known(LABELS)]
-    split: Annotated[Split, _known(SPLIT_NAMES)]
+    # A description says what a value is that does not fit.
+    text: Prompt = Field(max_length=LONGEST, pattern=r"(?s).*\S", description=f"no text of 1 to {LONGEST:,} characters")
+    label: Annotated[Literal[0, 1], _known(LABELS)] = Field(description="neither 1 or harmful, nor 0 or harmless")
+    split: Annotated[Split, _known(SPLIT_NAMES)] = Field(description="none of train, val, ood")
     group: Word
-    slice: Annotated[Word, Field(pattern=r"\A[\w .,:+()/'-]{0,60}\Z")]  # it stands in tables
+    slice: Word = Field(pattern=r"\A[\w .,:+()/'-]{0,60}\Z", description="not of up to 60 letters, digits and spaces")
     id: Word
-
-
-WRONG = {
-    "text": f"no text of 1 to {LONGEST:,} characters",
-    "label": "neither 1 or harmful, nor 0 or harmless",
-    "split": "none of train, val, ood",
-    "slice": "not of up to 60 letters, digits and spaces",
-}
 
 
 def _fault(column: str, value: Any) -> str:
     long = isinstance(value, str) and len(value) > 40
     shown = f"{value[:40]!r}… ({len(value):,} characters)" if long else repr(value)
-    return f"column {column}: {shown} is {WRONG[column]}"
+    return f"column {column}: {shown} is {Row.model_fields[column].description}"
 
 
 def _cell(value: Any) -> Any:
@@ -142,11 +125,9 @@ def _cell(value: Any) -> Any:
 
 
 def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
-    """Checked examples of rows; ``name`` is for messages.
+    """Checked examples of rows; ``name`` is for messages, which tell all that is wrong.
 
-    Raises:
-        DataError: columns are missing, or rows have values that cannot be used; all of them are told.
-        LeakError: groups, or near-duplicates, are in more than one split; all of them are told.
+    DataError for missing columns and values that cannot be used, LeakError for groups or near-duplicates in two splits.
     """
     if not rows:
         raise DataError(f"{name} holds no rows")
@@ -170,7 +151,7 @@ def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
         why = "empty, but other rows have one; fill in all or none"
         faults += [(number, f"row {number}, column group: {why}") for number in bare]
     if faults:
-        raise DataError(f"{name}, {_listed(fault for _, fault in sorted(faults))}")
+        raise DataError(f"{name}, {_listed(faults)}")
 
     good = list(checked.values())
     numbers = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in good))}
@@ -178,9 +159,7 @@ def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
     _refuse_leaks(good, groups, "near-duplicates" if bare else "of one group", name)
     examples = [
         Example(
-            text=row.text,
-            label=row.label,
-            split=row.split,
+            **row.model_dump(include={"text", "label", "split"}),
             slice=row.slice or ("harmful" if row.label else "harmless"),
             transform="plain",
             base=row.id or str(number),
@@ -195,8 +174,8 @@ def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
     return examples
 
 
-def _listed(faults: Iterable[str]) -> str:
-    found = list(faults)
+def _listed(faults: Iterable[tuple[Any, str]]) -> str:
+    found = [told for _, told in sorted(faults)]
     more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
@@ -206,22 +185,18 @@ def _refuse_leaks(rows: Sequence[Row], groups: Sequence[int], what: str, name: s
     folded = [" ".join(row.text.lower().split()) for row in rows]
     # Clusters of our own hold equal texts; given groups may not.
     for marks, why in ((groups, f"are {what} and"), (folded, "have the same text and are")):
-        first: dict[Any, int] = {}
-        for number, (row, mark) in enumerate(zip(rows, marks, strict=True)):
-            before = first.setdefault(mark, number)
-            if rows[before].split != row.split:
-                splits = f"({rows[before].split}, {row.split})"
-                told = f"rows {before + 1} and {number + 1} {why} in different splits {splits}"
+        first: dict[Any, tuple[int, str]] = {}
+        for number, (row, mark) in enumerate(zip(rows, marks, strict=True), 1):
+            before, split = first.setdefault(mark, (number, row.split))
+            if split != row.split:
+                told = f"rows {before} and {number} {why} in different splits ({split}, {row.split})"
                 found.setdefault((before, number), told)
     if found:
-        faults = _listed(text for _, text in sorted(found.items()))
         remedy = "keep them in one split, or say in a column group what belongs together"
-        raise LeakError(f"{name}: {faults}: {remedy}")
+        raise LeakError(f"{name}: {_listed(found.items())}: {remedy}")
 
 
 @store.cached
 def prompt_file(out: Path, where: str, content: str) -> None:
     """Step: somebody's prompts as ``examples.jsonl``; ``content`` is their :func:`digest`."""
-    examples = examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name)
-    text = "".join(example.model_dump_json() + "\n" for example in examples)
-    (out / "examples.jsonl").write_text(text, encoding="utf-8")
+    write(out, examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name))

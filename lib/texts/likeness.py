@@ -12,33 +12,26 @@ from sklearn.feature_extraction.text import CountVectorizer
 LEAK = 0.4  # Jaccard index from which two base prompts count as neighbours
 
 
-def neighbours(texts: Sequence[str], threshold: float = LEAK, block: int = 512) -> sparse.csr_matrix:
-    """Boolean [n, n]: pairs whose sets of character trigrams have a Jaccard index of at least ``threshold``."""
+def neighbours(texts: Sequence[str], block: int = 512) -> sparse.csr_matrix:
+    """Boolean [n, n]: pairs whose sets of character trigrams have a Jaccard index of at least :data:`LEAK`."""
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), binary=True, lowercase=True, dtype=np.float32)
     grams = counter.fit_transform([f"  {' '.join(text.split())}  " for text in texts]).tocsr()
     sizes = np.asarray(grams.sum(axis=1)).ravel()
-    rows, columns = [], []
+    near = []
     for start in range(0, len(texts), block):
         shared = (grams[start : start + block] @ grams.T).tocoo()
-        union = sizes[start + shared.row] + sizes[shared.col] - shared.data
-        near = shared.data >= threshold * union
-        rows.append(start + shared.row[near])
-        columns.append(shared.col[near])
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    return sparse.csr_matrix((np.ones(len(row), bool), (row, column)), shape=(len(texts), len(texts)))
+        shared.data = shared.data >= LEAK * (sizes[start + shared.row] + sizes[shared.col] - shared.data)
+        shared.eliminate_zeros()
+        near.append(shared)
+    return sparse.vstack(near, format="csr")
 
 
-def components(near: sparse.csr_matrix) -> np.ndarray:
+def clusters(texts: Sequence[str]) -> np.ndarray:
     """[n] int cluster of each text: connected components of the graph of :func:`neighbours`."""
-    return connected_components(near, directed=False)[1]
+    return connected_components(neighbours(texts), directed=False)[1]
 
 
-def clusters(texts: Sequence[str], threshold: float = LEAK) -> np.ndarray:
-    """[n] int cluster of each text."""
-    return components(neighbours(texts, threshold))
-
-
-def leaks(train: Sequence[str], ood: Sequence[str], threshold: float = LEAK) -> list[tuple[int, int]]:
+def leaks(train: Sequence[str], ood: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs (index in ``train``, index in ``ood``) of neighbours across the two sets."""
-    near = neighbours([*train, *ood], threshold)[: len(train), len(train) :].tocoo()
+    near = neighbours([*train, *ood])[: len(train), len(train) :].tocoo()
     return sorted(zip(near.row.tolist(), near.col.tolist(), strict=True))

@@ -11,24 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from lib import store
 from lib.config import PromptSection
 from lib.texts import sources
-from lib.texts.examples import Example, Split
-from lib.texts.likeness import clusters, components, leaks, neighbours
+from lib.texts.examples import Example, Split, write
+from lib.texts.likeness import clusters, leaks, neighbours
 from lib.texts.sources import Source
 from lib.texts.transforms import Transform, apply
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
-_JAILBREAK_LIKE = re.compile(
-    r"jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions", re.IGNORECASE
-)
-
-
+_JAILBREAK = re.compile(r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions")
 FIXED = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
 
 
@@ -53,9 +51,8 @@ def benign_pool(source: Source) -> list[_Base]:
     for record in sources.records(source):
         text = record["text"].removesuffix("Share Prompt").strip()
         words = text.split()
-        if not 4 <= len(words) <= 60 or "\n" in text or _NOT_PLAIN.search(text) or _JAILBREAK_LIKE.search(text):
-            continue
-        if sum(c.isascii() for c in text) >= 0.97 * len(text):
+        odd = "\n" in text or _NOT_PLAIN.search(text) or _JAILBREAK.search(text)
+        if 4 <= len(words) <= 60 and not odd and sum(c.isascii() for c in text) >= 0.97 * len(text):
             found.setdefault(" ".join(words).lower(), _Base(f"chat:{record['id']}", text, 0, "chat"))
     return list(found.values())
 
@@ -78,13 +75,7 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
 def build(
     section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
 ) -> list[Example]:
-    """The labelled set of :func:`sources_of` a kind. Sizes follow from ``section``; the same seed gives the same set.
-
-    Raises:
-        SourceError: a source cannot be read.
-        ValueError: a base prompt of the OOD set has a neighbour in training or validation (this cannot happen unless
-            the code that drops them is broken; it is checked on the finished set).
-    """
+    """The labelled set of :func:`sources_of` a kind, :func:`check`ed; the same ``seed`` gives the same set."""
     rng = np.random.default_rng(seed)
     harmful = _take(_bases(rows["harmbench"], 1, "HarmBench"), section.harmful_bases, rng)
     advbench = _bases(rows["advbench"], 1, "AdvBench")
@@ -96,20 +87,19 @@ def build(
 
     pool = [*harmful, *fixed_ood, *chat]
     near = neighbours([base.text for base in pool])
-    group = dict(zip((b.id for b in pool), components(near).tolist(), strict=True))
+    group = dict(zip((b.id for b in pool), connected_components(near, directed=False)[1].tolist(), strict=True))
     first_ood, first_chat = len(harmful), len(harmful) + len(fixed_ood)
 
     # Chat prompts give way to the fixed sets; the OOD sets give way to HarmBench, questions also to AdvBench.
-    chat_is_free = np.asarray(near[first_chat:, :first_chat].sum(axis=1)).ravel() == 0
-    ood_is_free = np.asarray(near[first_ood:first_chat, :first_ood].sum(axis=1)).ravel() == 0
+    chat = list(compress(chat, near[first_chat:, :first_chat].getnnz(axis=1) == 0))
+    fixed_ood = list(compress(fixed_ood, near[first_ood:first_chat, :first_ood].getnnz(axis=1) == 0))
     near_advbench = {group[b.id] for b in advbench}
-    fixed_ood = [base for base, free in zip(fixed_ood, ood_is_free, strict=True) if free]
     fixed_ood = [b for b in fixed_ood if b.slice != "question-form harmful" or group[b.id] not in near_advbench]
 
     benign: list[_Base] = []
     ood_chat: list[_Base] = []
     by_cluster: dict[int, list[_Base]] = {}
-    for base in (base for base, free in zip(chat, chat_is_free, strict=True) if free):
+    for base in chat:
         by_cluster.setdefault(group[base.id], []).append(base)
     for cluster in rng.permutation(sorted(by_cluster)):
         target = benign if len(benign) < section.benign else ood_chat
@@ -124,19 +114,19 @@ def build(
     examples: list[Example] = []
 
     def add(base: _Base, which: Sequence[Transform], split: Split, slice_: str = "", overall: bool = True) -> None:
-        for rule in which:
-            examples.append(
-                Example(
-                    text=apply(rule, base.text, seed),
-                    label=base.label if rule.label is None else rule.label,
-                    split=split,
-                    slice=slice_ or rule.name,
-                    transform=rule.name,
-                    base=base.id,
-                    group=group[base.id],
-                    overall=overall,
-                )
+        examples.extend(
+            Example(
+                text=apply(rule, base.text, seed),
+                label=base.label if rule.label is None else rule.label,
+                split=split,
+                slice=slice_ or rule.name,
+                transform=rule.name,
+                base=base.id,
+                group=group[base.id],
+                overall=overall,
             )
+            for rule in which
+        )
 
     plain = [t for t in transforms if t.kind == "plain"]
     of = {split: [t for t in transforms if t.split == split] for split in ("train", "ood")}
@@ -182,5 +172,4 @@ def prompt_set(
     out: Path, section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
 ) -> None:
     """Step: the labelled set as ``examples.jsonl``, of :func:`sources_of` a kind and, in their order, ``transforms``."""
-    lines = [example.model_dump_json() for example in build(section, rows, transforms, seed)]
-    (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(out, build(section, rows, transforms, seed))

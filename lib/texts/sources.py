@@ -15,7 +15,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 from xml.etree import ElementTree
 
 import mwparserfromhell
@@ -39,21 +39,16 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class Source:
-    """A row that can be read."""
+    """A row that can be read: :meth:`rows` gives its records as they come."""
 
     name: str
 
     def rows(self) -> Iterable[Record]:
-        """Its records as they come."""
         raise NotImplementedError
 
 
 def records(source: Source) -> list[Record]:
-    """Records of a row: at least "text" and "id", texts cleaned, empty ones dropped.
-
-    Raises:
-        SourceError: it cannot be read, or holds no records.
-    """
+    """Of a row, at least "text" and "id", texts cleaned, empty ones dropped; SourceError if there are none."""
     found = []
     for number, row in enumerate(source.rows()):
         text = clean(str(row["text"])).strip()
@@ -70,18 +65,16 @@ def records(source: Source) -> list[Record]:
 
 @dataclass(frozen=True, config=STRICT)
 class Packaged(Source):
-    """Members of a pinned wheel, in a format of its own."""
+    """Members of a pinned wheel, in order; a format is a :meth:`parse`, which gives the records of one."""
 
     wheel: str
     members: tuple[str, ...]  # paths inside the wheel
     hashes: tuple[str, ...]  # SHA-256 of each member, then of the wheel
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        """Records of one member."""
         raise NotImplementedError
 
     def rows(self) -> Iterator[Record]:
-        """Of all members, in order."""
         for member in self.members:
             yield from self.parse(read_member(self.wheel, member))
 
@@ -90,29 +83,22 @@ class Lines(Packaged):
     """One record a line; blank lines dropped."""
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        return [{"text": line.strip()} for line in data.decode("utf-8").splitlines() if line.strip()]
+        return [{"text": line} for line in data.decode("utf-8").splitlines() if line.strip()]
 
 
 class Seeds(Packaged):
-    """PyRIT seed data set: YAML with seeds[].value."""
+    """PyRIT's YAML: the values of its seeds, or of the one seed that a jailbreak template (Jinja) is."""
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        return [{"text": seed["value"].strip()} for seed in yaml.safe_load(data)["seeds"]]
-
-
-class Template(Packaged):
-    """PyRIT jailbreak template: YAML whose value is a Jinja template with ``{{ prompt }}``."""
-
-    def parse(self, data: bytes) -> Iterable[Record]:
-        return [{"text": yaml.safe_load(data)["value"]}]
+        found = yaml.safe_load(data)
+        return [{"text": seed["value"]} for seed in found.get("seeds", [found])]
 
 
 class JsonLines(Packaged):
     """One JSON object a line with a "prompt"."""
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        lines = data.decode("utf-8").splitlines()
-        return [{"text": json.loads(line)["prompt"].strip()} for line in lines if line.strip()]
+        return [{"text": json.loads(line)["prompt"]} for line in data.decode("utf-8").splitlines() if line.strip()]
 
 
 class Rho(Packaged):
@@ -122,7 +108,7 @@ class Rho(Packaged):
         for row in json.loads(data):
             for column, harmful in (("text", False), ("harmful_version", True)):
                 if column in row:
-                    yield {"text": row[column].split("\n\n")[0].strip(), "harmful": harmful}
+                    yield {"text": row[column].split("\n\n")[0], "harmful": harmful}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,9 +118,9 @@ class Objectives(Packaged):
     chosen: tuple[str, ...]
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        lines = [line for line in data.decode("utf-8").splitlines(keepends=True) if not line.startswith("# ")]
-        found = {row["objective"]: None for row in csv.DictReader(io.StringIO("".join(lines))) if row.get("objective")}
-        return [{"text": o.strip()} for o in found if hashlib.sha256(o.encode()).hexdigest() in self.chosen]
+        lines = (line for line in data.decode("utf-8").splitlines(keepends=True) if not line.startswith("# "))
+        found = dict.fromkeys(row["objective"] for row in csv.DictReader(lines) if row.get("objective"))
+        return [{"text": o} for o in found if hashlib.sha256(o.encode()).hexdigest() in self.chosen]
 
 
 class ShareGPT(Packaged):
@@ -143,59 +129,49 @@ class ShareGPT(Packaged):
     Each record has "turns", a list of {"role", "content"}, and "text", the first user turn.
     """
 
-    ROLES = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
+    SPEAKERS: ClassVar = {"user": ("human", "user"), "assistant": ("gpt", "chatgpt", "bing", "bard")}
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        text = data.decode("utf-8", errors="ignore")
-        decoder, at = json.JSONDecoder(), text.index("[") + 1
+        text, decoder, at = data.decode("utf-8", errors="ignore"), json.JSONDecoder(), 0
         while True:
-            while at < len(text) and text[at] in " \r\n\t,":
-                at += 1
             try:
-                row, at = decoder.raw_decode(text, at)
+                row, at = decoder.raw_decode(text, text.index("{", at))
             except ValueError:  # the cut, or the end
                 return
-            turns = [(self.ROLES.get(turn["from"]), turn["value"].strip()) for turn in row["conversations"]]
-            if not row["id"].endswith("_0") or not turns or turns[0][0] != "user":
-                continue  # a later piece of a conversation, or the assistant begins
-            kept: list[dict[str, str]] = []
-            for role, content in turns:
-                if role is None or not content or (kept and kept[-1]["role"] == role):
+            turns: list[dict[str, str]] = []
+            for turn, role in zip(row["conversations"], itertools.cycle(self.SPEAKERS)):
+                if turn["from"] not in self.SPEAKERS[role] or not (content := turn["value"].strip()):
                     break
-                kept.append({"role": role, "content": content})
-            if kept:
-                yield {"text": kept[0]["content"], "id": row["id"], "turns": kept}
+                turns.append({"role": role, "content": content})
+            if turns and row["id"].endswith("_0"):  # else a later piece of a conversation, or the assistant begins
+                yield {"text": turns[0]["content"], "id": row["id"], "turns": turns}
 
 
 class Wikipedia(Packaged):
     """English Wikipedia dump (bz2): plain text of articles, without markup, tables, references and end matter."""
 
     END = ("see also", "references", "notes", "external links", "further reading", "bibliography", "footnotes")
+    ASIDE = ("file:", "image:", "category:")
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):  # noqa: S314 - pinned by hash
-            if element.tag.rpartition("}")[2] != "page":
+        for _, page in ElementTree.iterparse(io.BytesIO(bz2.decompress(data))):  # noqa: S314 - pinned by hash
+            if page.tag.rpartition("}")[2] != "page":
                 continue
-            fields = {child.tag.rpartition("}")[2]: (child.text or "") for child in element.iter()}
-            element.clear()
-            text = fields.get("text", "")
-            if fields.get("ns") != "0" or text[:9].upper() == "#REDIRECT":
+            text, title = page.findtext("{*}revision/{*}text", ""), page.findtext("{*}title", "")
+            article = page.findtext("{*}ns") == "0" and text[:9].upper() != "#REDIRECT"
+            page.clear()
+            if not article:
                 continue
-            if len(plain := self._plain(text)) > 200:
-                yield {"text": plain, "id": fields.get("title", "")}
-
-    def _plain(self, text: str) -> str:
-        code = mwparserfromhell.parse(text)
-        tags = code.ifilter_tags(matches=lambda n: str(n.tag).lower() in {"ref", "table", "gallery", "math"})
-        links = code.ifilter_wikilinks(
-            matches=lambda n: str(n.title).strip().lower().startswith(("file:", "image:", "category:"))
-        )
-        for node in [*code.ifilter_comments(), *tags, *links]:
-            with suppress(ValueError):  # its parent was removed before it
-                code.remove(node)
-        lines = [line.strip() for line in code.strip_code().splitlines()]
-        body = itertools.takewhile(lambda line: line.lower() not in self.END, lines)
-        return "\n".join(line for line in body if line)
+            code = mwparserfromhell.parse(text)
+            tags = [t for t in code.filter_tags() if str(t.tag).lower() in {"ref", "table", "gallery", "math"}]
+            links = [k for k in code.filter_wikilinks() if str(k.title).strip().lower().startswith(self.ASIDE)]
+            for node in [*code.filter_comments(), *tags, *links]:
+                with suppress(ValueError):  # its parent was removed before it
+                    code.remove(node)
+            lines = [line.strip() for line in code.strip_code().splitlines()]
+            body = itertools.takewhile(lambda line: line.lower() not in self.END, lines)
+            if len(plain := "\n".join(filter(None, body))) > 200:
+                yield {"text": plain, "id": title}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -207,12 +183,10 @@ class Hub(Source):
     columns: dict[str, str]
 
     def rows(self) -> Iterator[Record]:
-        """Raise SourceError if a column is missing."""
         found = hub_data(self.hub, self.options)
         if missing := set(self.columns.values()) - set(found.column_names):
-            raise SourceError(
-                f"hub data set {self.hub!r} lacks the columns {sorted(missing)}; it has {found.column_names}"
-            )
+            has = found.column_names
+            raise SourceError(f"hub data set {self.hub!r} lacks the columns {sorted(missing)}; it has {has}")
         for row in found:
             yield {name: row[column] for name, column in self.columns.items()}
 
@@ -224,28 +198,22 @@ def hub_data(name: str, options: dict[str, str]) -> Any:
     try:
         return datasets.load_dataset(name, **options)
     except Exception as error:  # the hub client raises many types; all mean the same to the caller
-        asked = ", ".join([repr(name), *(f"{key}={value}" for key, value in options.items())])
-        raise SourceError(f"cannot load hub data set {asked}: {error}") from error
+        raise SourceError(f"cannot load hub data set {name!r} {options or ''}: {error}") from error
 
 
-_PACKAGED = (Lines, Seeds, Template, JsonLines, Rho, Objectives, ShareGPT, Wikipedia)
+_PACKAGED = (Lines, Seeds, JsonLines, Rho, Objectives, ShareGPT, Wikipedia)
 FORMATS: dict[str, type[Packaged]] = {c.__name__: c for c in _PACKAGED}
 
 
 def rows(kind: Kind, *names: str) -> dict[str, Source]:
-    """The rows ``names`` of ``data/sources.yaml``; where there is no hub row, the wheels'.
-
-    Raises:
-        SourceError: there is no such source of either kind, or its row does not fit.
-    """
+    """The rows ``names`` of ``data/sources.yaml``; where there is no hub row, the wheels'. Errors as in :func:`made`."""
     return made("sources.yaml", functools.partial(_row, kind), names)
 
 
 def made(file: str, make: Callable[..., T], names: Iterable[str] | None = None) -> dict[str, T]:
-    """``make(name, **fields)`` of the rows of a YAML file of ``data/``, of all or of ``names``.
+    """``make(name, **fields)`` of the rows ``names`` (or all) of a YAML file of ``data/``.
 
-    Raises:
-        SourceError: there is no such row, or it does not fit.
+    SourceError if there is no such row, or it does not fit.
     """
     table, found = _table(file), {}
     for name in table if names is None else names:
@@ -254,11 +222,8 @@ def made(file: str, make: Callable[..., T], names: Iterable[str] | None = None) 
         try:
             found[name] = make(name, **table[name])
         except (ValidationError, KeyError, TypeError) as error:
-            wrong = error.errors() if isinstance(error, ValidationError) else []
-            why = (
-                "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong)
-                or f"{type(error).__name__}: {error}"
-            )
+            known = isinstance(error, ValidationError)
+            why = config.reasons(error) if known else f"{type(error).__name__}: {error}"  # type: ignore[arg-type]
             raise SourceError(f"data/{file}, {name}: {why}") from None
     return found
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -16,27 +14,14 @@ _IMPERATIVES = re.compile(
 _QUESTIONS = re.compile("how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will")
 
 
-@dataclass(frozen=True)
 class _Text:
-    """A prompt, with the counts that several features share."""
+    """A prompt, with what several features share."""
 
-    text: str
-
-    @cached_property
-    def words(self) -> list[str]:
-        return re.findall(r"[\w']+", self.text)
-
-    @cached_property
-    def lower(self) -> list[str]:
-        return [word.lower() for word in self.words]
-
-    @property
-    def first(self) -> str:
-        return self.lower[0] if self.lower else ""
-
-    @property
-    def last(self) -> str:
-        return self.text.rstrip()[-1:]
+    def __init__(self, text: str) -> None:
+        self.text, self.last = text, text.rstrip()[-1:]
+        self.words: list[str] = re.findall(r"[\w']+", text)
+        self.lower = [word.lower() for word in self.words]
+        self.first = self.lower[0] if self.lower else ""
 
     def share(self, holds: Callable[[str], bool]) -> float:
         """Of characters."""

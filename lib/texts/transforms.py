@@ -30,11 +30,7 @@ class Transform:
 
 
 def every() -> dict[str, Transform]:
-    """All rows of ``data/transforms.yaml`` by name, in its order.
-
-    Raises:
-        SourceError: a row does not fit.
-    """
+    """All rows of ``data/transforms.yaml`` by name, in its order; SourceError if one does not fit."""
     return sources.made("transforms.yaml", _row)
 
 
@@ -55,8 +51,8 @@ def _compiled(template: str | Source) -> Template:
 
 def apply(transform: Transform, text: str, seed: int) -> str:
     """``text`` under ``transform``; random choices depend on (seed, name of the transform, text) only."""
-    digest = hashlib.sha256(json.dumps([seed, transform.name, text]).encode()).digest()
-    rng = random.Random(digest)  # noqa: S311 - no secret
+    key = json.dumps([seed, transform.name, text]).encode()
+    rng = random.Random(hashlib.sha256(key).digest())  # noqa: S311 - no secret
     given: dict[str, Any] = {"prompt": text}
     if transform.suffixes:
         given["suffix"] = rng.choice(_texts(transform.suffixes))
