@@ -30,7 +30,7 @@ pages.banner(profile, overrides)
 # %% [markdown]
 # ## The answer
 
-# %%
+# %% tags=["hide-input"]
 probes, by_k = filed("02_probes"), filed("02_k_sparse")
 scores = {
     "dense": probes["dense"]["ood"],
@@ -42,7 +42,7 @@ template = (config.ROOT / "data" / "headline.md").read_text(encoding="utf-8")
 headline = pages.fill(template, {**scores, "dense_interval": pages.interval(scores["dense"])})
 Markdown(pages.headline(headline, name="headline").value)
 
-# %%
+# %% tags=["hide-input"]
 chosen = [by_k[f"{name}, k={k}"]["ood"] for name in ("pretraining", "finetuned", "chat", "QF")]
 expect(
     k == 20 and all(min(scores["components"]["seeds"]) > max(entry["seeds"]) for entry in chosen),
@@ -63,7 +63,7 @@ expect(probes["dense"]["val"]["auroc"] > 0.99, "the dense probe is near perfect 
 #
 # Each has a test that was written down, with its date, in `data/claims.yaml` before these numbers were seen.
 
-# %%
+# %% tags=["hide-input"]
 records = [claims.Record(**record) for name in ("02_claims",) for record in filed(name)]
 claims.filed(records, name="claims").value
 verdicts = {"reproduced": "#009E73", "supported": "#009E73", "not reproduced": "#D55E00", "not supported": "#D55E00"}
