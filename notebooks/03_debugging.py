@@ -60,7 +60,6 @@ sae = study.sae("jumprelu", coefficient=p.training.coefficient)
 finetuned = study.train("chat", sae, start=study.train("pretraining", sae), share=0.5)
 found = cards.cards(
     pair,
-    turns,
     harvest.harvest(turns, study.lm, (p.layer,)),
     finetuned,
     study.lm,

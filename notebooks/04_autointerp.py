@@ -54,7 +54,6 @@ scores = values(
             study.lm,
             p.layer,
             p.autointerp,
-            p.autointerp.tokens,
             p.probes.bootstrap,
             p.seed,
             name=f"04_autointerp_{name.split()[0].lower()}",

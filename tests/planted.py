@@ -50,11 +50,11 @@ def prompt_set(out: Path) -> None:
 def harvest(out: Path) -> None:
     """At position 1, coordinate 0 is causal in all splits; coordinate 1 is a stronger shortcut, in distribution only. Among
     each prompt's five other tokens, one at a random place is causal and says so in coordinate 2."""
-    rng = np.random.default_rng(0)
-    sign = 2 * LABELS.y - 1
+    rng, labels = np.random.default_rng(0), Labels.of(examples())
+    sign = 2 * labels.y - 1
     tail = rng.normal(size=(len(sign), POSITIONS, WIDTH))
     tail[:, 1, 0] += 1.0 * sign
-    tail[:, 1, 1] += np.where(LABELS.split == "ood", 0, 6 * sign)
+    tail[:, 1, 1] += np.where(labels.split == "ood", 0, 6 * sign)
     tokens = rng.normal(size=(len(sign), 5, WIDTH))
     where = rng.integers(5, size=len(sign))
     tokens[np.arange(len(sign)), where, 0] = 4 * sign

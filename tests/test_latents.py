@@ -72,7 +72,7 @@ def test_windows_are_whole_and_of_one_text(tmp_path: Path) -> None:
     columns = {"sequence": torch.from_numpy(sequence), "position": numbers, "token": numbers.clone()}
     ones = torch.ones(len(sequence))
     save_file({**columns, "layer_0": ones.half()[:, None], "norm_0": ones}, tmp_path / "shard_0000.safetensors")
-    source = activations.Activations(tmp_path, 0)
+    source = activations.Activations([(tmp_path, 1.0)], 0)
     rows, owner = autointerp.windows_of(source, 4, 1000, 0)
     assert len(rows) == 1 + 2 + 0 + 3 and (np.diff(rows) == 1).all()
     assert all((sequence[row] == text).all() for row, text in zip(rows, owner, strict=True))
@@ -164,7 +164,7 @@ def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.St
     pair = rows(tiny)
     turns = sequences_.labelled(pair, model.pinned(tiny), "user", 256)
     sae = reader(first_token(tiny, "<"), first_token(tiny, "The"))
-    found = cards.cards(pair, turns, residuals(turns), sae, model.pinned(tiny), 0, 3, 2).value
+    found = cards.cards(pair, residuals(turns), sae, model.pinned(tiny), 0, 3, 2).value
     top = found["latents"][0]
     assert (found["n"], found["harmful"]) == (60, 30)
     assert (top["latent"], top["harmful_share"], top["harmless_share"], top["auroc"]) == (3, 1.0, 0.0, 1.0)
@@ -183,8 +183,8 @@ def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.
             out / "sequences.safetensors"
         )
 
-    section = AutointerpSection(latents=6, examples=12, window=8)
-    arguments = (residuals(sequences()), model.pinned(tiny), 0, section, 9_000, 50, 0)
+    section = AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
+    arguments = (residuals(sequences()), model.pinned(tiny), 0, section, 50, 0)
     found = autointerp.evaluate(reader(20, 30), *arguments).value
     assert found["eligible"] == 2 and found["eligible_firing"] == 1.0
     assert {p["latent"] for p in found["scored"]} <= {3, 5}

@@ -19,7 +19,7 @@ from lib.texts.examples import SPLITS, LeakError
 @store.cached
 def scored(out: Path, seed: int, noise: float, runs: int) -> None:
     """The label with noise, rounded so that there are ties; the noise of seed + 1 is little more than that of seed."""
-    y, rng = LABELS.y, np.random.default_rng(seed - seed % 2)
+    y, rng = np.array([e.label for e in examples()]), np.random.default_rng(seed - seed % 2)
     scores = {f"{run}/": np.round(y + rng.normal(0, noise, len(y)), 1) for run in range(runs)}
     more = np.random.default_rng(seed).normal(0, 0.1 * (seed % 2), len(y))
     save_file({name: (s + more).astype(np.float32) for name, s in scores.items()}, out / "scores.safetensors")

@@ -14,6 +14,7 @@ from lib.probes.attention import Tokens
 from lib.probes.methods import Logistic
 from lib.probes.views import Data, Error, Latents, Reconstruction, Residual, Surface, View, Words
 from lib.sae import training
+from lib.sae.metrics import Sums
 from lib.texts import style
 
 
@@ -89,14 +90,14 @@ def test_keys_follow_what_a_view_is(empty_store: store.Store) -> None:
 
 def test_a_constant_error_is_not_lost_to_a_probe() -> None:
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
-    made = views._Sums(6)
+    made = Sums(1, 6, 6)
     for part in x.split(77):
         made.add(part, part + 3.0, torch.eye(6)[:3].repeat(30, 1)[: len(part)])
-    value = made.value()
+    value = made.fidelity()
     assert value["lost"] == pytest.approx(0, abs=1e-9) and value["fvu"] > 5 and value["l0"] == 1
-    half = views._Sums(6)
+    half = Sums(1, 6, 6)
     half.add(x, 0.5 * x, x)
-    assert half.value()["lost"] == pytest.approx(0.25)
+    assert half.fidelity()["lost"] == pytest.approx(0.25)
 
 
 def test_where_an_sae_loses_is_found(empty_store: store.Store) -> None:

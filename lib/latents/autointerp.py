@@ -35,11 +35,6 @@ class Window:
     tokens: tuple[int, ...]
     values: tuple[float, ...]
 
-    @property
-    def peak(self) -> float:
-        """Its strongest activation."""
-        return max(self.values)
-
 
 @dataclass(frozen=True)
 class Explanation:
@@ -49,30 +44,25 @@ class Explanation:
 
     def predict(self, tokens: Sequence[int]) -> float:
         """The maximum activation expected in a context: each token takes its longest known pattern."""
-        best, before = 0.0, None
-        for token in tokens:
-            value = self.patterns.get((before, token))
-            best = max(best, self.patterns.get((None, token), 0.0) if value is None else value)
-            before = token
-        return best
+        alone = (self.patterns.get((None, token), 0.0) for token in tokens)
+        pairs = zip((None, *tokens[:-1]), tokens, strict=True)
+        return max((0.0, *map(self.patterns.get, pairs, alone)))
 
 
 def explain(windows: Sequence[Window]) -> Explanation:
     """Patterns from contexts. A pair of tokens counts as a pattern of its own once it was seen twice."""
     seen: dict[tuple[int | None, int], list[float]] = defaultdict(list)
     for window in windows:
-        before: int | None = None
-        for token, value in zip(window.tokens, window.values, strict=True):
-            seen[(None, token)].append(value)
+        for before, token, value in zip((None, *window.tokens[:-1]), window.tokens, window.values, strict=True):
+            seen[None, token].append(value)
             if before is not None:
-                seen[(before, token)].append(value)
-            before = token
+                seen[before, token].append(value)
     return Explanation({key: float(np.mean(v)) for key, v in seen.items() if key[0] is None or len(v) > 1})
 
 
 def score(explanation: Explanation, windows: Sequence[Window]) -> float:
     """Spearman correlation of predicted and true quantised maxima, in [-1, 1]; 0 if either does not vary."""
-    truth = np.array([window.peak for window in windows])
+    truth = np.array([max(window.values) for window in windows])
     guess = np.array([explanation.predict(window.tokens) for window in windows])
     quantised = [np.round(LEVELS * v / v.max()) if v.max() > 0 else v for v in (truth, guess)]
     if any(np.ptp(v) == 0 for v in quantised):
@@ -125,13 +115,9 @@ def windows_of(source: activations.Activations, width: int, limit: int, seed: in
     """
     sequence = source.column("sequence")
     texts = np.split(np.arange(len(sequence)), np.flatnonzero(np.diff(sequence)) + 1)
-    found, covered = [], 0
-    for i in np.random.default_rng(seed).permutation(len(texts)):
-        found.append(texts[i][: len(texts[i]) // width * width].reshape(-1, width))
-        covered += len(texts[i])
-        if covered >= limit:
-            break
-    rows = np.concatenate(found)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    enough = np.searchsorted(np.cumsum([len(texts[i]) for i in order]), limit) + 1
+    rows = np.concatenate([texts[i][: len(texts[i]) // width * width].reshape(-1, width) for i in order[:enough]])
     if not len(rows):
         raise ValueError(f"no text has {width} tokens in a row: lower autointerp.window")
     return rows, sequence[rows[:, 0]]
@@ -147,14 +133,7 @@ def _encoded(sae: SAE, source: activations.Activations, rows: np.ndarray) -> Ite
 
 @result
 def evaluate(
-    sae: Artifact,
-    harvest: Artifact,
-    lm: Pinned,
-    layer: int,
-    section: AutointerpSection,
-    limit: int,
-    bootstrap: int,
-    seed: int,
+    sae: Artifact, harvest: Artifact, lm: Pinned, layer: int, section: AutointerpSection, bootstrap: int, seed: int
 ) -> dict[str, Any]:
     """Step: autointerp of an SAE, as the mean over latents (uniform) and over firings (frequency-weighted).
 
@@ -162,10 +141,11 @@ def evaluate(
     replacement, so the plain mean of a scheme's scores is unbiased. Latents that fire in too few contexts to be scored are
     left out; ``eligible`` is how many are left and ``eligible_firing`` their share of all firing. Intervals: 95 %
     percentile bootstrap over the draws. Returns {uniform, weighted: {mean, interval, n}, eligible, latents,
-    eligible_firing, windows, scored: [{latent, frequency, score, patterns}]}.
+    eligible_firing, windows, scored: [{latent, frequency, score, patterns}]}; patterns are the three strongest, as text,
+    "before|token".
     """
     source, trained = activations.read(harvest, layer), training.load(sae)
-    rows, owner = windows_of(source, section.window, limit, seed)
+    rows, owner = windows_of(source, section.window, section.tokens, seed)
     tokens = source.column("token")[rows]
     fired, in_windows = np.zeros((2, trained.config.latents), np.int64)
     for _, f in _encoded(trained, source, rows):
@@ -187,7 +167,9 @@ def evaluate(
     for number, latent in enumerate(wanted.tolist()):
         done = score_latent(tokens, values[number], owner, section.examples, np.random.default_rng([seed, latent]))
         if done is not None:
-            frequency, patterns = fired[latent] / rows.size, _patterns(done[1], tokenizer)
+            best = sorted(done[1].patterns.items(), key=lambda item: -item[1])[:3]
+            texts = [token_texts(tokenizer, [t for t in key if t is not None]) for key, value in best if value > 0]
+            frequency, patterns = fired[latent] / rows.size, ["|".join(text) for text in texts]
             scored[latent] = {"latent": latent, "frequency": frequency, "score": done[0], "patterns": patterns}
     out: dict[str, Any] = {}
     for scheme, drawn in draws.items():
@@ -199,13 +181,7 @@ def evaluate(
     return out | {
         "eligible": len(eligible),
         "latents": trained.config.latents,
-        "eligible_firing": float(fired[eligible].sum() / max(1, fired.sum())),
+        "eligible_firing": fired[eligible].sum() / fired.sum(),
         "windows": len(rows),
         "scored": list(scored.values()),
     }
-
-
-def _patterns(explanation: Explanation, tokenizer: Any, most: int = 3) -> list[str]:
-    """The strongest patterns as text, "before|token"."""
-    best = sorted(explanation.patterns.items(), key=lambda item: -item[1])[:most]
-    return ["|".join(token_texts(tokenizer, np.array([t for t in key if t is not None]))) for key, v in best if v > 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 
 from lib.lm import activations, model
 from lib.lm.model import Pinned
-from lib.lm.sequences import read as read_sequences
 from lib.sae import training
 from lib.stats import column_aurocs
 from lib.store import Artifact, result
@@ -18,21 +18,14 @@ from lib.texts import examples
 AROUND = 10  # tokens shown on either side of a peak: excerpts stay short
 
 
-def token_texts(tokenizer: Any, ids: np.ndarray) -> list[str]:
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """The text of each token on its own; bytes that are no whole character show as U+FFFD."""
     return [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids]
 
 
 @result
 def cards(
-    prompts: Artifact,
-    sequences: Artifact,
-    harvest: Artifact,
-    sae: Artifact,
-    lm: Pinned,
-    layer: int,
-    count: int,
-    excerpts: int,
+    prompts: Artifact, harvest: Artifact, sae: Artifact, lm: Pinned, layer: int, count: int, excerpts: int
 ) -> dict[str, Any]:
     """Step: the ``count`` latents whose maximum over the user's text differs most, in the mean, between the classes.
 
@@ -41,10 +34,10 @@ def cards(
     {prompt, tokens, values}: at most 2 * :data:`AROUND` + 1 tokens about the peak.
     """
     y = np.array([example.label for example in examples.read(prompts)])
-    source, rows, trained = activations.read(harvest, layer), read_sequences(sequences), training.load(sae)
+    source, trained = activations.read(harvest, layer), training.load(sae)
     with torch.inference_mode():
         f = torch.cat([trained.encode(x) for x in source.chunks()]).numpy()
-    which, position = source.column("sequence"), source.column("position")
+    which, position, token = (source.column(name) for name in ("sequence", "position", "token"))
     peaks = np.zeros((len(y), f.shape[1]), f.dtype)  # of every prompt
     np.maximum.at(peaks, which, f)
     classes = {"harmful": y == 1, "harmless": y == 0}
@@ -58,8 +51,7 @@ def cards(
         mine = mine[np.argsort(position[mine])]
         peak = int(np.argmax(f[mine, latent]))
         part = mine[max(0, peak - AROUND) : peak + AROUND + 1]
-        tokens = token_texts(tokenizer, rows[prompt][position[part]])
-        return {"prompt": prompt, "tokens": tokens, "values": f[part, latent]}
+        return {"prompt": prompt, "tokens": token_texts(tokenizer, token[part]), "values": f[part, latent]}
 
     latents: list[dict[str, Any]] = []
     for latent, auroc in zip(chosen.tolist(), column_aurocs(peaks[:, chosen], y), strict=True):

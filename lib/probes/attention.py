@@ -30,11 +30,9 @@ class Ragged:
 
     def batch(self, prompts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(x [tokens, d] float32, number within the batch [tokens] int64) of some prompts' tokens."""
-        lengths = self.starts[prompts + 1] - self.starts[prompts]
-        which = np.repeat(np.arange(len(prompts)), lengths)
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        rows = np.repeat(self.starts[prompts], lengths) + within
-        return self.x[torch.from_numpy(rows)].float(), torch.from_numpy(which)
+        rows = [np.arange(self.starts[i], self.starts[i + 1]) for i in prompts]
+        which = np.repeat(np.arange(len(prompts)), [len(of_prompt) for of_prompt in rows])
+        return self.x[torch.from_numpy(np.concatenate(rows))].float(), torch.from_numpy(which)
 
 
 class Tokens(View):

@@ -57,14 +57,13 @@ class Fewer(Change):
     """``amount`` train clusters, in the proportion of the classes, and validation as it is."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        train, kept = labels.where("train"), []
+        train = labels.where("train")
         groups = np.unique(labels.group[train])
         if self.amount > len(groups):
             raise TooFew(f"there are {len(groups)} train clusters, not {self.amount:g}")
         of_class = np.array([labels.y[train][labels.group[train] == g].max() for g in groups])
-        for label in (0, 1):
-            mine = rng.permutation(groups[of_class == label])
-            kept.append(mine[: max(2, round(self.amount * len(mine) / len(groups)))])
+        classes = [rng.permutation(groups[of_class == label]) for label in (0, 1)]
+        kept = [mine[: max(2, round(self.amount * len(mine) / len(groups)))] for mine in classes]
         left_out = train & ~np.isin(labels.group, np.concatenate(kept))
         return dataclasses.replace(labels, split=np.where(left_out, "", labels.split))
 

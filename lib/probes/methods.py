@@ -26,15 +26,13 @@ from lib.probes.changes import Change
 from lib.probes.views import Data, Matrix, View
 from lib.stats import column_aurocs
 from lib.store import Artifact, apart, plain
+from lib.texts import examples
 from lib.texts.examples import Labels, TooFew
 
 TIE = 1e-6  # validation AUROCs closer than this are equal; the simpler choice wins
-UNREGULARISED = (1e4,)  # C of the refit after the L1 path; larger ones change nothing but the time
 
 Fitted = tuple[dict[str, np.ndarray], dict[str, Any]]  # a run's scores [n] by setting, and what it chose
-Columns = Iterator[
-    tuple[int, np.ndarray, np.ndarray]
-]  # k, a matrix [n, k], and which of the columns these are (or none)
+Columns = Iterator[tuple[int, np.ndarray, np.ndarray]]  # k, a matrix [n, k], which of the columns these are (or none)
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,6 @@ def _living(x: np.ndarray) -> np.ndarray:
     return x
 
 
-# ------------------------------------------------------------------------------------------------ k columns out of many
-
-
 @dataclass(frozen=True)
 class Rule:
     """How k columns come out of a matrix, from train prompts only."""
@@ -153,7 +148,7 @@ class ByL1Path(Rule):
     enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference. The
     refit is without regularisation."""
 
-    penalties = UNREGULARISED
+    penalties = (1e4,)  # larger ones change nothing but the time
 
     def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
         deviation, order = x.std(0), list[int]()
@@ -196,9 +191,6 @@ class RandomDirections(Rule):
             yield k, x @ directions, np.arange(0)
 
 
-# ------------------------------------------------------------------------------------------------------------ the step
-
-
 @apart
 def fit(
     out: Path, prompts: Artifact, harvest: Artifact, layer: int, probe: Probe, views: tuple[View, ...], change: Change
@@ -209,7 +201,7 @@ def fit(
     """
     data, found = Data(prompts, harvest, layer), dict[str, np.ndarray]()
     chosen: Any = []
-    labels = Labels.of(data.examples)
+    labels = Labels.of(examples.read(prompts))
     runs = [labels.drawn(run) for run in range(len(views))]
     try:
         with threadpool_limits(1):  # as fast at these sizes, and the same bits on any number of cores
@@ -233,12 +225,6 @@ def choices(fitted: Artifact) -> list[dict[str, Any]]:
     if isinstance(found, str):
         raise TooFew(found)
     return found
-
-
-def settings(fitted: Artifact) -> list[str]:
-    """Names of the settings that every run has scores of."""
-    first, *others = (choice["settings"] for choice in choices(fitted))
-    return [name for name in first if all(name in other for other in others)]
 
 
 def scores(fitted: Artifact, setting: str | None = None) -> list[np.ndarray]:

