@@ -47,7 +47,7 @@ def headed(figure: Figure, title: str) -> Figure:
 def panels(names: Sequence[str], columns: int = 3, x: str = "", y: str = "", height: float = 2.6) -> dict[str, Axes]:
     """{name: axis}: small multiples that share both axes, each under its name in its colour, with one label for all."""
     columns = min(columns, len(names))
-    rows = [[*names[at : at + columns]] for at in range(0, len(names), columns)]
+    rows: list[Any] = [[*names[at : at + columns]] for at in range(0, len(names), columns)]
     rows[-1] += ["."] * (columns - len(rows[-1]))
     figure, axes = plt.subplot_mosaic(rows, figsize=(WIDTH, height * len(rows)), sharex=True, sharey=True)
     for number, (name, axis) in enumerate(axes.items()):
@@ -121,7 +121,8 @@ def name_ends(axis: Axes, names: Iterable[str] = ()) -> None:
     wanted = list(names) or [name for name in lines if not name.startswith("_")]
     axis.figure.canvas.draw()  # so that the layout, and with it the place of each end, is settled
     last = -np.inf
-    for name, end in sorted(((name, lines[name].get_xydata()[-1]) for name in wanted), key=lambda item: item[1][1]):
+    ends = {name: np.asarray(lines[name].get_xydata())[-1] for name in wanted}
+    for name, end in sorted(ends.items(), key=lambda item: item[1][1]):
         at = axis.transData.transform(end)[1] * 72 / axis.figure.dpi
         last = max(at, last + 12)
         _write(axis, name, end, (7, last - at), "data", lines[name].get_color(), va="center", weight="bold")

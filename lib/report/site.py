@@ -83,7 +83,7 @@ def build(profile: str) -> Path:
     (source / "_static").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("report.css"), source / "_static" / "report.css")
     first, *others = sorted(notebooks.names())
-    listed, alts = [*others], {}
+    listed, alts = [*others], dict[str, str]()
     speed = config.ROOT / "data" / "bench.md"
     if speed.is_file():  # measured by make bench, by no notebook
         (source / "speed.md").write_text(f"# Speed\n\n{speed.read_text(encoding='utf-8')}", encoding="utf-8")
