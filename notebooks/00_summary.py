@@ -53,6 +53,15 @@ expect(
     > max(entry["ood"]["auroc"] for name, entry in probes.items() if name != "sentence embedding"),
     "the sentence embedding scores more than any probe on the model",
 )
+expect(
+    scores["latents"]["auroc"] < scores["dense"]["auroc"],
+    "twenty latents of the finetuned SAE score less than the dense probe",
+)
+gated = filed("02_k_sparse_others").get(f"Gated, k={k}", {}).get("ood", {"auroc": 0})
+expect(
+    gated["auroc"] > max(max(scores["components"]["seeds"]), scores["dense"]["seeds"][0]),
+    "the one Gated SAE beats principal components in every run, and the dense probe on the same draw",
+)
 expect(probes["dense"]["val"]["auroc"] > 0.99, "the dense probe is near perfect on validation")
 
 # %% [markdown]
@@ -95,12 +104,10 @@ pages.publish(
     "Diamonds: the post's own numbers, where it gives any.",
     alt="Forest plot of the claims: one is reproduced, some are not, and most intervals are too wide to say.",
 )
-count = {
-    verdict: sum(r.verdict == verdict for r in records) for verdict in ("reproduced", "inconclusive at this scale")
-}
+of_post = [record.verdict for record in records if not claims.ledger()[record.id].open]
 expect(
-    count["reproduced"] == 1 and count["inconclusive at this scale"] >= len(records) / 2,
-    "one of the post's claims is reproduced, and at least half stay open",
+    of_post.count("reproduced") == 1 and of_post.count("inconclusive at this scale") > len(of_post) / 2,
+    "one of the post's claims on probing is reproduced, and more than half stay open",
 )
 
 # %% tags=["hide-input"]

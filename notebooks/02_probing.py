@@ -15,7 +15,7 @@
 #
 # **In short.** On this small model too, a handful of latents detects harm less well than a probe on the whole residual stream, and from
 # twenty on less well than as many principal components, which nobody chose for the task. What an SAE *leaves out* detects harm nearly as
-# well as what it reads. Best of all is a sentence embedding that never sees the model. Most of the post's finer claims stay open: SAEs of
+# well as the residual stream that it reads. Best in the mean is a sentence embedding that never sees the model. Most of the post's finer claims stay open: SAEs of
 # different seeds differ too much.
 
 # %% tags=["parameters"]
@@ -56,6 +56,12 @@ from lib.texts import examples, transforms
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
 pages.banner(profile, overrides)
+
+# %% tags=["hide-input"]
+Markdown(
+    f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}, "
+    f"{q.position} tokens after the end of the user's text (the site). {q.seeds} runs."
+)
 
 # %% [markdown]
 # ## The comparison
@@ -177,13 +183,17 @@ expect(
     "twenty principal components beat twenty latents of every one of these SAEs in every run",
 )
 expect(
+    all(at("principal components", k)["auroc"] > at(name, k)["auroc"] for name in saes for k in q.ks if k >= 20),
+    "from twenty on principal components have the higher mean at every k",
+)
+expect(
     all(at(name, k)["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for k in q.ks),
     "at no k does the mean over runs of an SAE's probe reach that of the dense probe",
 )
 
 # %% [markdown]
-# That was seen after the fact, and is not one of the tests fixed beforehand; and one SAE of another kind, in its one run, does better
-# (appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
+# That was seen after the fact, and is not one of the tests fixed beforehand. One Gated SAE, in its one run, does better, there also than
+# the dense probe (appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
 # in a hundred may be flagged.
 
 # %% tags=["hide-input"]
@@ -222,7 +232,8 @@ expect(
 # **Prompts.** Harmful ones are HarmBench's, harmless ones first turns of chats. They are split by *cluster* (near-duplicates stay together)
 # before they are wrapped. A jailbroken prompt stays harmful; a harmful text inside an innocent errand ("how many words are in the
 # following text?") is harmless. OOD are AdvBench, harmful questions, requests that only look harmful, other chats, and two jailbreaks and
-# two errands that training never saw.
+# two errands that training never saw. Harmless prompts inside a jailbreak stand apart: no probe learns from them, but for one control, and
+# no overall figure holds them, as the post has none.
 
 
 # %% tags=["hide-input"]
@@ -237,7 +248,7 @@ def counts(prompts):
 
 sizes_of = Counter()
 for row in counts(study.labelled, name="02_prompt_counts").value:
-    sizes_of[row["split"], row["label"]] += row["n"]
+    sizes_of[row["split"], row["label"]] += row["n"] * (row["slice"] != "benign in a jailbreak")
 pages.table(
     (
         (name, f"{sizes_of[split, 1]:,}", f"{sizes_of[split, 0]:,}")
@@ -284,14 +295,15 @@ pages.table(
 )
 
 # %% [markdown]
-# The dense probe and the embedding have no SAE: their spread is the draw's alone. Probes on latents vary much more, so it is SAE seeds
-# that make them uncertain.
+# The dense probe and the embedding have no SAE: their spread is the draw's alone. Probes on latents vary more than twice as much, so there it
+# is SAE seeds that make them uncertain; but for the chat SAE, whose runs agree.
 
 # %%
 spreads = {name: np.ptp(probes[name]["ood"]["seeds"]) for name in probes}
 expect(
-    max(spreads[f"k latents, {name}"] for name in ("pretraining", "finetuned", "QF")) > 2 * spreads["dense"],
-    "the runs of some SAE's probe differ more than twice as much as the dense probe's",
+    min(spreads[f"k latents, {name}"] for name in ("pretraining", "finetuned", "QF")) > 2 * spreads["dense"]
+    and spreads["k latents, chat"] < spreads["dense"],
+    "runs of probes on latents differ more than twice as much as the dense probe's, but for the chat SAE",
 )
 
 # %% [markdown]
@@ -334,7 +346,7 @@ lost = {
 axis = figures.forest(lost, "difference")
 axis.axvline(0, color="#888888", linewidth=1)
 axis.set_xlabel("AUROC lost against residuals (dense probe, paired)")
-figures.headed(axis.figure, "What SAEs leave out carries the signal as well as the residuals do")
+figures.headed(axis.figure, "What SAEs leave out carries the signal nearly as well as the residuals do")
 pages.publish(
     axis.figure,
     "02_reconstructions",
@@ -354,7 +366,8 @@ expect(
 #
 # The site is one token of the template, right after the user's text. Perhaps SAEs lose there because of the place. So the dense probe and
 # the probe on reconstructions are set side by side at each position after the text, and over the text as mean and maximum. *Lost* is the
-# share of the variance between prompts that reconstructions miss: where it is near one or above, an SAE has next to nothing to say.
+# share of the variance between prompts that reconstructions miss, of the first run's SAE: where it is near one, little is left of how prompts
+# differ, though a probe may still find what it needs.
 
 
 # %%
@@ -408,17 +421,20 @@ left.axvline(0, color="#444444", linewidth=1)
 left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
 right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
-figures.headed(figure, "At no place is the SAE shown to lose nothing")
+figures.headed(figure, "At no place is a loss resolved, and at none is it ruled out")
 pages.publish(
     figure,
     "02_places",
     "What a probe on the finetuned SAE's reconstruction loses, by place of reading. Dots: runs; bars: 95 %, over prompts and runs. Right: share "
     "of the variance between prompts that reconstructions miss, first run.",
-    alt="Loss by place of reading; every interval reaches beyond the band of no loss, and at the template's tokens most variance is lost.",
+    alt="Loss by place of reading; every interval holds nought and reaches beyond the band of no loss; at the template's tokens most variance is lost.",
 )
 expect(
-    all(place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"][1] > 0.02 for place in labels),
-    "at no place is a loss of more than two hundredths ruled out for the finetuned SAE",
+    all(
+        low < 0 and high > 0.02
+        for low, high in (place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"] for place in labels)
+    ),
+    "at no place is a loss resolved from nought for the finetuned SAE, nor one of two hundredths ruled out",
 )
 
 # %% [markdown]
@@ -454,26 +470,30 @@ for name, axis in axes.items():
     figures.shade(axis, 0, 0.5)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 axes["dense"].text(0.25, 0, "wrong way", rotation=90, ha="center", va="top", color=figures.WARNING)
-figures.headed(axes["dense"].figure, "Only probes on all of the residual stream are right on every kind of prompt")
+figures.headed(axes["dense"].figure, "Latents and surface features point the wrong way on some kinds of prompt")
 pages.publish(
     axes["dense"].figure,
     "02_slices",
-    "AUROC on each kind of OOD prompt, harmful ones above. Shaded: worse than a coin. Latents and surface features point the wrong way on "
-    "some kinds. Bars: 95 %, over prompts and runs.",
+    "AUROC on each kind of OOD prompt, harmful ones above. Shaded: worse than a coin. Dots: runs; bars: 95 %, over prompts and runs. The other "
+    "probes are right on all kinds in the mean.",
     alt="Five panels, one a probe: dense and attention probes are right on every kind of prompt; latents and surface features are inverted on some.",
 )
 
 # %%
-sparse = probes["k latents, finetuned"]["slices"]
-expect(
-    all(e["auroc"] > 0.8 for e in probes["dense"]["slices"].values()),
-    "the dense probe holds on every kind of prompt",
-)
-expect(
-    sparse["question-form harmful"]["auroc"] < 0.5
-    and probes["surface features"]["slices"]["question-form harmful"]["auroc"] < 0.5,
-    "latents, like surface features, take harmful questions for harmless ones",
-)
+if not q.data:
+    lowest = {name: min(e["auroc"] for e in probes[name]["slices"].values()) for name in chosen.values()}
+    expect(
+        min(lowest[name] for name in ("dense", "attention", "sentence embedding")) > 0.5,
+        "dense, attention and embedding probes point the right way on every kind of prompt",
+    )
+    questions = [
+        probes[name]["slices"]["question-form harmful"]["auroc"]
+        for name in ("k latents, finetuned", "surface features")
+    ]
+    expect(
+        max(questions) < 0.5,
+        "latents, in the mean of runs, and surface features take harmful questions for harmless ones",
+    )
 
 # %% [markdown]
 # Three prompts on which probes go wrong, the ends of them:
@@ -581,7 +601,7 @@ pages.publish(
     "02_controls",
     "Rows: what probes were taught on. Bars: 95 %, over prompts and runs; of shuffled labels the mean and range of the draws. Only the sentence "
     "embedding stays good on plain prompts.",
-    alt="OOD AUROC of four probes under seven training sets; on plain prompts only the sentence embedding stays above the others.",
+    alt="OOD AUROC of four probes under six training sets; on plain prompts only the sentence embedding stays above the others.",
 )
 
 # %%
@@ -601,17 +621,21 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
         "their mean.",
         alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
     )
-    pairs_of = zip(learnt["clusters"]["dense"], learnt["clusters"]["k latents, finetuned"], strict=False)
+    whole, part = (
+        {(what, at): e["auroc"] for what in learnt for at, e in learnt[what][name]}
+        for name in ("dense", "k latents, finetuned")
+    )
     expect(
-        all(whole["auroc"] > few["auroc"] for (_, whole), (_, few) in pairs_of),
-        "at no size are probes on latents ahead of the dense probe",
+        all(whole[at] > part[at] for at in whole.keys() & part.keys()),
+        "at no size and no share of wrong labels are probes on latents ahead of the dense probe",
     )
 
 # %% [markdown]
 # ## Claim by claim
 #
-# The post's claims, each with a test that was written down before these numbers were seen (`data/claims.yaml`). A claim holds if every
-# interval lies where the test says, fails if one lies outside, and is otherwise inconclusive at this scale.
+# The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
+# (`data/claims.yaml`); B4 and B7 were parted into two rows each afterwards, with the same bounds. A claim holds if every interval lies where
+# the test says, fails if one lies wholly elsewhere, and is otherwise inconclusive at this scale.
 
 # %%
 ood = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
@@ -647,12 +671,13 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # %% [markdown]
 # ## What we find
 #
-# - Few latents transfer worse than the dense probe, and worse than as many principal components, for all four kinds of SAE compared in
-#   several runs. How much worse differs from SAE seed to SAE seed, so that most of the post's claims stay inconclusive here.
-# - What an SAE leaves out carries the signal nearly as well as what it reads; its reconstruction does not.
-# - At the place of reading, right after the user's text, these SAEs miss most of the variance between prompts. Over the user's text they miss
-#   much less, and a probe on reconstructions loses less.
-# - Train on plain prompts only, and the dense probe falls to little more than a coin, while a sentence embedding stays good.
+# - Twenty latents transfer worse than as many principal components in every run of all four kinds of SAE (seen after the fact). Than the dense
+#   probe they are worse in the mean at every k; but SAE seeds differ so much that the claim fixed beforehand (B4b) stays inconclusive.
+# - What an SAE leaves out carries the signal nearly as well as the residual stream. Its reconstruction carries less in the mean; resolved is
+#   that for one SAE of three.
+# - Right after the user's text, where probes read, the finetuned SAE misses most of the variance between prompts; over the text, less than half.
+# - Taught on plain prompts only, the dense probe falls to about what shuffled labels leave, while a sentence embedding stays good; with harmless
+#   prompts in jailbreaks among the training prompts it falls too: part of what it learns is "is wrapped".
 #
 # **It means** that here a few latents are no better a summary of harm than a few directions that nobody chose; not that SAEs cannot be:
 # an SAE that misses what is asked about is weak evidence about SAEs. **What would change our mind**: SAEs that read the template's
@@ -661,11 +686,19 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # latents away, [03](03_debugging.ipynb) asks what latents respond to.
 
 # %%
-plain = under("plain prompts only", "dense"), under("plain prompts only", "sentence embedding")
-expect(
-    q.data or not all(plain) or (plain[0][0][1]["auroc"] < 0.65 and plain[1][0][1]["auroc"] > 0.8),
-    "taught on plain prompts only, the dense probe is little better than a coin OOD, and a sentence embedding is still good",
-)
+if {"plain prompts only", "with benign in jailbreaks"} <= trained_on.keys():
+    on_plain = trained_on["plain prompts only"]
+    expect(
+        on_plain["dense"]["auroc"] < 0.65 and on_plain["sentence embedding"]["auroc"] > 0.8,
+        "taught on plain prompts only, the dense probe is little better than a coin OOD, and a sentence embedding is still good",
+    )
+    wrapped = trained_on["with benign in jailbreaks"]["dense"]["auroc"]
+    expect(
+        wrapped < trained_on["as it stands"]["dense"]["auroc"] - 0.05,
+        "harmless prompts in jailbreaks cost the dense probe too",
+    )
+resolved = [name for name in three if gaps[f"dense - reconstruction, {name}"]["ood"]["interval"][0] > 0]
+expect(resolved == ["chat"], "the loss on reconstructions is resolved for one SAE of three")
 missed_by = fidelity["finetuned"]
 expect(
     missed_by[str(q.position)]["lost"] > 0.5 > missed_by["mean user"]["lost"],
@@ -743,13 +776,13 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     figures.forest(rows, "rate", left).set_xlabel("refusal rate")
     figures.forest(rows, "log_odds", right).set_xlabel("log-odds of a refusal opening (nats)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figures.headed(figure, "The model refuses little, and most where a jailbreak plays a villain")
+    figures.headed(figure, "The model refuses little, but under two of the role-plays")
     pages.publish(
         figure,
         "02_refusals",
         "Refusals by jailbreak and kind of prompt. Left: rates with Wilson's interval; right: log-odds, bars over base prompts. Two role-plays "
         "raise refusals, of harmless prompts too.",
-        alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are about half or more.",
+        alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are a third to three quarters.",
     )
     rate = {(row["kind"], row["transform"]): row["rate"] for row in rates}
     expect(rate["harmful", "plain"] < 0.1, "asked plainly, the model refuses fewer than one harmful prompt in ten")
@@ -802,9 +835,9 @@ figures.headed(axis.figure, "The best latent is far behind the dense probe, alre
 pages.publish(
     axis.figure,
     "02_single_latents",
-    "The one latent with the best AUROC on train, of every SAE. Those with a λ in their name, TopK and Gated have one run and bars over "
+    "The one latent with the best AUROC on train, of every SAE; the dense probe is at one there. Those with a λ in their name, TopK and Gated have one run and bars over "
     "prompts only.",
-    alt="Forest plot of the best single latent of thirteen SAEs on train, validation and OOD, all well below the dense probe.",
+    alt="Forest plot of the best single latent of twelve SAEs on train, validation and OOD, all well below the dense probe.",
 )
 expect(
     max(entry["train"]["auroc"] for entry in single.values()) < 0.9,
@@ -829,18 +862,18 @@ axis = figures.curves({kind: line for kind, line in lines.items() if line}, tick
 figures.level(axis, "dense", probes["dense"]["ood"])
 figures.name_ends(axis)
 axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
-figures.headed(axis.figure, "One Gated SAE, in its one run, comes close to the dense probe")
+figures.headed(axis.figure, "One Gated SAE, in its one run, is ahead of the dense probe on that draw")
 pages.publish(
     axis.figure,
     "02_sparsity",
-    "Probes on a fixed number of latents against how many latents are active. Hollow: one run, bars over prompts only. Shaded: the dense "
-    "probe's interval.",
-    alt="OOD AUROC against L0 for six kinds of SAE; all are below the dense probe but one Gated SAE, which is close to it.",
+    "Probes on twenty latents against how many are active. Only the middle points of the three lines and QF have several runs; other bars are "
+    "over prompts only. Line and band: the dense probe's mean over runs.",
+    alt="OOD AUROC against L0 for six kinds of SAE; all are well below the dense probe's mean but one Gated SAE, which is close to it.",
 )
 if gated := at("Gated", q.k_claim):
     expect(
-        gated["auroc"] > max(components["seeds"]),
-        "twenty latents of the one Gated SAE beat twenty principal components in every run",
+        gated["auroc"] > max(components["seeds"]) and gated["auroc"] > probes["dense"]["ood"]["seeds"][0],
+        "twenty latents of the one Gated SAE beat twenty principal components in every run, and the dense probe on the same draw",
     )
 
 # %%
@@ -853,11 +886,20 @@ axis = figures.curves(
 figures.level(axis, "dense", probes["dense"]["ood"])
 figures.name_ends(axis)
 axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC")
-figures.headed(axis.figure, "Random directions do as well as latents by L1 path")
+figures.headed(axis.figure, "From fifty on, random directions do no worse than latents by L1 path")
 pages.publish(
     axis.figure,
     "02_rivals",
-    "Latents chosen along the L1 path, and rivals of the same size: principal components, random directions, random latents. Bars: 95 %, over "
-    "prompts and runs.",
+    "Latents chosen along the L1 path, and rivals of the same size: principal components, random directions, random latents. Thin: runs; thick: "
+    "their mean.",
     alt="OOD AUROC against k for latents by L1 path and three kinds of rivals; principal components are the highest from twenty on.",
+)
+expect(
+    all(
+        at("random directions", k)["auroc"] > at(f"{name}, L1 path", k)["auroc"]
+        for name in three
+        for k in q.ks
+        if k >= 50
+    ),
+    "from fifty on random directions have a higher mean than latents chosen along the L1 path",
 )

@@ -113,14 +113,16 @@ def _entry(
     }
 
 
-def _compared(runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]) -> list[np.ndarray]:
+def _compared(
+    runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]
+) -> tuple[np.ndarray, np.ndarray]:
     """(samples [runs, probes, times], values [runs, probes]) of several probes' AUROCs on a split."""
     samples, values = [], []
     for labels, *of_run in zip(runs, *scores, strict=True):
         here = labels.where(split)
         samples.append([stats.aurocs(labels.y[here], s[here], weights[:, here]) for s in of_run])
         values.append([roc_auc_score(labels.y[here], s[here]) for s in of_run])
-    return [np.array(samples), np.array(values)]
+    return np.array(samples), np.array(values)
 
 
 @result

@@ -7,6 +7,7 @@ import json
 import sys
 
 from lib import config, pages, store, wheels
+from lib.lm import model
 from lib.report import compare, notebooks, promotion, runner, site
 from lib.study import Study
 
@@ -74,11 +75,14 @@ def _probe(options: argparse.Namespace) -> str:
         raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .jsonl, .parquet, hub:owner/name)")
     overrides = dict(map(runner.parse_setting, options.settings)) | {"probes.data": options.data}
     profile = config.load(options.profile, overrides)
+    model.check_layers(profile.model, (profile.layer, *profile.probes.layers))
     store.open_store("probe")
     study = Study(profile)
     every = study.table(study.baselines | (study.on_saes if options.saes else {}), name="probes").value
     left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
     found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
+    if not found:
+        raise config.Expected(f"{options.data}: no probe could be fit.{left_out}")
     rows = [(name, *(pages.interval(e[split]) for split in SPLITS), f"{e['ood']['recall']:.3f}") for name, e in found]
     counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
     return (

@@ -57,12 +57,15 @@ def promote(profile: str) -> None:
                 f"not true of this run: {found[0]}. Mend the sentence and its expect, and make report again"
             )
     events = [json.loads(line) for line in (built / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
-    used = {f"{event['name']}.json" for event in events if event["event"] == "used"}
+    used = {f"{event['name']}.json": event["key"] for event in events if event["event"] == "used"}
     files = {
         "notebooks": executed,
         "figures": sorted((built / "figures").glob("[!.]*")),
         "results": [path for path in sorted((built / "results").glob("[!.]*")) if path.name in used],  # no older ones
     }
+    for path in files["results"]:  # another run may have filed one under the same name
+        if json.loads(path.read_text(encoding="utf-8"))["key"] != used[path.name]:
+            raise ReportError(f"{path.name} is not the result that the run used: run make report again")
     stage = _stage().with_suffix(".part")
     shutil.rmtree(stage, ignore_errors=True)
     for folder, paths in files.items():

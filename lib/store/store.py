@@ -76,7 +76,8 @@ class Store:
 
     def _filed(self, name: str, key: str | None = None) -> tuple[Path, Any] | None:
         """(file, payload) of the undamaged result of a name, and of ``key`` if one is given; None if there is none."""
-        order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": (self.results, self.committed)}
+        both = (self.committed, self.results) if key is None else (self.results, self.committed)
+        order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": both}
         for folder in filter(None, order[self.mode]):
             path = folder / f"{name}.json"
             try:
@@ -88,7 +89,7 @@ class Store:
         return None
 
     def filed(self, name: str) -> Any:
-        """Payload of the result that was last filed under ``name``, whatever its key.
+        """Payload of the result filed under ``name``, whatever its key; a committed one comes before a run's own.
 
         Raises:
             ArtifactError: there is none.
@@ -128,20 +129,25 @@ class Store:
         Raises:
             ArtifactError: the store is frozen and the artifact is not there as a current committed result.
         """
+        if artifact.kind == "result":
+            return self._current(artifact)[0]
         self.ensure([artifact])
-        if artifact.kind != "result":
-            return self.folder(artifact)
-        if (found := self._filed(artifact.name, artifact.key)) is None:
-            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
-        return found[0]
+        return self.folder(artifact)
 
     def value(self, artifact: Artifact) -> Any:
         """Payload of a result; it and the results that it was made of are noted as used."""
         if artifact.kind != "result":
             raise TypeError(f"{artifact.step} is a cache step: read its .path")
-        record = json.loads(self.path(artifact).read_text(encoding="utf-8"))
+        found = self._current(artifact)[1]
         self._note_used(artifact)
-        return record["payload"]
+        return found
+
+    def _current(self, artifact: Artifact) -> tuple[Path, Any]:
+        """(file, payload) of a result, computed first: of the record that was checked, as another run may file one."""
+        self.ensure([artifact])
+        if (found := self._filed(artifact.name, artifact.key)) is None:
+            raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
+        return found
 
     def _note_used(self, artifact: Artifact) -> None:
         """Note once, for promotion, the results that stand in a recipe at any depth; a run may find them done."""
