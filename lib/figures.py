@@ -122,12 +122,12 @@ def name_ends(axis: Axes, names: Iterable[str] = ()) -> None:
     lines = {str(line.get_label()): line for line in axis.get_lines()}
     wanted = list(names) or [name for name in lines if not name.startswith("_")]
     axis.figure.canvas.draw()  # so that the layout, and with it the place of each end, is settled
-    last = -np.inf
     ends = {name: np.asarray(lines[name].get_xydata())[-1] for name in wanted}
+    placed: list[tuple[float, float]] = []
     for name, end in sorted(ends.items(), key=lambda item: float(item[1][1])):
-        at = axis.transData.transform(end)[1] * 72 / axis.figure.dpi
-        last = max(at, last + 12)
-        _write(axis, name, end, (7, last - at), "data", lines[name].get_color(), va="center", weight="bold")
+        x, y = axis.transData.transform(end) * 72 / axis.figure.dpi
+        placed.append((x, max([y, *(other + 12 for near, other in placed if abs(near - x) < 90)])))
+        _write(axis, name, end, (7, placed[-1][1] - y), "data", lines[name].get_color(), va="center", weight="bold")
 
 
 def _write(axis: Axes, said: str, at: Any, aside: Any, coordinates: Any, colour: Any, **style: Any) -> None:

@@ -860,9 +860,9 @@ lines = {
 }
 axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
 figures.level(axis, "dense", probes["dense"]["ood"])
-figures.name_ends(axis)
 axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
-figures.headed(axis.figure, "One Gated SAE, in its one run, is ahead of the dense probe on that draw")
+figures.headed(axis.figure, "One Gated SAE, in its one run, comes level with the dense probe")
+figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "02_sparsity",
@@ -884,9 +884,9 @@ axis = figures.curves(
     }
 )
 figures.level(axis, "dense", probes["dense"]["ood"])
-figures.name_ends(axis)
 axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC")
 figures.headed(axis.figure, "From fifty on, random directions do no worse than latents by L1 path")
+figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "02_rivals",
