@@ -19,6 +19,7 @@ import seaborn as sns
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 # A value under its name, its interval under "interval" or "<name>_interval", runs under "seeds".
 Entry = Mapping[str, Any]
@@ -119,19 +120,18 @@ def curves(
 
 def name_ends(axis: Axes, names: Iterable[str] = ()) -> None:
     """Write the names of lines (all that have one, or those given) at their right ends, at least 12 points apart."""
-    lines = {str(line.get_label()): line for line in axis.get_lines()}
-    wanted = list(names) or [name for name in lines if not name.startswith("_")]
+    lines = {label: line for line in axis.get_lines() if not (label := str(line.get_label())).startswith("_")}
     axis.figure.canvas.draw()  # so that the layout, and with it the place of each end, is settled
-    ends = {name: np.asarray(lines[name].get_xydata())[-1] for name in wanted}
     placed: list[tuple[float, float]] = []
-    for name, end in sorted(ends.items(), key=lambda item: float(item[1][1])):
-        x, y = axis.transData.transform(end) * 72 / axis.figure.dpi
+    for name in sorted(list(names) or lines, key=lambda name: float(np.asarray(lines[name].get_ydata())[-1])):
+        x, y = axis.transData.transform(end := np.asarray(lines[name].get_xydata())[-1]) * 72 / axis.figure.dpi
         placed.append((x, max([y, *(other + 12 for near, other in placed if abs(near - x) < 90)])))
         _write(axis, name, end, (7, placed[-1][1] - y), "data", lines[name].get_color(), va="center", weight="bold")
 
 
 def _write(axis: Axes, said: str, at: Any, aside: Any, coordinates: Any, colour: Any, **style: Any) -> None:
-    axis.annotate(said, at, aside, coordinates, "offset points", color=colour, fontsize="small", **style)
+    style = {"fontsize": "small", "path_effects": [withStroke(linewidth=2.5, foreground="white")]} | style  # over lines
+    axis.annotate(said, at, aside, coordinates, "offset points", color=colour, **style)
 
 
 def level(axis: Axes, name: str, entry: Entry, said: bool = True) -> None:
