@@ -180,7 +180,7 @@ def test_harvesters_see_the_same_texts(tiny: ModelSection, tmp_path: Path) -> No
     rows = tmp_path / "rows.safetensors"
     own = {**job, "peer": "transformers", "limit_s": 60.0, "by_length": False, "keep": str(rows)}
     assert bench.contend("harvest", own, tmp_path)["tokens"] == len(ids)
-    lm = model.load(tiny)
+    lm = model.load(model.pinned(tiny))
     texts = ids.split(lengths.tolist())[:4]
     expected = torch.cat([lm.model(t[None], output_hidden_states=True).hidden_states[2][0] for t in texts])
     torch.testing.assert_close(load_file(rows)["x"], expected, rtol=1e-4, atol=1e-5)

@@ -33,6 +33,7 @@ from lib.lm import activations
 from lib.lm import harvest as harvests
 from lib.lm import model as models
 from lib.lm import sequences as texts
+from lib.sae.penalties import TargetL0
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
 from tests.bench import gated
@@ -132,7 +133,7 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
     lengths = np.diff(offsets).astype(np.int32)
     rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
-    lm = models.load(config.ModelSection(name=job["model"]))
+    lm = models.load(models.pinned(config.ModelSection(name=job["model"])))
     first = list(range(min(TEXTS, len(rows))))  # a whole batch, as the peers warm up
     list(harvests.run_group(lm, harvests.Group(0, first), rows, (job["layer"],)))
     length = round(np.average(lengths, weights=lengths))  # of the text that a token is in
@@ -210,7 +211,7 @@ def head_start(variant: str, latents: int, x: torch.Tensor) -> SAE:
     """An SAE trained for a while; JumpReLU is steered to the L0 aimed at."""
     fields = dict(VARIANTS[variant])
     if variant == "jumprelu":
-        fields |= {"penalty": "target_l0", "target_l0": float(L0), "coefficient": 0.2}
+        fields |= {"penalty": TargetL0(L0), "coefficient": 0.2}
     sae = make(SAEConfig(variant=variant, latents=latents, **fields), x.shape[1])
     sae.initialise(x[:16_384], torch.Generator().manual_seed(0))
     sae.rescale(1.0)  # inputs are of unit mean square already
