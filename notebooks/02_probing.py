@@ -128,6 +128,8 @@ fits = {
     **{f"k latents by L1 path, {name}": fit for name, fit in paths.items()},
     "k latents, finetuned, max over user turn": pooled,
 }  # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
+
+# %%
 probes = study.table(fits, name="02_probes").value
 sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**latents, **rivals}.items() for k in q.ks}
 by_k = study.table(sizes, name="02_k_sparse", slices=False).value

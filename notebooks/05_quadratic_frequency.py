@@ -67,6 +67,7 @@ for number, omega in enumerate(t.omegas):  # the first over the whole sweep, the
 #     families["cubic"] = [study.sae("jumprelu", coefficient=c, penalty=Cubic()) for c in t.sweep]
 
 
+# %%
 def file(name):
     """Under which name a family's results are filed."""
     return "05_" + re.sub(r"[^a-z0-9.]+", "_", name.lower().replace("ω₀=", ""))
