@@ -719,7 +719,7 @@ def test_what_has_no_stable_form_is_told(cells: Callable[[str], ModuleType], tex
 
 
 def test_a_local_name_is_not_the_global_of_that_name(cells: Callable[[str], ModuleType]) -> None:
-    text = "x = open('/dev/null')\ndef f(y):\n    x = y\n    return [x for x in y], (lambda x: x)\n"
+    text = "x = open('/dev/null')\ndef f(y):\n    x = y\n    return x, [x for x in y], (lambda x: x)\n"
     assert keys.code_of(cells(text).f) == keys.code_of(cells(text.replace("open('/dev/null')", "None")).f)
 
 
