@@ -37,6 +37,18 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
         assert got[index][1] == pytest.approx(math.log(total / (1 - total)), rel=1e-3)
 
 
+def test_greedy_answers_go_on_after_an_end(tiny: ModelSection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the tokens asked for, whatever the model's own settings for generation are."""
+    lm = model.load(model.pinned(tiny))
+    asked = [spans.chat(lm.tokenizer, "How do birds fly?").ids]
+    ((_, text, odds),) = answers.answers(lm, asked, 6)
+    with torch.inference_mode():
+        first = int(lm.model(torch.tensor(asked)).logits[0, -1].argmax())
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", first)
+    monkeypatch.setattr(lm.model.generation_config, "repetition_penalty", 50.0)
+    assert list(answers.answers(lm, asked, 6)) == [(0, text, odds)]
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

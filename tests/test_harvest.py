@@ -36,8 +36,12 @@ def made(out: Path, seed: int) -> None:
     sequences_with_prefixes(seed).save(out / "sequences.safetensors")
 
 
-def test_harvest_equals_the_plain_forward_pass(tiny: ModelSection, empty_store: store.Store) -> None:
-    """Prefix sharing, sorting, padding and stopping early change nothing: every kept token against a pass of its own."""
+def test_harvest_equals_the_plain_forward_pass(
+    tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefix sharing, sorting, padding, several batches of a prefix and stopping early change nothing: every kept token
+    against a pass of its own."""
+    monkeypatch.setattr(harvest, "BATCH_TOKENS", 60)
     rows, lm, layers = sequences_with_prefixes(1), model.load(model.pinned(tiny)), (1, 3)
     harvested = harvest.harvest(made(1), model.pinned(tiny), layers)
     for layer in layers:
