@@ -125,8 +125,9 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     drawn = {p.stem for p in (build / "figures").glob("*.png")}
     of_report = {p.stem for p in (cold.build / "smoke" / "figures").glob("02_*.png")}
     assert drawn == of_report - {"02_refusals"}
-    trained = [e for e in events(tmp_path / "build") if e["event"] == "start" and "training.train" in e["step"]]
-    assert not trained, "SAEs do not depend on the prompts that are probed"
+    begun = Counter(e["step"].removeprefix("lib.lm.") for e in events(tmp_path / "build") if e["event"] == "start")
+    assert begun["sequences.chat"] == 2 and begun["harvest.harvest"] > 0, "no SAE sees a prompt that is probed"
+    assert not begun["sequences.pretraining"], "text of pretraining does not depend on the prompts"
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
     assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
