@@ -126,7 +126,7 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     of_report = {p.stem for p in (cold.build / "smoke" / "figures").glob("02_*.png")}
     assert drawn == of_report - {"02_refusals"}
     begun = Counter(e["step"].removeprefix("lib.lm.") for e in events(tmp_path / "build") if e["event"] == "start")
-    assert begun["sequences.chat"] == 2 and begun["harvest.harvest"] > 0, "no SAE sees a prompt that is probed"
+    assert begun["sequences.chat"] == 1 and begun["harvest.harvest"] > 0, "no SAE sees a prompt that is probed"
     assert not begun["sequences.pretraining"], "text of pretraining does not depend on the prompts"
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
     assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
