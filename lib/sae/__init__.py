@@ -1,2 +1,1 @@
-"""Sparse autoencoders: ``variants`` (architectures and their losses), ``penalties``; ``latents``, ``kernels`` and ``adam`` (the
-fast step), ``training``, ``metrics``, ``exchange``."""
+"""Sparse autoencoders: architectures and penalties, the fast training step, training, metrics, exchange with other formats."""
