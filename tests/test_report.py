@@ -127,13 +127,13 @@ def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write(notebooks.normalise(notebooks.source("00_a")), built / "notebooks" / "00_a.ipynb")
     for folder, name, text in (
         ("figures", "f.png", "new"),
-        ("results", "headline.json", json.dumps({"payload": "New."})),
+        ("results", "headline.json", json.dumps({"key": "k", "payload": "New."})),
         ("results", "left_over.json", "{}"),
     ):
         (built / folder).mkdir(exist_ok=True)
         (built / folder / name).write_text(text)
     (built / promotion.COMPLETE).write_text("{}")
-    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline"}) + "\n")
+    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline", "key": "k"}) + "\n")
     (root / "README.md").write_text(f"# T\n{promotion.MARKS[0]}\nOld.\n{promotion.MARKS[1]}\nrest\n")
     (root / "figures").mkdir()
     (root / "figures" / "old.png").write_text("old")
@@ -182,6 +182,10 @@ def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
     with pytest.raises(ReportError, match=r"the run has no (headline|results)"):
         promotion.promote("report")
     (built / "aside").rename(built / "results" / "headline.json")
+    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline", "key": "another"}) + "\n")
+    with pytest.raises(ReportError, match="not the result that the run used"):
+        promotion.promote("report")
+    (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline", "key": "k"}) + "\n")
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
     with pytest.raises(ReportError, match="differs from the executed"):
         promotion.promote("report")

@@ -76,7 +76,7 @@ class Store:
 
     def _filed(self, name: str, key: str | None = None) -> tuple[Path, Any] | None:
         """(file, payload) of the undamaged result of a name, and of ``key`` if one is given; None if there is none."""
-        both = (self.committed, self.results) if key is None else (self.results, self.committed)
+        both = (self.results, self.committed)[:: 1 if key else -1]
         order = {"frozen": (self.committed,), "fresh": (self.results,), "auto": both}
         for folder in filter(None, order[self.mode]):
             path = folder / f"{name}.json"
@@ -129,10 +129,7 @@ class Store:
         Raises:
             ArtifactError: the store is frozen and the artifact is not there as a current committed result.
         """
-        if artifact.kind == "result":
-            return self._current(artifact)[0]
-        self.ensure([artifact])
-        return self.folder(artifact)
+        return self._current(artifact)[0]
 
     def value(self, artifact: Artifact) -> Any:
         """Payload of a result; it and the results that it was made of are noted as used."""
@@ -145,6 +142,8 @@ class Store:
     def _current(self, artifact: Artifact) -> tuple[Path, Any]:
         """(file, payload) of a result, computed first: of the record that was checked, as another run may file one."""
         self.ensure([artifact])
+        if artifact.kind != "result":
+            return self.folder(artifact), None
         if (found := self._filed(artifact.name, artifact.key)) is None:
             raise ArtifactError(f"result {artifact.name!r} vanished while it was read")
         return found
@@ -176,9 +175,7 @@ class Store:
         self.ensure(i for a in missing.values() for i in inputs_of(a.arguments))
         passes: dict[str, list[Artifact]] = {}
         elsewhere = []
-        for artifact in missing.values():
-            if self.has(artifact):  # by now, as an input of another
-                continue
+        for artifact in (a for a in missing.values() if not self.has(a)):  # some are by now, as an input of another
             if artifact.kind == "together":
                 passes.setdefault(str(artifact.shared), []).append(artifact)
             elif artifact.kind == "apart" and _travels(artifact):
