@@ -1,16 +1,15 @@
-"""Profiles: every number a run depends on, typed, in one file.
+"""Profiles: every number a run depends on, typed, with the values of ``report``; the others are rows of ``data/profiles.yaml``.
 
 A profile is a frozen pydantic model; unknown or ill-typed fields are errors. All profiles take the same code path and
 differ in values only. ``load("smoke", {"layer": 8, "training.latents": 512})`` gives a profile with two fields
 overridden by their dotted names.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +115,7 @@ class ProbeSection(_Section):
     bootstrap: int = Field(1000, ge=20)
 
     @model_validator(mode="after")
-    def _claim_is_among(self) -> ProbeSection:
+    def _claim_is_among(self) -> Self:
         if self.k_claim not in self.ks or 0.0 not in self.noise:
             raise ValueError(f"k_claim={self.k_claim} must be one of ks, and noise must hold 0")
         return self
@@ -164,74 +163,22 @@ class Profile(_Section):
     debugging: DebuggingSection = DebuggingSection()
 
 
-PROFILES: dict[str, Profile] = {
-    "report": Profile(name="report"),
-    "smoke": Profile(
-        name="smoke",
-        prompts=PromptSection(
-            harmful_bases=40, benign=100, ood_harmful_bases=40, ood_benign=30, ood_wrapped=10, train_wrapped=20
-        ),
-        corpora=CorpusSection(
-            train_tokens=16_000,
-            eval_tokens=3_000,
-            rollout_tokens=1_500,
-            rollout_length=32,
-            context=128,
-            loss_tokens=400,
-        ),
-        training=TrainingSection(latents=576, steps=40, batch=1024, sweep=(2e-3,), k_sweep=(32,), gated_sweep=(0.17,)),
-        probes=ProbeSection(
-            layers=(8, 12),
-            places=(1, 4),
-            ks=(1, 5, 20),
-            penalties=(1e-2, 1.0),
-            seeds=2,
-            bootstrap=100,
-            epochs=2,
-            shuffles=1,
-            noise=(0.0, 0.2),
-            sizes=(16, 64),
-        ),
-        refusals=RefusalSection(harmful=8, harmless=4, tokens=8),
-        autointerp=AutointerpSection(latents=12, examples=12, tokens=12_000),
-        debugging=DebuggingSection(prompts=80, contexts=2),
-    ),
-    "gpu": Profile(
-        name="gpu",
-        model=ModelSection(device="cuda"),
-        training=TrainingSection(device="cuda", latents=18_432, steps=3_000, batch=4096),
-        corpora=CorpusSection(rollout_tokens=300_000),
-    ),
-    "paper": Profile(
-        name="paper",
-        sources="hub",
-        layer=20,
-        model=ModelSection(name="google/gemma-2-9b-it", dtype="bfloat16", device="cuda"),
-        training=TrainingSection(device="cuda", latents=131_072, steps=100_000, batch=4096),
-        corpora=CorpusSection(
-            train_tokens=400_000_000,
-            eval_tokens=1_000_000,
-            rollout_tokens=200_000_000,
-            rollout_length=512,
-            context=1024,
-        ),
-        probes=ProbeSection(layers=(9, 20, 31)),
-    ),
-}
+# What each has other than the defaults above, which are those of ``report``.
+PROFILES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "data" / "profiles.yaml").read_text(encoding="utf-8"))
 
 
 def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     """The profile ``name`` with ``overrides`` (dotted field names) applied; ConfigError if one does not fit."""
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    data = PROFILES[name].model_dump()
-    for dotted, value in (overrides or {}).items():
-        section, _, leaf = dotted.rpartition(".")
-        node = data.get(section) if section else data
-        if not isinstance(node, dict) or isinstance(node.get(leaf, {}), dict) or dotted == "name":
-            raise ConfigError(f"unknown parameter {dotted!r}: the fields are those of lib/config.py, section.field")
-        node[leaf] = value
     try:
+        data = Profile(name=name, **PROFILES[name]).model_dump()
+        for dotted, value in (overrides or {}).items():
+            section, _, leaf = dotted.rpartition(".")
+            node = data.get(section) if section else data
+            if not isinstance(node, dict) or isinstance(node.get(leaf, {}), dict) or dotted == "name":
+                raise ConfigError(f"unknown parameter {dotted!r}: the fields are those of lib/config.py, section.field")
+            node[leaf] = value
         return Profile.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"bad value in profile {name!r}: {reasons(error)}") from None

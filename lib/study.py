@@ -4,8 +4,6 @@ Only recipes are here, nothing is computed until it is read; so a notebook runs 
 what stands in the notebooks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +102,8 @@ class Study:
         changes: dict[str, Any] = {"steps": max(1, round(share * p.training.steps))}
         changes |= {"sparsity_warmup": 0.0} if start is not None else {}
         changes |= {"checkpoints": checkpoints} if checkpoints else {}
-        read: Any = self.activations(corpus, "train") if isinstance(corpus, str) else None
-        if not isinstance(corpus, str):
-            read = tuple((self.activations(name, "train"), weight) for name, weight in corpus.items())
+        read: Any = {corpus: 1.0} if isinstance(corpus, str) else corpus
+        read = tuple((self.activations(name, "train"), weight) for name, weight in read.items())
         return training.train(sae, read, p.layer, p.training.model_copy(update=changes), p.seed + run, start, **how)
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:

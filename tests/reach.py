@@ -32,7 +32,7 @@ def definitions(code: CodeType) -> list[str]:
     for node in ast.parse(keys._SOURCES[module]).body:
         first = min([node.lineno, *(x.lineno for x in getattr(node, "decorator_list", []))])
         if first <= code.co_firstlineno <= (node.end_lineno or 0):
-            return [f"{module}.{name}" for name in keys._bound([node])] or [f"{module}."]
+            return [f"{module}.{name}" for name in keys.binds(node)] or [f"{module}."]
     return [f"{module}.{code.co_qualname}"]
 
 

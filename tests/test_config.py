@@ -30,3 +30,9 @@ def test_override_by_dotted_name() -> None:
 def test_bad_settings_name_the_field(name: str, overrides: dict, words: str) -> None:
     with pytest.raises(config.ConfigError, match=words):
         config.load(name, overrides)
+
+
+def test_a_row_that_does_not_fit_names_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config.PROFILES, "mine", {"probes": {"seed": 5}})
+    with pytest.raises(config.ConfigError, match=r"profile .mine.: probes\.seed: Extra inputs"):
+        config.load("mine")

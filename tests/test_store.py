@@ -239,7 +239,7 @@ def test_files_are_synced_before_they_are_renamed(tmp_path: Path, monkeypatch: p
 
 def test_memory_goes_back_after_each_step(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[int] = []
-    monkeypatch.setattr(room, "_trim", given_back.append)
+    monkeypatch.setattr(room, "give_back", lambda: given_back.append(0))
     doubled(number(1), name="r").value
     assert given_back == [0, 0]
 

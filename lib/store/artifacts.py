@@ -9,8 +9,6 @@ A *step* is a function under one of four decorators. Calling it computes nothing
 - :func:`result` returns plain JSON values, which git tracks.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

@@ -9,17 +9,16 @@ that no step reaches renews nothing, and a step needs no list of the kinds that 
 Names are followed as they are written: ``getattr`` on a module and imports inside functions are not.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib
 import inspect
 import json
+import symtable
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +30,8 @@ from lib import config
 # Settings pass by argument and the store only moves bytes: neither belongs to the code that matters.
 _LEFT_OUT = ("lib.config.", "lib.store.")
 
-_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
-_COMPREHENSION = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-_DEFINITION = _FUNCTION | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.AugAssign
+_SCOPE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_DEFINITION = _SCOPE | ast.Assign | ast.AnnAssign | ast.AugAssign
 _IMPORT = ast.Import | ast.ImportFrom
 
 Use = tuple[str, ...]  # a name, and the attributes asked of it one after the other
@@ -67,44 +65,35 @@ def _is_idle(node: Any) -> bool:
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
-def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """Names that the statements of a scope bind, imports left out; what stands in scopes inside does not count."""
-    for node in nodes:
-        if isinstance(node, _FUNCTION | ast.ClassDef):
-            yield node.name
-        elif not isinstance(node, ast.Lambda | _COMPREHENSION):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
-            elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
-                yield node.name
-            yield from _bound(ast.iter_child_nodes(node))
+def binds(node: ast.AST) -> Iterator[str]:
+    """Names that a statement of a module binds, imports left out."""
+    for part in [node] if isinstance(node, _SCOPE) else ast.walk(node):
+        if isinstance(part, _SCOPE):
+            yield part.name
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
 
 
-def uses(nodes: Iterable[ast.AST]) -> set[Use]:
-    """Names that trees take from outside, each with the attributes asked of it."""
-    found: set[Use] = set()
-    for node in nodes:
-        inner, chain = node, list[str]()
-        while isinstance(inner, ast.Attribute):
-            chain.insert(0, inner.attr)
-            inner = inner.value
-        if isinstance(inner, ast.Name):
-            found |= set() if isinstance(inner.ctx, ast.Store) else {(inner.id, *chain)}
-            continue
-        parts, inside, own = list(ast.iter_child_nodes(inner)), list[ast.AST](), set[str]()
-        if isinstance(inner, _FUNCTION | ast.Lambda):
-            inside = [inner.body] if isinstance(inner, ast.Lambda) else list(inner.body)
-            shared = {name for x in ast.walk(inner) if isinstance(x, ast.Global) for name in x.names}
-            own = {x.arg for x in ast.iter_child_nodes(inner.args) if isinstance(x, ast.arg)}
-            own |= set(_bound(inside)) - shared
-            found |= {(name,) for name in shared}
-        elif isinstance(inner, _COMPREHENSION):
-            first = inner.generators[0]
-            inside = [*(x for x in parts if x is not first), first.target, *first.ifs]
-            own, parts = set(_bound(g.target for g in inner.generators)), [first.iter]
-        found |= uses(part for part in parts if part not in inside)
-        found |= {use for use in uses(inside) if use[0] not in own}
-    return found
+def _chains(node: ast.AST) -> Iterator[Use]:
+    inner, chain = node, list[str]()
+    while isinstance(inner, ast.Attribute):
+        chain.insert(0, inner.attr)
+        inner = inner.value
+    if isinstance(inner, ast.Name):
+        yield (inner.id, *chain)
+    for child in ast.iter_child_nodes(inner):
+        yield from _chains(child)
+
+
+def uses(nodes: Sequence[ast.AST]) -> set[Use]:
+    """Names that statements take from outside, each with the attributes asked of it."""
+    scopes, outside = [symtable.symtable("\n".join(map(ast.unparse, nodes)), "", "exec")], set[str]()
+    for scope in scopes:  # which grows
+        scopes += scope.get_children()
+        own = scope.get_type() == "module"  # what the statements bind themselves is global there
+        taken = (x for x in scope.get_symbols() if x.is_imported() or (x.is_global() and not (own and x.is_assigned())))
+        outside |= {symbol.get_name() for symbol in taken}
+    return {use for node in nodes for use in _chains(node) if use[0] in outside}
 
 
 class Room(NamedTuple):
@@ -129,7 +118,7 @@ def room(source: str) -> Room:
     for node in tree.body:
         checking = isinstance(node, ast.If) and any(use[-1] == "TYPE_CHECKING" for use in uses([node.test]))
         if not (checking or _is_idle(node) or isinstance(node, _IMPORT)):
-            names, targets = list(_bound([node])), node.targets if isinstance(node, ast.Assign) else []
+            names, targets = list(binds(node)), node.targets if isinstance(node, ast.Assign) else []
             changes = any(isinstance(x, ast.Attribute | ast.Subscript) for x in targets)  # what is defined elsewhere
             for name in names if names and isinstance(node, _DEFINITION) and not changes else [*names, ""]:
                 found.code.setdefault(name, []).append(node)

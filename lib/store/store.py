@@ -4,9 +4,6 @@ Two tiers: *cache* (folders of files under ``data/cache``, each file hashed) and
 in ``data/results``).
 """
 
-from __future__ import annotations
-
-import ctypes
 import functools
 import hashlib
 import json
@@ -28,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from lib import config
+from lib.cpu import give_back
 from lib.store.artifacts import Artifact, ArtifactError, Job, inputs_of, parts_of, plain, use
 from lib.store.keys import canonical, code_of, digest
 
@@ -326,18 +324,13 @@ def _note(artifact: Artifact, **event: Any) -> None:
             )
 
 
-# To be cpu.give_back; glibc has it
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-
-
 @contextmanager
 def _announced(artifact: Artifact) -> Iterator[None]:
     _note(artifact, event="start")
     start = time.perf_counter()
     yield
     _note(artifact, event="end", seconds=round(time.perf_counter() - start, 2))
-    if _trim is not None:
-        _trim(0)  # what a step held goes back to the system, not only to its process
+    give_back()  # what a step held goes to the system, not only to its process
 
 
 def open_store(profile: str, frozen: bool = False) -> Store:

@@ -62,7 +62,7 @@ CONTROLS = {  # by variant, at the middle width
     "topk": (f"saelens, {TUNED}",),
     "gated": (f"saelens, {TUNED}", f"saelens, {MENDED}"),
 }
-_REPORT = config.PROFILES["report"].training
+_REPORT = config.load("report").training
 LONG = _REPORT.steps * _REPORT.batch // BATCH  # steps that take as many tokens as an SAE of the report
 BY_LENGTH = "batches of like lengths"
 HARVESTERS = (
