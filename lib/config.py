@@ -74,7 +74,7 @@ class CorpusSection(_Section):
 
 
 class TrainingSection(_Section):
-    """SAE training shared by all variants. Recipe measured at d = 576: unit mean-square input, theta 0.05, eps 0.02."""
+    """SAE training shared by all variants. Recipe measured at d = 576: inputs of mean squared norm 1, theta 0.05, eps 0.02."""
 
     device: str = "cpu"
     # Shares of the steps after which the SAE is kept, to finetune from.

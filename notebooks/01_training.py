@@ -140,7 +140,7 @@ pages.table(
 )
 
 # %% [markdown]
-# Inputs are scaled to unit mean square. Finetuning starts from the end of pretraining with a fresh optimiser and the full penalty.
+# Inputs are scaled to a mean squared norm of one. Finetuning starts from the end of pretraining with a fresh optimiser and the full penalty.
 
 # %%
 logs = values({name: training.log(trained, name=f"01_log_{name}") for name, trained in saes.items()})

@@ -214,7 +214,7 @@ def head_start(variant: str, latents: int, x: torch.Tensor) -> SAE:
         fields |= {"penalty": TargetL0(L0), "coefficient": 0.2}
     sae = make(SAEConfig(variant=variant, latents=latents, **fields), x.shape[1])
     sae.initialise(x[:16_384], torch.Generator().manual_seed(0))
-    sae.rescale(1.0)  # inputs are of unit mean square already
+    sae.rescale(1.0)  # inputs are of mean squared norm 1 already
     section = TrainingSection(steps=HEAD_START, batch=BATCH, sparsity_warmup=0, decay=0, learning_rate=1e-3)
     trainee = Trainee(sae, section)
     for row in row_batches(len(x), HEAD_START, BATCH, seed=0):
