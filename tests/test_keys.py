@@ -569,7 +569,7 @@ def test_a_call_outside_of_the_reach_is_noticed(empty_store: store.Store) -> Non
 
 def test_code_is_known_by_the_definition_that_it_stands_in() -> None:
     assert reach.definitions(stats.draws.__code__) == ["lib.stats.draws"]
-    inner = [x for x in keys._form.__code__.co_consts if hasattr(x, "co_name")]
+    inner = [x for x in keys.canonical.__code__.co_consts if hasattr(x, "co_name")]
     assert inner and reach.definitions(inner[0]) == []  # the store is left out
     method = training.Trainee.advance.__code__
     assert reach.definitions(method) == ["lib.sae.training.Trainee"]

@@ -201,8 +201,8 @@ def _code(thing: Any, seen: list[Any]) -> Any:
     seen.append(thing)
     if not isinstance(thing, type):
         return _source(thing, seen)
-    written = {n: _form(v, seen) for n, v in sorted(vars(thing).items()) if _is_written(thing, n, v)}
-    return [list(vars(thing).get("__annotations__", {})), [_form(base, seen) for base in thing.__bases__], written]
+    written = {n: canonical(v, seen) for n, v in sorted(vars(thing).items()) if _is_written(thing, n, v)}
+    return [list(vars(thing).get("__annotations__", {})), [canonical(base, seen) for base in thing.__bases__], written]
 
 
 def _is_written(owner: type, name: str, value: Any) -> bool:
@@ -242,27 +242,33 @@ def _meant(value: Any, rest: Use, seen: list[Any]) -> Any:
         if not rest or _is_installed(value.__name__):
             return None
         value, rest = getattr(value, rest[0]), rest[1:]
-    return _form(value, seen)
+    return canonical(value, seen)
 
 
-def _form(value: Any, seen: list[Any]) -> Any:
+def canonical(value: Any, seen: list[Any] | None = None) -> Any:
+    """A JSON form of an argument, the same in every process; ``seen`` are the functions and classes that it stands in.
+
+    Raises:
+        TypeError: for what has none (an open file, an array), also where a cell's function or class names it.
+    """
+    seen = [] if seen is None else seen
     if isinstance(value, Keyed):
         return {"artifact": value.key}
     if isinstance(value, BaseModel):
-        return {type(value).__name__: _form({n: getattr(value, n) for n in type(value).model_fields}, seen)}
+        return {type(value).__name__: canonical({n: getattr(value, n) for n in type(value).model_fields}, seen)}
     if is_dataclass(value) and not isinstance(value, type):
-        given = {field.name: _form(getattr(value, field.name), seen) for field in fields(value)}
+        given = {field.name: canonical(getattr(value, field.name), seen) for field in fields(value)}
         return {type(value).__name__: given, "code": digest(_code(type(value), seen))}
     if isinstance(value, dict):
-        return {str(k): _form(v, seen) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+        return {str(k): canonical(v, seen) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, list | tuple):
-        return [_form(v, seen) for v in value]
+        return [canonical(v, seen) for v in value]
     if isinstance(value, set | frozenset):
-        return sorted((_form(v, seen) for v in value), key=json.dumps)
+        return sorted((canonical(v, seen) for v in value), key=json.dumps)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, property):
-        return [_form(f, seen) for f in (value.fget, value.fset, value.fdel)]
+        return [canonical(f, seen) for f in (value.fget, value.fset, value.fdel)]
     if isinstance(value, types.GenericAlias | types.UnionType) or type(value).__module__ == "typing":
         return repr(value)
     thing = inspect.unwrap(value.func if isinstance(value, functools.cached_property) else value)
@@ -274,13 +280,4 @@ def _form(value: Any, seen: list[Any]) -> Any:
 
 def code_of(thing: Any) -> str:
     """Hash of what a function or class reaches."""
-    return digest(_form(thing, []))
-
-
-def canonical(value: Any) -> Any:
-    """A JSON form of an argument, the same in every process.
-
-    Raises:
-        TypeError: for what has none (an open file, an array), also where a cell's function or class names it.
-    """
-    return _form(value, [])
+    return digest(canonical(thing))
