@@ -2,8 +2,7 @@
 labels and captions are the notebook's.
 
 One entity has one look on every page (:data:`LOOKS`). Runs are thin lines or small dots, their mean is bold; every interval
-drawn is a 95 % one; what rests on one run is hollow. Lines are named in place.
-"""
+drawn is a 95 % one; what rests on one run is hollow. Lines are named in place."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -76,13 +75,12 @@ def forest(rows: Mapping[str, Mapping[str, Entry]], value: str = "auroc", axis: 
     own = axis is None
     axis = axis or plt.subplots(figsize=(WIDTH, (0.14 + 0.14 * len(series)) * len(rows) + 1.1))[1]
     for number, name in enumerate(series):
-        mine = [(at, by_series[name]) for at, by_series in enumerate(rows.values()) if name in by_series]
-        entries = [entry for _, entry in mine]
-        at = np.array([at for at, _ in mine]) + 0.7 / len(series) * (number - (len(series) - 1) / 2)
-        values, ends, style = _drawn(entries, value)
+        mine = {at: by_series[name] for at, by_series in enumerate(rows.values()) if name in by_series}
+        at = np.array(list(mine)) + 0.7 / len(series) * (number - (len(series) - 1) / 2)
+        values, ends, style = _drawn(list(mine.values()), value)
         shape = look(name, number)
         axis.errorbar(values, at, xerr=ends, linestyle="none", elinewidth=4, alpha=0.3, color=shape["color"])
-        for place, entry in zip(at, entries, strict=True):
+        for place, entry in zip(at, mine.values(), strict=True):
             runs = entry.get("seeds", ())
             axis.plot(runs, [place] * len(runs), ".", color=shape["color"], alpha=0.6, markersize=4)
         axis.plot(values, at, linestyle="none", label=name, **shape, **style)

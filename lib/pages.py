@@ -22,12 +22,7 @@ CONTENT_NOTE = Markdown(
     "short; no model answers to them are kept."
 )
 MARK = "> **Not so in this run.** This sentence is about the committed one: "  # what a failed expectation shows
-SHOWN = 80  # characters of a prompt that an excerpt shows
 WORDS = 40  # of a caption, at most
-
-
-class PageError(config.Expected, ValueError):
-    """A figure that cannot be shown as it is written; says which, and why."""
 
 
 def banner(profile: str, overrides: Mapping[str, Any]) -> Markdown | None:
@@ -48,13 +43,11 @@ def expect(fact: bool, sentence: str) -> None:
 
 
 def publish(figure: Figure, name: str, caption: str, alt: str) -> None:
-    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three.
-
-    Raises:
-        PageError: the caption is longer than :data:`WORDS`, or there is no alternative text.
-    """
+    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three; one
+    figure a cell, as the site has one alternative text a cell. ValueError if the caption is longer than :data:`WORDS`, or there
+    is no alternative text."""
     if len(caption.split()) > WORDS or not alt.strip():
-        raise PageError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
+        raise ValueError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
     path = config.build_dir() / store.active().profile / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})  # no version: same bytes every time
@@ -93,12 +86,6 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> Markdown:
 def literal(text: str) -> str:
     """Data text for a Markdown cell: every character that could be markup, in Markdown or in HTML, is an entity."""
     return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
-
-
-def excerpt(text: str) -> str:
-    """The end of a prompt, where jailbreaks put the request, in at most :data:`SHOWN` characters of one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
 
 
 def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTML:

@@ -516,6 +516,12 @@ pages.CONTENT_NOTE
 
 
 # %% tags=["hide-input"]
+def excerpt(text):
+    """The end of a prompt, where jailbreaks put the request, in at most 80 characters of one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"…{line[-79:]}"
+
+
 @result
 def errors(prompts, fitted, count):
     """Of each probe's first run the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct clusters: {probe: {harmless,
@@ -533,7 +539,7 @@ def errors(prompts, fitted, count):
             found[name][kind] = [
                 {
                     "slice": str(labels.slice[i]),
-                    "excerpt": pages.excerpt(every[i].text),
+                    "excerpt": excerpt(every[i].text),
                     "rank": (other < score[i]).mean() if label == 0 else (other > score[i]).mean(),
                 }
                 for i in list(worst.values())[:count]
