@@ -65,4 +65,4 @@ def build(profile: str) -> Path:
         app.build(force_all=True)
     if said := re.sub(r"\x1b\[[0-9;]*m", "", messages.getvalue()).strip():
         raise ReportError(f"the site has warnings: {said}")
-    return shutil.copy(out / f"{names[0]}.html", out / "index.html")  # the summary is the first page
+    return Path(shutil.copy(out / f"{names[0]}.html", out / "index.html"))  # the summary is the first page
