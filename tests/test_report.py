@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from string import Formatter
 
 import nbformat
 import pytest
@@ -265,6 +266,14 @@ def test_readme_carries_the_committed_headline() -> None:
     text = (config.ROOT / "README.md").read_text()
     assert promotion.with_headline(text, record["payload"]) == text
     assert not re.search(r"\b(TODO|TESTMIN|TIMES)\b|- pending", text)
+
+
+def test_slots_of_the_headline_are_numbers_and_an_unknown_one_is_an_error() -> None:
+    template = (config.ROOT / "data" / "headline.md").read_text()
+    slots = [(slot, form) for _, slot, form, _ in Formatter().parse(template) if slot]
+    assert len(slots) > 3 and all(form == ".3f" or slot == "dense_interval" for slot, form in slots)
+    with pytest.raises(KeyError):
+        template.format(dense_interval="", latents={})
 
 
 # the site
