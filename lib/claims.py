@@ -15,9 +15,6 @@ from pydantic import BaseModel
 
 from lib import config, store
 
-Entry = Mapping[str, Any]
-Verdict = Literal["reproduced", "not reproduced", "inconclusive at this scale", "supported", "not supported"]
-
 
 class Test(BaseModel, frozen=True, extra="forbid"):
     """Where the whole interval of every part must lie; it fails once one lies outside or, with ``centre``, leaves that out."""
@@ -58,10 +55,6 @@ class Claim(BaseModel, frozen=True, extra="forbid"):
     amended: str = ""
     notebook: str
 
-    def __str__(self) -> str:
-        needs = "".join(f"; undecided unless {part} is above {test.above:g}" for part, test in self.needs.items())
-        return f"{self.test}{needs}"
-
 
 class Record(BaseModel, frozen=True, extra="forbid"):
     """What a run says of a claim. ``value`` and ``interval`` are those of the part that decided; ``parts`` {name: (value, low,
@@ -77,7 +70,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     parts: dict[str, tuple[float, float, float]]
     n: int
     seeds: int
-    verdict: Verdict
+    verdict: Literal["reproduced", "not reproduced", "inconclusive at this scale", "supported", "not supported"]
     figure: str
 
 
@@ -88,13 +81,10 @@ def ledger() -> dict[str, Claim]:
     return {row["id"]: Claim(**row) for row in yaml.safe_load(text)}
 
 
-def judge(id: str, parts: Mapping[str, Entry], figure: str, n: int, seeds: int) -> Record:
+def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, seeds: int) -> Record:
     """The record of a claim from its parts, entries {auroc, difference, share, mean or fvu; interval}. Of those that could
-    decide, the part nearest to its bounds, or furthest outside, does.
-
-    Raises:
-        KeyError: there is no such claim, or a part that its row names is not given.
-    """
+    decide, the part nearest to its bounds, or furthest outside, does. KeyError if there is no such claim, or a part that its
+    row names is not given."""
     claim, found = ledger()[id], {}
     for name, entry in parts.items():
         kind = next(kind for kind in ("auroc", "difference", "share", "mean", "fvu") if kind in entry)
@@ -110,8 +100,9 @@ def judge(id: str, parts: Mapping[str, Entry], figure: str, n: int, seeds: int) 
     verdict = "inconclusive at this scale" if unmet or (short and not failing) else no if failing else yes
     decided = min(unmet or failing or short or tested, key=room.__getitem__)
     value, *interval = found[decided]
-    said = claim.model_dump(include={"id", "statement", "measure"}) | {"test": str(claim), "verdict": verdict}
-    shown = {"value": value, "interval": interval, "decided_by": decided, "parts": found}
+    needs = (f"; undecided unless {part} is above {test.above:g}" for part, test in claim.needs.items())
+    said = claim.model_dump(include={"id", "statement", "measure"}) | {"test": "".join([str(claim.test), *needs])}
+    shown = {"verdict": verdict, "value": value, "interval": interval, "decided_by": decided, "parts": found}
     return Record(**said, **shown, n=n, seeds=seeds, figure=figure)
 
 

@@ -1,12 +1,11 @@
-"""A few forms of figures: points by row, curves, histograms, a heat map. A form draws into an axis and returns it; titles,
+"""A few forms of figures: points by row, curves, small multiples. A form draws into an axis and returns it; titles,
 labels and captions are the notebook's.
 
 One entity has one look on every page (:data:`LOOKS`). Runs are thin lines or small dots, their mean is bold; every interval
-drawn is a 95 % one; what rests on one run is hollow. Lines are named in place.
-"""
+drawn is a 95 % one; what rests on one run is hollow. Lines are named in place."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +26,9 @@ plt.style.use(["default", str(Path(__file__).with_name("style.mplstyle"))])  # w
 
 WIDTH = 6.4  # inches: text at 10 points still reads when a phone shows the figure 390 px wide
 CONTEXT, WARNING = "#8a8a8a", "#D55E00"
+# Keyword arguments: of axvspan and axhspan, for a stretch that matters; of annotate, for text that stands over lines.
+SHADE: dict[str, Any] = {"color": WARNING, "alpha": 0.1, "linewidth": 0}
+OVER: dict[str, Any] = {"fontsize": "small", "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
 
 LOOKS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("looks.yaml").read_text(encoding="utf-8"))
 
@@ -74,13 +75,12 @@ def forest(rows: Mapping[str, Mapping[str, Entry]], value: str = "auroc", axis: 
     own = axis is None
     axis = axis or plt.subplots(figsize=(WIDTH, (0.14 + 0.14 * len(series)) * len(rows) + 1.1))[1]
     for number, name in enumerate(series):
-        mine = [(at, by_series[name]) for at, by_series in enumerate(rows.values()) if name in by_series]
-        entries = [entry for _, entry in mine]
-        at = np.array([at for at, _ in mine]) + 0.7 / len(series) * (number - (len(series) - 1) / 2)
-        values, ends, style = _drawn(entries, value)
+        mine = {at: by_series[name] for at, by_series in enumerate(rows.values()) if name in by_series}
+        at = np.array(list(mine)) + 0.7 / len(series) * (number - (len(series) - 1) / 2)
+        values, ends, style = _drawn(list(mine.values()), value)
         shape = look(name, number)
         axis.errorbar(values, at, xerr=ends, linestyle="none", elinewidth=4, alpha=0.3, color=shape["color"])
-        for place, entry in zip(at, entries, strict=True):
+        for place, entry in zip(at, mine.values(), strict=True):
             runs = entry.get("seeds", ())
             axis.plot(runs, [place] * len(runs), ".", color=shape["color"], alpha=0.6, markersize=4)
         axis.plot(values, at, linestyle="none", label=name, **shape, **style)
@@ -118,56 +118,13 @@ def curves(
     return axis
 
 
-def name_ends(axis: Axes, names: Iterable[str] = ()) -> None:
-    """Write the names of lines (all that have one, or those given) at their right ends, at least 12 points apart."""
-    lines = {label: line for line in axis.get_lines() if not (label := str(line.get_label())).startswith("_")}
+def name_ends(axis: Axes) -> None:
+    """Write the names of lines at their right ends, at least 12 points apart."""
+    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
     axis.figure.canvas.draw()  # so that the layout, and with it the place of each end, is settled
     placed: list[tuple[float, float]] = []
-    for name in sorted(list(names) or lines, key=lambda name: float(np.asarray(lines[name].get_ydata())[-1])):
-        x, y = axis.transData.transform(end := np.asarray(lines[name].get_xydata())[-1]) * 72 / axis.figure.dpi
+    for line in sorted(lines, key=lambda line: float(np.asarray(line.get_ydata())[-1])):
+        x, y = axis.transData.transform(end := np.asarray(line.get_xydata())[-1]) * 72 / axis.figure.dpi
         placed.append((x, max([y, *(other + 12 for near, other in placed if abs(near - x) < 90)])))
-        _write(axis, name, end, (7, placed[-1][1] - y), "data", lines[name].get_color(), va="center", weight="bold")
-
-
-def _write(axis: Axes, said: str, at: Any, aside: Any, coordinates: Any, colour: Any, **style: Any) -> None:
-    style = {"fontsize": "small", "path_effects": [withStroke(linewidth=2.5, foreground="white")]} | style  # over lines
-    axis.annotate(said, at, aside, coordinates, "offset points", color=colour, **style)
-
-
-def level(axis: Axes, name: str, entry: Entry, said: bool = True) -> None:
-    """A line across with its interval, to hold other AUROCs against, named in place."""
-    at, colour = entry["auroc"], look(name)["color"]
-    axis.axhline(at, color=colour, linewidth=1.2)
-    axis.axhspan(*entry["interval"], color=colour, alpha=0.1, linewidth=0)
-    if said:
-        _write(axis, name, (0.03, at), (0, 2), ("axes fraction", "data"), colour)
-
-
-def shade(axis: Axes, low: float, high: float, said: str = "", colour: str = WARNING) -> None:
-    """Shade a stretch of the x axis, and say above it what it means."""
-    axis.axvspan(low, high, color=colour, alpha=0.1, linewidth=0)
-    _write(axis, said, ((low + high) / 2, 1), (0, 2), ("data", "axes fraction"), colour, ha="center")
-
-
-def histograms(found: Mapping[str, Sequence[float]], edges: np.ndarray, shaded: tuple[float, float]) -> dict[str, Axes]:
-    """A panel of counts per bin for each name, on a symlog scale, with the stretch that matters shaded."""
-    axes = panels(list(found))
-    for number, (name, axis) in enumerate(axes.items()):
-        axis.stairs(found[name], edges, fill=True, color=look(name, number)["color"], alpha=0.75)
-        shade(axis, *shaded)
-        axis.set_yscale("symlog")
-    return axes
-
-
-def heat(grid: Mapping[Any, Mapping[Any, float]], digits: int = 3, framed: tuple[Any, Any] | None = None) -> Axes:
-    """A heat map of {row: {column: value}}, values written in; ``framed`` (row, column) gets a frame."""
-    rows, columns = list(grid), list(next(iter(grid.values())))
-    axis = plt.subplots(figsize=(WIDTH, 0.4 * len(rows) + 1.2))[1]
-    table = [[grid[row][column] for column in columns] for row in rows]
-    written: dict[str, Any] = {"annot": True, "fmt": f".{digits}f", "annot_kws": {"size": 9}}
-    sns.heatmap(table, xticklabels=columns, yticklabels=rows, cmap="cividis", cbar=False, ax=axis, **written)
-    axis.tick_params(rotation=0)
-    if framed is not None:
-        corner = (columns.index(framed[1]), rows.index(framed[0]))
-        axis.add_patch(plt.Rectangle(corner, 1, 1, fill=False, edgecolor=WARNING, linewidth=3))
-    return axis
+        style = OVER | {"color": line.get_color(), "va": "center", "weight": "bold"}
+        axis.annotate(str(line.get_label()), end, (7, placed[-1][1] - y), "data", "offset points", **style)

@@ -1,22 +1,17 @@
-"""What a notebook shows: figures with captions, tables, data text that stays text, code of ``lib``, and the facts and numbers
-that its sentences rest on."""
+"""What a notebook shows: figures with captions, tables, data text that stays text, code of ``lib``, and the facts that its
+sentences rest on."""
 
 import ast
 import base64
 import html
 import inspect
 import json
-import os
-import platform
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
@@ -27,12 +22,7 @@ CONTENT_NOTE = Markdown(
     "short; no model answers to them are kept."
 )
 MARK = "> **Not so in this run.** This sentence is about the committed one: "  # what a failed expectation shows
-SHOWN = 80  # characters of a prompt that an excerpt shows
 WORDS = 40  # of a caption, at most
-
-
-class PageError(config.Expected, ValueError):
-    """A page that cannot be made as it is written; says which sentence or figure, and why."""
 
 
 def banner(profile: str, overrides: Mapping[str, Any]) -> Markdown | None:
@@ -52,38 +42,12 @@ def expect(fact: bool, sentence: str) -> None:
         display(Markdown(f"{MARK}{sentence}"))
 
 
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Text with its slots filled: ``{name.of.value:.3f}`` is ``values["name"]["of"]["value"]``, a number or a text. Only dicts
-    and, by number, lists are looked into.
-
-    Raises:
-        PageError: a slot without such a value, or with a format that this does not fit; names the slot.
-    """
-    parts = []
-    for said, slot, form, conversion in Formatter().parse(template):
-        parts.append(said)
-        if slot is None:
-            continue
-        found: Any = values
-        try:
-            for name in slot.split("."):
-                found = found[int(name)] if isinstance(found, list) else dict(found)[name]
-            if conversion or not isinstance(found, int | float | str):
-                raise TypeError("neither a number nor a text")
-            parts.append(format(found, form or ""))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise PageError(f"cannot fill the slot {{{slot}}}: {type(error).__name__} {error}") from None
-    return "".join(parts)
-
-
 def publish(figure: Figure, name: str, caption: str, alt: str) -> None:
-    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three.
-
-    Raises:
-        PageError: the caption is longer than :data:`WORDS`, or there is no alternative text.
-    """
+    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three; one
+    figure a cell, as the site has one alternative text a cell. ValueError if the caption is longer than :data:`WORDS`, or there
+    is no alternative text."""
     if len(caption.split()) > WORDS or not alt.strip():
-        raise PageError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
+        raise ValueError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
     path = config.build_dir() / store.active().profile / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})  # no version: same bytes every time
@@ -124,12 +88,6 @@ def literal(text: str) -> str:
     return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
 
 
-def excerpt(text: str) -> str:
-    """The end of a prompt, where jailbreaks put the request, in at most :data:`SHOWN` characters of one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"…{line[-SHOWN + 1 :]}"
-
-
 def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTML:
     """A latent's strongest contexts {side: [{tokens, values}]}, activations as background. All text of data is escaped."""
     top = max((v for side in contexts.values() for c in side for v in c["values"]), default=1.0) or 1.0
@@ -143,24 +101,3 @@ def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTM
             parts.append(f"<li><code>…{''.join(marked)}…</code></li>".replace("\n", "⏎"))
         parts.append("</ul></div>")
     return HTML(f'<div class="latent-card" style="background:#fff;color:#222;padding:0.6em">{"".join(parts)}</div>')
-
-
-@store.result
-def headline(text: str) -> str:
-    """Step: what README and the site's first page say, as notebook 00 filled it in."""
-    return text
-
-
-@store.result
-def provenance(profile: str, model: str) -> dict[str, str]:
-    """Step: what the run ran on. Versions and hardware, no names or paths of a machine."""
-    packages = ("torch", "transformers", "scikit-learn", "numpy", "scipy", "safetensors")
-    return {
-        "profile": profile,
-        "model": "SmolLM2-135M-Instruct (packaged GGUF, Q4_1, dequantised)" if model == "packaged" else model,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": str(os.cpu_count()),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        **{name: version(name) for name in packages},
-    }

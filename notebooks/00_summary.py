@@ -15,12 +15,18 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
+import os
+import platform
+from importlib.metadata import version
+
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from IPython.display import Markdown
 
 from lib import claims, config, figures, pages, store
 from lib.pages import expect
+from lib.store import result
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
@@ -38,9 +44,16 @@ scores = {
     "components": by_k[f"principal components, k={k}"]["ood"],
     "embedding": probes["sentence embedding"]["ood"],
 }
+
+
+@result
+def headline(text):
+    """What README and the site's first page say."""
+    return text
+
+
 template = (config.ROOT / "data" / "headline.md").read_text(encoding="utf-8")
-headline = pages.fill(template, {**scores, "dense_interval": pages.interval(scores["dense"])})
-Markdown(pages.headline(headline, name="headline").value)
+Markdown(headline(template.format(**scores, dense_interval=pages.interval(scores["dense"]))).value)
 
 # %% tags=["hide-input"]
 chosen = [by_k[f"{name}, k={k}"]["ood"] for name in ("pretraining", "finetuned", "chat", "QF")]
@@ -128,5 +141,21 @@ pages.table(claims.rows(records), ("", "claim (O: open in the post)", "what deci
 #
 # ## The run
 
+
 # %% tags=["hide-input"]
-pages.table(pages.provenance(study.profile.name, study.profile.model.name, name="provenance").value.items(), ("", ""))
+@result
+def provenance(profile, model):
+    """What the run ran on: versions and hardware, no names or paths of a machine."""
+    packages = ("torch", "transformers", "scikit-learn", "numpy", "scipy", "safetensors")
+    return {
+        "profile": profile,
+        "model": "SmolLM2-135M-Instruct (packaged GGUF, Q4_1, dequantised)" if model == "packaged" else model,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": str(os.cpu_count()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **{name: version(name) for name in packages},
+    }
+
+
+pages.table(provenance(study.profile.name, study.profile.model.name).value.items(), ("", ""))

@@ -153,6 +153,15 @@ def curve(name):
     return [(k, entry) for k in q.ks if (entry := at(name, k))]
 
 
+def dense_level(axis, said=""):
+    """The dense probe's OOD AUROC with its interval, a line across, to hold others against."""
+    entry, colour = probes["dense"]["ood"], figures.look("dense")["color"]
+    axis.axhline(entry["auroc"], color=colour, linewidth=1.2)
+    axis.axhspan(*entry["interval"], **figures.SHADE | {"color": colour})
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axis.annotate(said, (0.03, entry["auroc"]), (0, 2), color=colour, **where, **figures.OVER)
+
+
 axes = figures.panels(
     [f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2
 )
@@ -162,7 +171,7 @@ for name, axis in zip(three, axes.values(), strict=True):
         axis=axis,
         ticks=(1, 5, 20, 100),
     )
-    figures.level(axis, "dense probe", probes["dense"]["ood"], said=name == three[0])
+    dense_level(axis, "dense probe" if name == three[0] else "")
 orange = figures.look("principal components")["color"]
 beside = axes["finetuned SAE"]
 beside.text(0.97, 0.05, "principal\ncomponents", transform=beside.transAxes, color=orange, ha="right", va="bottom")
@@ -418,7 +427,9 @@ rows = {
     for place, label in labels.items()
 }
 figures.forest(rows, "difference", left)
-figures.shade(left, -0.02, 0.02, "no loss", "#009E73")
+left.axvspan(-0.02, 0.02, **figures.SHADE | {"color": "#009E73"})
+above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+left.annotate("no loss", (0, 1), (0, 2), color="#009E73", **above, **figures.OVER)
 left.axvline(0, color="#444444", linewidth=1)
 left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
@@ -469,7 +480,7 @@ for name, axis in axes.items():
     ]
     rows = {label: here.get(label, {}) for label in (*sides[0], "harmful ↑   harmless ↓", *sides[1])}
     figures.forest(rows, axis=axis)
-    figures.shade(axis, 0, 0.5)
+    axis.axvspan(0, 0.5, **figures.SHADE)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 axes["dense"].text(0.25, 0, "wrong way", rotation=90, ha="center", va="top", color=figures.WARNING)
 figures.headed(axes["dense"].figure, "Latents and surface features point the wrong way on some kinds of prompt")
@@ -505,6 +516,12 @@ pages.CONTENT_NOTE
 
 
 # %% tags=["hide-input"]
+def excerpt(text):
+    """The end of a prompt, where jailbreaks put the request, in at most 80 characters of one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"…{line[-79:]}"
+
+
 @result
 def errors(prompts, fitted, count):
     """Of each probe's first run the highest-scoring harmless and lowest-scoring harmful OOD prompts, from distinct clusters: {probe: {harmless,
@@ -522,7 +539,7 @@ def errors(prompts, fitted, count):
             found[name][kind] = [
                 {
                     "slice": str(labels.slice[i]),
-                    "excerpt": pages.excerpt(every[i].text),
+                    "excerpt": excerpt(every[i].text),
                     "rank": (other < score[i]).mean() if label == 0 else (other > score[i]).mean(),
                 }
                 for i in list(worst.values())[:count]
@@ -861,7 +878,7 @@ lines = {
     for kind in kinds
 }
 axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
-figures.level(axis, "dense", probes["dense"]["ood"])
+dense_level(axis, "dense")
 axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
 figures.headed(axis.figure, "One Gated SAE, in its one run, comes level with the dense probe")
 figures.name_ends(axis)
@@ -885,7 +902,7 @@ axis = figures.curves(
         **{name: [(k, e) for k in q.ks if (e := at(name, k))] for name in rivals},
     }
 )
-figures.level(axis, "dense", probes["dense"]["ood"])
+dense_level(axis, "dense")
 axis.set(xlabel="k, features that a probe may use", ylabel="OOD AUROC")
 figures.headed(axis.figure, "From fifty on, random directions do no worse than latents by L1 path")
 figures.name_ends(axis)

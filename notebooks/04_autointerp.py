@@ -159,7 +159,7 @@ for name, s in scores.items():
     frequency, score = np.array([(point["frequency"], point["score"]) for point in s["scored"]]).T
     apart[name] = (score[frequency < RARE], score[frequency >= RARE], frequency.max())
     axis.plot(frequency, score, linestyle="none", label=name, alpha=0.6, **figures.look(name))
-figures.shade(axis, HIGH, 1)
+axis.axvspan(HIGH, 1, **figures.SHADE)
 axis.axvline(RARE, color="#444444", linewidth=1, linestyle=":")
 axis.set(
     xscale="log",

@@ -84,8 +84,13 @@ found = values(
 qf = f"QF ω₀={t.omegas[0]:g}"
 dense = {name: max(points, key=lambda e: e["l0"]) for name, points in found.items()}
 titles = {name: f"{name}\nL0 {e['l0']:.0f}, {e['high']} high" for name, e in dense.items()}
-axes = figures.histograms({titles[name]: e["histogram"] for name, e in dense.items()}, BINS, shaded=(-1, 0))
-figure = next(iter(axes.values())).figure
+axes = figures.panels(list(titles.values()))
+for number, (name, e) in enumerate(dense.items()):
+    axis = axes[titles[name]]
+    axis.stairs(e["histogram"], BINS, fill=True, color=figures.look(name, number)["color"], alpha=0.75)
+    axis.axvspan(-1, 0, **figures.SHADE)
+    axis.set_yscale("symlog")
+figure = axis.figure
 figures.headed(figure, "QF leaves one high-frequency latent, L0 over a hundred")
 figure.supxlabel(f"log₁₀ of firing frequency, n = {dense['JumpReLU']['n']:,} tokens (shaded: high)")
 figure.supylabel("latents")

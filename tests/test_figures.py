@@ -95,9 +95,6 @@ def test_names_at_line_ends_keep_apart() -> None:
     boxes = [text.get_window_extent() for text in axis.texts]
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    axis = figures.curves({name: [(1, entry(0.5))] for name in "abc"})
-    figures.name_ends(axis, ["b"])
-    assert [text.get_text() for text in axis.texts] == ["b"]
 
 
 def test_panels_share_axes_and_have_their_names() -> None:
@@ -109,28 +106,6 @@ def test_panels_share_axes_and_have_their_names() -> None:
     colours = [axis._left_title.get_color() for axis in (axes["dense"], axes["chat"])]
     assert colours == [figures.look(name)["color"] for name in ("dense", "chat")]
     assert sum(axis.get_visible() for axis in axes["dense"].figure.axes) == 4
-
-
-def test_levels_and_shades_stand_where_they_are_put() -> None:
-    axis = plt.subplots()[1]
-    figures.level(axis, "dense probe", entry(0.9))
-    figures.level(axis, "other", entry(0.4), said=False)
-    figures.shade(axis, 0, 0.5, "wrong way")
-    assert [list(line.get_ydata()) for line in axis.get_lines()] == [[0.9, 0.9], [0.4, 0.4]]
-    band, _, shade = axis.patches
-    assert np.allclose([band.get_y(), band.get_height()], [0.8, 0.2]) and (shade.get_x(), shade.get_width()) == (0, 0.5)
-    assert [text.get_text() for text in axis.texts] == ["dense probe", "wrong way"]
-
-
-def test_histograms_and_heat_show_what_is_given() -> None:
-    axes = figures.histograms({"TopK\nL0 32": [1, 5], "Gated": [2, 0]}, np.array([-2.0, -1.0, 0.0]), (-1, 0))
-    assert [patch.get_data().values.tolist() for patch in axes["Gated"].patches if hasattr(patch, "get_data")] == [
-        [2, 0]
-    ]
-    axis = figures.heat({4: {"+1": 0.5, "mean": 0.75}, 8: {"+1": 0.25, "mean": 1.0}}, digits=2, framed=(8, "mean"))
-    assert [text.get_text() for text in axis.texts] == ["0.50", "0.75", "0.25", "1.00"]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["4", "8"]
-    assert (axis.patches[-1].get_x(), axis.patches[-1].get_y()) == (1, 1)
 
 
 def test_a_title_is_the_figures_own_and_wrapped() -> None:

@@ -1,10 +1,12 @@
 """The runner, promotion, the site and the command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from string import Formatter
 
 import nbformat
 import pytest
@@ -52,7 +54,7 @@ def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> No
     with pytest.raises(config.ConfigError, match="01_a has no parameter overrides"):
         runner.execute("01_a", "smoke", {}, 60)
     with pytest.raises(config.ConfigError, match="unknown parameter 'layr'"):
-        runner.execute("01_a", "smoke", {"layr": 1}, 60)
+        runner.run("smoke", ["01_a"], {"layr": 1})
 
 
 def test_unknown_papermill_parameter_is_an_error(tmp_path: Path) -> None:
@@ -100,7 +102,6 @@ def test_command_line_errors_are_one_line_with_a_status(capsys: pytest.CaptureFi
         (["run", "--profile", "smoke", "--set", "layer=x"], "bad value in profile 'smoke': layer"),
         (["run", "--profile", "smoke", "99_none"], "no notebook '99_none'"),
         (["site", "--profile", "smoke"], "was not executed at profile smoke"),
-        (["promote", "--profile", "smoke"], "only a report run is promoted"),
     ):
         (workshop / "00_a.py").write_text(HEAD)
         assert cli.main(arguments) == 2
@@ -141,7 +142,7 @@ def promotable(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_promotion_puts_everything_in_place(promotable: Path) -> None:
-    promotion.promote("report")
+    promotion.promote()
     assert (promotable / "figures" / "f.png").read_text() == "new"
     assert not (promotable / "figures" / "old.png").exists()
     assert [p.name for p in (promotable / "data" / "results").iterdir()] == ["headline.json"]
@@ -151,7 +152,7 @@ def test_promotion_puts_everything_in_place(promotable: Path) -> None:
 
 
 def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, count = promotion.os.replace, 0
+    real, count = os.replace, 0
 
     def fail(*args: object) -> None:
         nonlocal count
@@ -160,10 +161,10 @@ def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: p
             raise OSError("no space left on device")
         real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(promotion.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        promotion.promote("report")
-    monkeypatch.setattr(promotion.os, "replace", real)
+        promotion.promote()
+    monkeypatch.setattr(os, "replace", real)
     assert promotion.finish()
     assert (promotable / "figures" / "f.png").read_text() == "new"
     assert (promotable / "data" / "results" / "headline.json").exists()
@@ -172,27 +173,25 @@ def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: p
 
 def test_incomplete_or_stale_runs_are_not_promoted(promotable: Path) -> None:
     built = config.build_dir() / "report"
-    with pytest.raises(ReportError, match="only a report run"):
-        promotion.promote("smoke")
     (built / promotion.COMPLETE).rename(built / "aside")
     with pytest.raises(ReportError, match="partial, failed or had overrides"):
-        promotion.promote("report")
+        promotion.promote()
     (built / "aside").rename(built / promotion.COMPLETE)
     (built / "results" / "headline.json").rename(built / "aside")
     with pytest.raises(ReportError, match=r"the run has no (headline|results)"):
-        promotion.promote("report")
+        promotion.promote()
     (built / "aside").rename(built / "results" / "headline.json")
     (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline", "key": "another"}) + "\n")
     with pytest.raises(ReportError, match="not the result that the run used"):
-        promotion.promote("report")
+        promotion.promote()
     (built / "steps.jsonl").write_text(json.dumps({"event": "used", "name": "headline", "key": "k"}) + "\n")
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "2\n")
     with pytest.raises(ReportError, match="differs from the executed"):
-        promotion.promote("report")
+        promotion.promote()
     (promotable / "notebooks" / "00_a.py").write_text(HEAD + "1\n")
     (built / "figures" / "f.png").unlink()
     with pytest.raises(ReportError, match="the run has no figures"):
-        promotion.promote("report")
+        promotion.promote()
     assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
 
 
@@ -209,7 +208,7 @@ def test_a_run_with_a_sentence_that_does_not_hold_is_not_promoted(promotable: Pa
     unfounded(executed, "Twenty is more than thirty.")
     assert notebooks.differences("00_a", executed) == []
     with pytest.raises(ReportError, match=r"not true of this run: 00_a: Twenty is more than thirty\."):
-        promotion.promote("report")
+        promotion.promote()
     assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
 
 
@@ -267,6 +266,14 @@ def test_readme_carries_the_committed_headline() -> None:
     text = (config.ROOT / "README.md").read_text()
     assert promotion.with_headline(text, record["payload"]) == text
     assert not re.search(r"\b(TODO|TESTMIN|TIMES)\b|- pending", text)
+
+
+def test_slots_of_the_headline_are_numbers_and_an_unknown_one_is_an_error() -> None:
+    template = (config.ROOT / "data" / "headline.md").read_text()
+    slots = [(slot, form) for _, slot, form, _ in Formatter().parse(template) if slot]
+    assert len(slots) > 3 and all(form == ".3f" or slot == "dense_interval" for slot, form in slots)
+    with pytest.raises(KeyError):
+        template.format(dense_interval="", latents={})
 
 
 # the site

@@ -1,15 +1,15 @@
-"""Command line: ``python -m lib.report fetch | run | probe | site | promote | drift``."""
+"""Command line: ``python -m lib.report fetch | run | probe | site | drift``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 
 from lib import config, pages, store, wheels
-from lib.lm import model
 from lib.report import compare, notebooks, promotion, runner, site
-from lib.study import Study
+from lib.study import open_study
 
 SPLITS = {"train": "train", "val": "validation", "ood": "OOD"}
 HELP = {
@@ -17,7 +17,6 @@ HELP = {
     "run": "execute notebooks, build the site, promote a complete report run",
     "probe": "notebook 02's table of probes for your own labelled prompts",
     "site": "build the site of an executed run",
-    "promote": "promote a complete report run",
     "drift": "compare numbers and figures of the last report run with the committed ones",
 }
 
@@ -26,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m lib.report", description="Run the report's notebooks, build its site.")
     commands = parser.add_subparsers(dest="command", required=True)
     made = {name: commands.add_parser(name, help=text) for name, text in HELP.items()}
-    for name in ("run", "probe", "site", "promote"):
+    for name in ("run", "probe", "site"):
         made[name].add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
     run, probe = made["run"], made["probe"]
     for command in (run, probe):
@@ -40,17 +39,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Execute, build the site, promote; says what it cost, which sentences do not hold, and where to look.
-
-    Raises:
-        ReportError: a sentence is not true of a ``report`` run.
-    """
+    """Execute, build the site, promote; says what it cost, which sentences do not hold, and where to look. ReportError if
+    one does not hold of a ``report`` run."""
     promotion.finish()  # of a run that was broken off while it was promoted
     overrides = dict(map(runner.parse_setting, options.settings))
-    config.load(options.profile, overrides)
     seconds = runner.run(options.profile, options.notebooks, overrides, options.cell_timeout)
     built, complete = config.build_dir() / options.profile, not options.notebooks
-    record = {"seconds": seconds, "peak_memory_gib": round(runner.peak_memory(), 2)}
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    record = {"seconds": seconds, "peak_memory_gib": round(peak, 2)}
     store.write_atomic(built / "cost.json", json.dumps(record, indent=1) + "\n")
     print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
     if complete:
@@ -65,7 +61,7 @@ def _run(options: argparse.Namespace) -> None:
     if unfounded:
         raise notebooks.ReportError(f"{len(unfounded)} sentences are not true of this run: mend each with its expect")
     if complete:
-        promotion.promote("report")
+        promotion.promote()
         print("promoted to notebooks/, figures/ and data/results/")
 
 
@@ -74,10 +70,9 @@ def _probe(options: argparse.Namespace) -> str:
     if not options.data.strip():
         raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .jsonl, .parquet, hub:owner/name)")
     overrides = dict(map(runner.parse_setting, options.settings)) | {"probes.data": options.data}
-    profile = config.load(options.profile, overrides)
-    model.check_layers(profile.model, (profile.layer, *profile.probes.layers))
-    store.open_store("probe")
-    study = Study(profile)
+    study = open_study(options.profile, overrides)
+    profile = study.profile
+    store.open_store("probe")  # its results do not stand among those of a run
     every = study.table(study.baselines | (study.on_saes if options.saes else {}), name="probes").value
     left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
     found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
@@ -105,8 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
                 print(_probe(options))
             case "site":
                 print(site.build(options.profile))
-            case "promote":
-                promotion.promote(options.profile)
             case "drift":
                 found = compare.drift_from_head(config.build_dir() / "report")
                 print("\n".join(found) or "the run agrees with the committed results")

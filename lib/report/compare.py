@@ -19,22 +19,15 @@ from lib import config
 from lib.report.notebooks import ReportError
 
 RELATIVE, ABSOLUTE = 5e-3, 1e-4  # what another CPU's rounding may move: a unit in the third digit that is shown
-
 PIXELS = 0.005  # share of a figure's pixels that may differ: an interval's end moves, a curve does not
 
 # Decimals only: counts and names must agree exactly. A dot that ends a sentence is no decimal point.
-_DECIMAL = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.\d+(?:[eE][-+]?\d+)?")
-
-
-def close(a: float, b: float) -> bool:
-    """Whether two decimals agree within the tolerance."""
-    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+_DECIMAL = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+(?:[eE][-+]?\d+)?|[eE][-+]?\d+)")
 
 
 class Tolerant(str):
     """Text that equals another when they differ only in decimals, and in those by no more than the tolerance."""
 
-    __slots__ = ()
     __hash__ = str.__hash__
 
     def __eq__(self, other: object) -> bool:
@@ -42,25 +35,19 @@ class Tolerant(str):
             return NotImplemented
         if _DECIMAL.sub("#", self) != _DECIMAL.sub("#", other):
             return False
-        pairs = zip(_DECIMAL.findall(self), _DECIMAL.findall(other), strict=True)
-        return all(close(float(a.replace(",", "")), float(b.replace(",", ""))) for a, b in pairs)
+        numbers = ([float(found.replace(",", "")) for found in _DECIMAL.findall(text)] for text in (self, other))
+        return all(math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) for a, b in zip(*numbers, strict=True))
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
 
-def _leaves(found: Any, at: str) -> dict[str, Any]:
-    """{path: value} of what stands in nested dicts and lists."""
+def _leaves(found: Any, at: str) -> dict[str, Tolerant]:
+    """{path: value as text} of what stands in nested dicts and lists."""
     if not isinstance(found, dict | list) or not found:
-        return {at: found}
+        return {at: Tolerant(repr(found))}
     parts = found.items() if isinstance(found, dict) else enumerate(found)
     return {path: leaf for key, part in parts for path, leaf in _leaves(part, f"{at}.{key}").items()}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return close(a, b)
-    return bool(Tolerant(a) == b) if isinstance(a, str) else bool(a == b)
 
 
 def _one_sided(committed: set[str], fresh: set[str]) -> list[str]:
@@ -69,11 +56,8 @@ def _one_sided(committed: set[str], fresh: set[str]) -> list[str]:
 
 
 def drift(committed: Path, fresh: Path) -> list[str]:
-    """What tells the results of a fresh run from the committed ones, provenance aside, one line each.
-
-    Raises:
-        ReportError: one of the folders holds no results.
-    """
+    """What tells the results of a fresh run from the committed ones, provenance aside, one line each; ReportError if one of the
+    folders holds none."""
     names = {folder: {p.stem for p in folder.glob("*.json")} - {"provenance"} for folder in (committed, fresh)}
     for folder, found in names.items():
         if not found:
@@ -83,7 +67,7 @@ def drift(committed: Path, fresh: Path) -> list[str]:
         read = (json.loads((folder / f"{name}.json").read_text("utf-8"))["payload"] for folder in names)
         a, b = (_leaves(payload, name) for payload in read)
         lines += _one_sided(set(a), set(b))
-        lines += [f"{at}: {a[at]!r} committed, {b[at]!r} in the run" for at in a if at in b and not _same(a[at], b[at])]
+        lines += [f"{at}: {a[at]} committed, {b[at]} in the run" for at in a if at in b and a[at] != b[at]]
     return lines
 
 
@@ -102,10 +86,7 @@ def figure_drift(committed: Path, fresh: Path) -> list[str]:
 
 def drift_from_head(built: Path) -> list[str]:
     """:func:`drift` and :func:`figure_drift` of a run against the last commit, which a promoted run has not touched.
-
-    Raises:
-        ReportError: git has no committed results, or the run has none.
-    """
+    ReportError if git has no committed results, or the run has none."""
     command = ["git", "archive", "--format=tar", "HEAD", "data/results", "figures"]
     done = subprocess.run(command, cwd=config.ROOT, capture_output=True, check=False)
     if done.returncode:

@@ -1,12 +1,10 @@
-"""Notebook sources and their executed pairs: read, normalise, compare.
-
-``notebooks/NN_name.py`` (Jupytext py:percent) is the source. The executed ``.ipynb`` beside it carries the outputs, in a
-normal form: fixed cell ids, no timings, no machine paths, no injected parameters.
-"""
+"""Notebook sources (``notebooks/NN_name.py``, Jupytext py:percent) and the executed ``.ipynb`` beside each, which carries its
+outputs in a normal form: fixed cell ids, no timings, no machine paths, no injected parameters."""
 
 from __future__ import annotations
 
 import re
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import jupytext
 import nbformat
 
 from lib import config, pages
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 class ReportError(config.Expected, RuntimeError):
@@ -32,16 +32,12 @@ def names() -> list[str]:
 
 
 def source(name: str) -> Any:
-    """The source of a notebook as a notebook node.
-
-    Raises:
-        ReportError: there is no such notebook.
-    """
+    """The source of a notebook as a notebook node; ReportError if there is no such notebook."""
     path = folder() / f"{name}.py"
     if not path.is_file():
         raise ReportError(f"no notebook {name!r}: there are {', '.join(sorted(names()))}")
     notebook = jupytext.read(path)
-    notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
+    notebook.metadata.setdefault("kernelspec", KERNEL)
     return notebook
 
 
@@ -57,21 +53,19 @@ def normalise(notebook: Any) -> Any:
     """A copy in normal form: what is committed. Executed twice, a notebook gives the same bytes if it shows the same."""
     out = nbformat.from_dict(notebook)
     out.cells = [cell for cell in out.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    count = 0
+    counts = count(1)
     for number, cell in enumerate(out.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         if cell.get("execution_count") is not None:
-            count += 1
-            cell.execution_count = count
+            cell.execution_count = next(counts)
         for output in cell.get("outputs", []):
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
             if "metadata" in output:  # what a picture shows, for those who do not see it
-                alts = {kind: m["alt"] for kind, m in output.metadata.items() if isinstance(m, dict) and "alt" in m}
-                output.metadata = {kind: {"alt": alt} for kind, alt in alts.items()}
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    out.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+                said = output.metadata.items()
+                output.metadata = {kind: {"alt": m["alt"]} for kind, m in said if isinstance(m, dict) and "alt" in m}
+    out.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     out.nbformat, out.nbformat_minor = 4, 5
     return out
 
@@ -85,11 +79,8 @@ def differences(name: str, executed: Path) -> list[str]:
     if not executed.is_file():
         return [f"{executed.name} is missing: run make report"]
     mine, theirs = _cells(source(name)), _cells(nbformat.read(executed, as_version=4))
-    found = []
-    if len(mine) != len(theirs):
-        found.append(f"{name}.py has {len(mine)} cells, {executed.name} has {len(theirs)}: run make report")
-    unlike = [number for number, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
-    return found + [f"{name}: cell {n} of the .py differs from the executed .ipynb: run make report" for n in unlike]
+    unlike = [number for number, (a, b) in enumerate(zip_longest(mine, theirs)) if a != b]
+    return [f"{name}: cell {n} of the .py differs from the executed .ipynb: run make report" for n in unlike]
 
 
 def failed(executed: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import threading
@@ -33,11 +32,7 @@ KERNEL_ENVIRONMENT = {
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """("layer", 8) from "layer=8": values are JSON, or text where they are not.
-
-    Raises:
-        ConfigError: there is no "=".
-    """
+    """("layer", 8) from "layer=8": values are JSON, or text where they are not. ConfigError if there is no "="."""
     name, equals, value = text.partition("=")
     if not equals:
         raise config.ConfigError(f"cannot read the setting {text!r}: write name=value, e.g. --set layer=8")
@@ -53,17 +48,16 @@ def _progress(log: Path) -> Iterator[None]:
     done = threading.Event()
 
     def follow() -> None:
-        seen, last = 0, False
-        while not last:
-            last = done.wait(1.0)
-            lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-            for event in map(json.loads, lines[seen:]):
-                label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
-                if event["event"] == "end" and event["seconds"] >= 1:
-                    print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
-                elif event["event"] == "start" and sys.stdout.isatty():
-                    print(f"      … {label}", flush=True)
-            seen = len(lines)
+        last = False
+        with log.open(encoding="utf-8") as stream:
+            while not last:
+                last = done.wait(1.0)
+                for event in map(json.loads, stream):  # those that were added
+                    label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
+                    if event["event"] == "end" and event["seconds"] >= 1:
+                        print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
+                    elif event["event"] == "start" and sys.stdout.isatty():
+                        print(f"      … {label}", flush=True)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -83,14 +77,9 @@ def _running_cell(path: Path) -> str:
 
 
 def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: int) -> Path:
-    """Execute one notebook and write its normal form to ``build/<profile>/notebooks``; returns that path.
-
-    Raises:
-        ReportError: a cell raised, ran too long, or its kernel died; names the cell. The executed state is kept beside
-            as ``<name>.failed.ipynb``.
-        ConfigError: the notebook has no such parameter, or the profile no such field.
-    """
-    config.load(profile, overrides)  # fail before a kernel starts
+    """Execute one notebook and write its normal form to ``build/<profile>/notebooks``; returns that path. ReportError, which names
+    the cell, if one raised, ran too long, or its kernel died: the state is kept in ``<name>.failed.ipynb``. ConfigError if the
+    notebook has no such parameter."""
     given = {"profile": profile, "overrides": overrides}
     if unknown := set(given) - set(notebooks.parameters(name)):
         raise config.ConfigError(f"{name} has no parameter {', '.join(sorted(unknown))}: add it to its parameters cell")
@@ -102,41 +91,36 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
             notebooks.source(name),
             str(failed),
             parameters=given,
-            kernel_name="python3",
             cwd=str(notebooks.folder()),
             progress_bar=False,
-            log_output=False,
             execution_timeout=cell_timeout,
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
     except PapermillExecutionError as error:
         said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
-        raise ReportError(f"{name}: {said}") from None
     except CellTimeoutError:
         said = f"{_running_cell(failed)} ran longer than {cell_timeout} s. Give --cell-timeout, or a smaller profile"
-        raise ReportError(f"{name}: {said}") from None
     except DeadKernelError:
-        said = f"{_running_cell(failed)}; out of memory? Try a smaller profile. Finished steps are kept"
-        raise ReportError(f"{name}: the kernel died in {said}") from None
-    bad = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    if bad:
-        raise ReportError(f"{name}: a cell holds an error output: {bad[0].ename}: {bad[0].evalue}")
-    path = folder / f"{name}.ipynb"
-    nbformat.write(notebooks.normalise(executed), path)
-    failed.unlink(missing_ok=True)
-    return path
+        said = f"the kernel died in {_running_cell(failed)}; out of memory? Try a smaller profile. What is done is kept"
+    else:
+        outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+        bad = [f"{output.ename}: {output.evalue}" for output in outputs if output.output_type == "error"]
+        if not bad:
+            path = folder / f"{name}.ipynb"
+            nbformat.write(notebooks.normalise(executed), path)
+            failed.unlink(missing_ok=True)
+            return path
+        said = f"a cell holds an error output: {bad[0]}"
+    raise ReportError(f"{name}: {said}")
 
 
 def run(
     profile: str, only: list[str] | None = None, overrides: dict[str, Any] | None = None, cell_timeout: int = 14_400
 ) -> dict[str, float]:
-    """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook.
-
-    Finished steps are kept, so a run that was broken off goes on where it was.
-
-    Raises:
-        ReportError, ConfigError: as :func:`execute`.
-    """
+    """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook. Finished
+    steps are kept, so a run that was broken off goes on where it was. Errors are those of :func:`execute`, and ConfigError if
+    the profile has no such field."""
+    config.load(profile, overrides)  # fail before a kernel starts
     wanted = only or notebooks.names()
     for name in wanted:
         notebooks.source(name)
@@ -144,7 +128,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / promotion.COMPLETE).unlink(missing_ok=True)
     log = folder / "steps.jsonl"
-    log.unlink(missing_ok=True)
+    log.write_text("", encoding="utf-8")
     if not only:
         shutil.rmtree(folder / "figures", ignore_errors=True)  # every figure is drawn again
     os.environ.update(KERNEL_ENVIRONMENT | {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)})
@@ -157,9 +141,3 @@ def run(
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"[{number}/{len(wanted)}] {name} took {seconds[name]:.0f} s", flush=True)
     return seconds
-
-
-def peak_memory() -> float:
-    """Largest resident memory of any finished kernel of this process, in GiB."""
-    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return kibibytes / (2**30 if sys.platform == "darwin" else 2**20)
