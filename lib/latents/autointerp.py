@@ -5,8 +5,6 @@ over the quantiles, non-activating) and correlate with the truth. The explainer 
 (Foote 2023, arXiv:2305.19911): which token a latent fires on, and after which token.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

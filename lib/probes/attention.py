@@ -3,8 +3,6 @@
 score = w . sum_t softmax_t(q . x_t) x_t + b, on standardised residuals; trained with Adam on the logistic loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,11 +1,8 @@
 """Probes, and the one step that fits them: on train, choosing on validation, scoring every prompt.
 
-A *run* is one draw of the split into train and validation together with one SAE seed. The step writes
-``scores.safetensors``, one vector [n] float32 for each run and setting ("0/20": run 0, k = 20), and ``choices.json``, what each
-run chose. OOD prompts are scored like all others and looked at by no choice.
+A *run* is one draw of the split into train and validation together with one SAE seed. OOD prompts are scored like all
+others and looked at by no choice.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
@@ -42,10 +39,7 @@ class Probe:
     def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
         """({setting: scores [n]}, {"best": setting, ...}) of a view's ``x`` [n, features]; fit on the train prompts with the
         labels ``taught``, choices on validation with the true ones. "best" is "" where there is one setting only.
-
-        Raises:
-            TooFew: there is too little to fit or to choose with.
-        """
+        TooFew if there is too little to fit or to choose with."""
         raise NotImplementedError
 
 
@@ -89,6 +83,23 @@ class SingleLatent(Probe):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How k columns come out of a matrix, from train prompts only."""
+
+    penalties: ClassVar[tuple[float, ...]] = ()  # C of the fits, if not the probe's
+
+    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
+        """For every k of ``ks`` that ``x`` [n, M] can give."""
+        train = labels.where("train")
+        order = self.order(x[train], labels.taught[train], max(ks), run)
+        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        """Columns of train prompts ``x`` [n, M] with labels ``y`` [n], the first to take first, at least ``count`` if it can."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class KSparse(Probe):
     """Logistic regressions on the k columns that ``rule`` makes of a matrix, k chosen on validation; of equal k the
     smallest. A k that the matrix cannot give is left out."""
@@ -117,23 +128,6 @@ def _living(x: np.ndarray) -> np.ndarray:
     if not np.ptp(x, axis=0).any():
         raise TooFew("no living latents: none varies between the train prompts")
     return x
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How k columns come out of a matrix, from train prompts only."""
-
-    penalties: ClassVar[tuple[float, ...]] = ()  # C of the fits, if not the probe's
-
-    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
-        """For every k of ``ks`` that ``x`` [n, M] can give."""
-        train = labels.where("train")
-        order = self.order(x[train], labels.taught[train], max(ks), run)
-        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
-
-    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
-        """Columns of train prompts ``x`` [n, M] with labels ``y`` [n], the first to take first, at least ``count`` if it can."""
-        raise NotImplementedError
 
 
 class ByMeanDifference(Rule):
@@ -197,7 +191,8 @@ def fit(
 ) -> None:
     """Step: run r fits ``probe`` on the r-th of ``views`` and the r-th draw of the split, after ``change``.
 
-    Where there is too little to fit in one of the runs, ``choices.json`` is the reason, and there are no scores.
+    ``scores.safetensors`` holds a vector [n] float32 for each run and setting ("0/20": run 0, k = 20), ``choices.json`` what
+    each run chose; where there is too little to fit in one of them, the reason, and there are no scores.
     """
     data, found = Data(prompts, harvest, layer), dict[str, np.ndarray]()
     chosen: Any = []
@@ -219,8 +214,8 @@ def fit(
 
 
 def choices(fitted: Artifact) -> list[dict[str, Any]]:
-    """What each run chose: {best: name of the setting, settings, n and harmful: train prompts, val: its AUROC, ...}; raises
-    :class:`TooFew`, with the reason, where the probe could not be fit."""
+    """What each run chose: {best: name of the setting, settings, n and harmful: train prompts, val: its AUROC, ...}; TooFew,
+    with the reason, where the probe could not be fit."""
     found: list[dict[str, Any]] | str = json.loads((fitted.path / "choices.json").read_text(encoding="utf-8"))
     if isinstance(found, str):
         raise TooFew(found)
@@ -228,11 +223,8 @@ def choices(fitted: Artifact) -> list[dict[str, Any]]:
 
 
 def scores(fitted: Artifact, setting: str | None = None) -> list[np.ndarray]:
-    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one.
-
-    Raises:
-        TooFew: the probe could not be fit, or not with this setting in every run.
-    """
+    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one. TooFew if
+    the probe could not be fit, or not with this setting in every run."""
     chosen, found = choices(fitted), load_file(fitted.path / "scores.safetensors")
     names = [f"{run}/{choice['best'] if setting is None else setting}" for run, choice in enumerate(chosen)]
     if missing := [name for name in names if name not in found]:

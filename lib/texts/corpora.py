@@ -1,7 +1,5 @@
 """Documents that SAEs are trained on: pretraining text, and chat transcripts without the probe prompts."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +23,8 @@ def sources_of(corpus: Corpus, kind: sources.Kind) -> dict[str, Source]:
 def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
     """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour.
 
-    Of conversations with like openings (the first 400 characters) the first is kept, so that evaluation text does not
-    open as training text does. A text 2.5 times as long as every excluded one is no neighbour and not compared.
+    Of those with like openings (400 characters) the first is kept, so that evaluation text does not open as training text
+    does. A text 2.5 times as long as every excluded one is no neighbour and not compared.
     """
     records = list({r["text"].lower(): r for r in sources.records(source)}.values())
     longest = max(map(len, excluded), default=0) / likeness.LEAK + 8
@@ -41,11 +39,8 @@ def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
 def documents(
     out: Path, corpus: Corpus, rows: Mapping[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int
 ) -> None:
-    """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns).
-
-    ``rows`` are :func:`sources_of` the corpus. Chat is without the plain prompts of any of the labelled ``prompt_sets``;
-    pretraining text is articles, and needs none.
-    """
+    """Step: the documents of a corpus, made of its ``rows``, in a seeded order, one JSON value a line (a text, or a list of
+    turns). Chat is without the plain prompts of the labelled ``prompt_sets``; pretraining text is articles, and needs none."""
     found: list[Any] = []
     if corpus == "chat":
         found += chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])

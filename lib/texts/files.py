@@ -7,8 +7,6 @@ kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are t
 ``hub:owner/name`` is a data set of the Hugging Face hub, whose own splits serve if it has no such column.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

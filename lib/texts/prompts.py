@@ -6,8 +6,6 @@ transforms that training never saw. A jailbroken prompt stays harmful; a harmful
 words are in the following text") is harmless. The design is that of the post, section "Datasets".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from lib import store
 from lib.config import PromptSection
 from lib.texts import sources
-from lib.texts.examples import Example, Split, write
-from lib.texts.likeness import clusters, leaks, neighbours
+from lib.texts.examples import Example, Labels, Split, write
+from lib.texts.likeness import clusters, neighbours
 from lib.texts.sources import Source
 from lib.texts.transforms import Transform, apply
 
@@ -32,9 +30,8 @@ FIXED = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal
 
 def sources_of(kind: sources.Kind) -> dict[str, Source]:
     """What the set is made of: the fixed sources by name, and "benign", the chat prompts."""
-    benign = "benign_instructions" if kind == "hub" else "chat"
-    found = sources.rows(kind, *FIXED, benign)
-    return {"benign": found.pop(benign), **found}
+    (benign,) = sources.rows(kind, "benign_instructions" if kind == "hub" else "chat").values()
+    return {"benign": benign, **sources.rows(kind, *FIXED)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,10 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
 def build(
     section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
 ) -> list[Example]:
-    """The labelled set of :func:`sources_of` a kind, :func:`check`ed; the same ``seed`` gives the same set."""
+    """The labelled set of :func:`sources_of` a kind; the same ``seed`` gives the same set.
+
+    LeakError if a cluster of base prompts is in two splits, TooFew if a split has one class only.
+    """
     rng = np.random.default_rng(seed)
     harmful = _take(_bases(rows["harmbench"], 1, "HarmBench"), section.harmful_bases, rng)
     advbench = _bases(rows["advbench"], 1, "AdvBench")
@@ -152,19 +152,8 @@ def build(
     final = dict(zip(texts, clusters(list(texts.values())).tolist(), strict=True))
     examples = [e.model_copy(update={"group": final[e.base]}) for e in examples]
 
-    check(examples, {b.id: b.text for b in pool})
+    Labels.of(examples)  # refuses leaks
     return examples
-
-
-def check(examples: Sequence[Example], base_texts: dict[str, str]) -> None:
-    """Raise ValueError if a group crosses train and validation, or an OOD base has a neighbour in either."""
-    groups = {split: {e.group for e in examples if e.split == split} for split in ("train", "val")}
-    if shared := groups["train"] & groups["val"]:
-        raise ValueError(f"{len(shared)} clusters of base prompts are in both train and validation")
-    inside = sorted({e.base for e in examples if e.split != "ood"})
-    outside = sorted({e.base for e in examples if e.split == "ood"})
-    if inside and outside and (found := leaks([base_texts[b] for b in inside], [base_texts[b] for b in outside])):
-        raise ValueError(f"{len(found)} OOD prompts have a neighbour in training or validation, first {found[0]}")
 
 
 @store.cached
