@@ -108,7 +108,7 @@ def test_high_frequency_latents_are_scored() -> None:
 
 def test_constant_predictions_score_zero() -> None:
     windows = [Window((1, 2), (0.0, float(i))) for i in range(6)]
-    assert autointerp.score(autointerp.Explanation({}), windows) == 0.0
+    assert autointerp.score({}, windows) == 0.0
 
 
 @store.cached

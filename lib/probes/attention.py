@@ -58,8 +58,7 @@ def scored(
 
 @dataclass(frozen=True)
 class Attention(Probe):
-    """The probe whose weight decay, of ``decays``, has the best validation AUROC; of equal ones the largest. It reads
-    :class:`Tokens`."""
+    """On :class:`Tokens`; its weight decay is the one of ``decays`` with the best validation AUROC, of equal ones the largest."""
 
     decays: tuple[float, ...]
     epochs: int

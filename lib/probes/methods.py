@@ -45,8 +45,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Logistic(Probe):
-    """Logistic regression on standardised features, C the one of ``penalties`` with the best validation AUROC; of equal
-    ones the smallest."""
+    """Logistic regression on standardised features, C the smallest of those ``penalties`` with the best validation AUROC."""
 
     penalties: tuple[float, ...]
 
@@ -101,8 +100,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class KSparse(Probe):
-    """Logistic regressions on the k columns that ``rule`` makes of a matrix, k chosen on validation; of equal k the
-    smallest. A k that the matrix cannot give is left out."""
+    """Logistic regressions on the k columns that ``rule`` makes of a matrix, k the smallest of those that do best on
+    validation; a k that the matrix cannot give is left out."""
 
     ks: tuple[int, ...]
     penalties: tuple[float, ...]

@@ -201,9 +201,7 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
 
 
 @result
-def kept(
-    prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]
-) -> dict[str, dict[str, dict[str, float]]]:
+def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
     """Step: {SAE: {place: {l0, fvu, lost}}} of ``views`` {SAE: {place: view}} on the prompts, so relative to the variance
     between prompts at that place; pooled, L0 is that of the user's tokens. ``lost`` is the variance of the error over that of
     the residuals: a probe does not see a constant error, which FVU counts."""
@@ -211,13 +209,13 @@ def kept(
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():
         for place, view in by_place.items():
-            given = (view.place, view.layer, view.sae, view.pooled)
-            seen = (Residual(view.place, view.layer), Reconstruction(*given), Latents(*given))
+            seen = (Residual(view.place, view.layer), Reconstruction(**vars(view)), view)
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
             sums = Sums(1, x.shape[1], f.shape[1])
             sums.add(x, again, f)
             found[name][place] = sums.fidelity()
             if view.pooled is not None:
-                tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
-                found[name][place]["l0"] = tokens["l0"]
+                found[name][place]["l0"] = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))[
+                    "l0"
+                ]
     return found

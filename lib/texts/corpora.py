@@ -1,7 +1,6 @@
 """Documents that SAEs are trained on: pretraining text, and chat transcripts without the probe prompts."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,17 +35,14 @@ def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
 
 
 @store.cached
-def documents(
-    out: Path, corpus: Corpus, rows: Mapping[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int
-) -> None:
-    """Step: the documents of a corpus, made of its ``rows``, in a seeded order, one JSON value a line (a text, or a list of
-    turns). Chat is without the plain prompts of the labelled ``prompt_sets``; pretraining text is articles, and needs none."""
+def documents(out: Path, rows: dict[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int) -> None:
+    """Step: documents of a corpus' :func:`sources_of` in a seeded order, one JSON value a line (a text, or a list of turns).
+    Chat is without the plain prompts of the labelled ``prompt_sets``; pretraining text is articles, and needs none."""
     found: list[Any] = []
-    if corpus == "chat":
+    if "chat" in rows:
         found += chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])
-    else:
-        given = [rows[name] for name in ("wikipedia", "news") if name in rows]
-        found += [record["text"] for source in given for record in sources.records(source)]
+    for name in ("wikipedia", "news"):
+        found += [record["text"] for record in sources.records(rows[name])] if name in rows else []
     order = np.random.default_rng(seed).permutation(len(found))
     with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(found[i]) + "\n" for i in order)

@@ -2,15 +2,14 @@
 
 In distribution: HarmBench (harmful) and chat first turns (harmless), split into train and validation by cluster of base
 prompt *before* augmentation. OOD: AdvBench, question-form harmful sets, over-refusal sets, other chat turns, with
-transforms that training never saw. A jailbroken prompt stays harmful; a harmful text inside an innocuous task ("how many
-words are in the following text") is harmless. The design is that of the post, section "Datasets".
+transforms that training never saw. The design is that of the post, section "Datasets".
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
@@ -34,8 +33,7 @@ def sources_of(kind: sources.Kind) -> dict[str, Source]:
     return {"benign": benign, **sources.rows(kind, *FIXED)}
 
 
-@dataclass(frozen=True)
-class _Base:
+class _Base(NamedTuple):
     id: str
     text: str
     label: int
@@ -69,13 +67,8 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
     return [pool[i] for i in order[: count or None]]
 
 
-def build(
-    section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
-) -> list[Example]:
-    """The labelled set of :func:`sources_of` a kind; the same ``seed`` gives the same set.
-
-    LeakError if a cluster of base prompts is in two splits, TooFew if a split has one class only.
-    """
+def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int) -> list[Example]:
+    """The labelled set of :func:`sources_of` a kind, the same for the same ``seed``; errors of :meth:`Labels.of`."""
     rng = np.random.default_rng(seed)
     harmful = _take(_bases(rows["harmbench"], 1, "HarmBench"), section.harmful_bases, rng)
     advbench = _bases(rows["advbench"], 1, "AdvBench")
@@ -158,7 +151,7 @@ def build(
 
 @store.cached
 def prompt_set(
-    out: Path, section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
+    out: Path, section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int
 ) -> None:
     """Step: the labelled set as ``examples.jsonl``, of :func:`sources_of` a kind and, in their order, ``transforms``."""
     write(out, build(section, rows, transforms, seed))
