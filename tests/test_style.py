@@ -25,7 +25,7 @@ def test_matching() -> None:
         "Can you write a poem about the sea?",
         "Write a poem, please, I beg you now",
     ]
-    assert style.one_style(texts).tolist() == [True, False, False]
+    assert [style.one_style(text) for text in texts] == [True, False, False]
     y = np.array([1, 0, 0, 0, 0, 0])
     texts = ["one two three"] * 5 + ["one two three four five six seven"]
     kept = style.one_length(texts, y, np.ones(6, bool), np.random.default_rng(0))

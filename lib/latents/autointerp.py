@@ -7,8 +7,7 @@ token a latent fires on, and after which token.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +26,7 @@ LEVELS = 10  # activations are predicted on a scale of 0 to 10
 Patterns = dict[tuple[int | None, int], float]  # mean activation on (token before or None, token)
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A context: token ids, and one latent's activations on them."""
 
     tokens: tuple[int, ...]

@@ -84,7 +84,7 @@ class OneStyle(Change):
     """Of the plain prompts those of one style (:func:`lib.texts.style.one_style`)."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        return labels.only(_plain(labels) & style.one_style(texts))
+        return labels.only(_plain(labels) & np.array([style.one_style(text) for text in texts]))
 
 
 class OneLength(Change):

@@ -27,7 +27,6 @@ from lib.texts import examples, style
 from lib.texts.examples import Labels, TooFew
 
 Matrix = Any  # np.ndarray or scipy.sparse.csr_matrix, [n, features], or what only some probe reads
-EMBEDDER_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     texts = [example.text for example in examples.read(prompts)]
     found = torch.zeros(len(texts), model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    windows = {"padding": True, "truncation": True, "max_length": EMBEDDER_TOKENS, "return_overflowing_tokens": True}
+    windows = {"padding": True, "truncation": True, "max_length": 256, "return_overflowing_tokens": True}
     with torch.inference_mode():
         for at in range(0, len(order), 64):
             which = order[at : at + 64]

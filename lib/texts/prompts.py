@@ -24,13 +24,13 @@ from lib.texts.transforms import Transform, apply
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
 _JAILBREAK = re.compile(r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions")
-FIXED = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
 
 
 def sources_of(kind: sources.Kind) -> dict[str, Source]:
     """What the set is made of: the fixed sources by name, and "benign", the chat prompts."""
     (benign,) = sources.rows(kind, "benign_instructions" if kind == "hub" else "chat").values()
-    return {"benign": benign, **sources.rows(kind, *FIXED)}
+    fixed = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
+    return {"benign": benign, **sources.rows(kind, *fixed)}
 
 
 class _Base(NamedTuple):
@@ -103,6 +103,7 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
     for label in (1, 0):  # by class, so that both splits hold both
         labelled = sorted({group[b.id] for b in harmful + benign if b.label == label} - validation)
         validation.update(rng.permutation(labelled)[: round(section.validation * len(labelled))].tolist())
+    inside: dict[str, Split] = {b.id: "val" if group[b.id] in validation else "train" for b in harmful + benign}
 
     examples: list[Example] = []
 
@@ -125,12 +126,10 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
     of = {split: [t for t in transforms if t.split == split] for split in ("train", "ood")}
     jailbreaks = {split: [t for t in of[split] if t.kind == "jailbreak"] for split in of}
     for base in harmful + benign:
-        split: Split = "val" if group[base.id] in validation else "train"
-        add(base, plain, split, base.slice)
-        add(base, of["train"] if base.label else [], split)
+        add(base, plain, inside[base.id], base.slice)
+        add(base, of["train"] if base.label else [], inside[base.id])
     for base in benign[: section.train_wrapped]:
-        split = "val" if group[base.id] in validation else "train"
-        add(base, jailbreaks["train"], split, "benign in a jailbreak", overall=False)
+        add(base, jailbreaks["train"], inside[base.id], "benign in a jailbreak", overall=False)
     for name in ("AdvBench", "question-form harmful", "over-refusal", "benign twins"):
         for base in _take([b for b in fixed_ood if b.slice == name], section.ood_harmful_bases, rng):
             add(base, plain, "ood", name)

@@ -49,13 +49,11 @@ def records(source: Source) -> list[Record]:
     """Of a row, at least "text" and "id", texts cleaned, empty ones dropped; SourceError if there are none."""
     found = []
     for number, row in enumerate(source.rows()):
-        text = clean(str(row["text"])).strip()
-        if not text:
-            continue
-        record = {**row, "text": text, "id": str(row.get("id", f"{source.name}-{number}"))}
-        if "turns" in row:
-            record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
-        found.append(record)
+        if text := clean(str(row["text"])).strip():
+            record = {**row, "text": text, "id": str(row.get("id", f"{source.name}-{number}"))}
+            if "turns" in row:
+                record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
+            found.append(record)
     if not found:
         raise SourceError(f"source {source.name!r} holds no records")
     return found

@@ -10,6 +10,8 @@ _IMPERATIVES = re.compile(
     "outline|teach|compose|help|summarize|translate|suggest|compare|identify|act|please|let"
 )
 _QUESTIONS = re.compile("how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will")
+_MARKS = {"question marks": "?", "exclamation marks": "!", "commas": ",", "quotation marks": '"', "colons": ":"}
+_MARKS |= {"brackets": "([", "hyphens": "-", "apostrophes": "'"}
 
 
 def features(text: str) -> dict[str, float]:
@@ -40,14 +42,7 @@ def features(text: str) -> dict[str, float]:
         "ends with a full stop": last == ".",
         "ends with a question mark": last == "?",
         "contains a question mark": "?" in text,
-        "question marks": text.count("?"),
-        "exclamation marks": text.count("!"),
-        "commas": text.count(","),
-        "quotation marks": text.count('"'),
-        "colons": text.count(":"),
-        "brackets": text.count("(") + text.count("["),
-        "hyphens": text.count("-"),
-        "apostrophes": text.count("'"),
+        **{name: sum(map(text.count, marks)) for name, marks in _MARKS.items()},
         "non-ASCII": of_characters(lambda c: not c.isascii()),
         "first word is imperative": _IMPERATIVES.fullmatch(first) is not None,
         "first word asks": _QUESTIONS.fullmatch(first) is not None,
@@ -69,17 +64,13 @@ def matrix(texts: Sequence[str]) -> np.ndarray:
     return np.array([list(features(text).values()) for text in texts], dtype=np.float64)
 
 
-def one_style(texts: Sequence[str]) -> np.ndarray:
-    """[n] bool: one capitalised imperative sentence of 6 to 25 words, without sentence marks, politeness, first or second
+def one_style(text: str) -> bool:
+    """Whether it is one capitalised imperative sentence of 6 to 25 words, without sentence marks, politeness, first or second
     person: what most HarmBench prompts are."""
-
-    def fits(text: str) -> bool:
-        has = features(text)
-        wanted = has["first word is imperative"] and has["capital first letter"] and 6 <= has["words"] <= 25
-        unwanted = has["polite"] or has["first person"] or has["second person"] or re.search("[.!?]", text)
-        return bool(wanted and not unwanted)
-
-    return np.array([fits(text) for text in texts], dtype=bool)
+    has = features(text)
+    wanted = has["first word is imperative"] and has["capital first letter"] and 6 <= has["words"] <= 25
+    unwanted = has["polite"] or has["first person"] or has["second person"] or re.search("[.!?]", text)
+    return bool(wanted and not unwanted)
 
 
 def one_length(texts: Sequence[str], y: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
