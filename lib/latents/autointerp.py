@@ -70,7 +70,7 @@ def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
     active = int((peaks > 0).sum())
     if active < 2 * third or len(peaks) < 4 * third:
         return None
-    end = min(active, len(peaks) - third)
+    end = min(active, len(peaks) - third)  # what lies behind is silent, or the weakest there is
     spread = order[np.linspace(third, end - 1, third).round().astype(int)]
     return np.concatenate([order[:third], spread, rng.choice(order[end:], third, replace=False)])
 

@@ -138,10 +138,9 @@ class ByMeanDifference(Rule):
 
 class ByL1Path(Rule):
     """The order in which columns of unit variance enter an L1-regularised logistic regression as C grows; of those that
-    enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference. The
-    refit is without regularisation."""
+    enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference."""
 
-    penalties = (1e4,)  # larger ones change nothing but the time
+    penalties = (1e4,)  # the refit is not regularised: larger ones change nothing but the time
 
     def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
         deviation, order = x.std(0), list[int]()

@@ -201,9 +201,8 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
 
 @result
 def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
-    """Step: {SAE: {place: {l0, fvu, lost}}} of ``views`` {SAE: {place: view}} on the prompts, so relative to the variance
-    between prompts at that place; pooled, L0 is that of the user's tokens. ``lost`` is the variance of the error over that of
-    the residuals: a probe does not see a constant error, which FVU counts."""
+    """Step: {SAE: {place: fidelity}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on the prompts,
+    so relative to the variance between prompts at that place; pooled, L0 is that of the user's tokens."""
     data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():

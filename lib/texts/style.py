@@ -19,12 +19,10 @@ def features(text: str) -> dict[str, float]:
     words: list[str] = re.findall(r"[\w']+", text)
     lower, lengths = [word.lower() for word in words], [len(word) for word in words] or [0]
     first, last = lower[0] if lower else "", text.rstrip()[-1:]
+    count = max(1, len(words))
 
-    def of_characters(holds: Callable[[str], bool]) -> float:
+    def share(holds: Callable[[str], bool]) -> float:
         return sum(map(holds, text)) / max(1, len(text))
-
-    def of_words(count: int) -> float:
-        return count / max(1, len(words))
 
     return {
         "characters": len(text),
@@ -34,25 +32,25 @@ def features(text: str) -> dict[str, float]:
         "sentences": max(1, len(re.findall(r"[.!?]+(?:\s|$)", text))),
         "lines": text.count("\n") + 1,
         "capital first letter": text[:1].isupper(),
-        "share of capitals": of_characters(str.isupper),
-        "words in capitals": of_words(sum(word.isupper() and len(word) > 1 for word in words)),
-        "share of punctuation": of_characters(lambda c: not c.isalnum() and not c.isspace()),
-        "share of digits": of_characters(str.isdigit),
+        "share of capitals": share(str.isupper),
+        "words in capitals": sum(word.isupper() and len(word) > 1 for word in words) / count,
+        "share of punctuation": share(lambda c: not c.isalnum() and not c.isspace()),
+        "share of digits": share(str.isdigit),
         "ends with punctuation": last in tuple(".!?"),
         "ends with a full stop": last == ".",
         "ends with a question mark": last == "?",
         "contains a question mark": "?" in text,
         **{name: sum(map(text.count, marks)) for name, marks in _MARKS.items()},
-        "non-ASCII": of_characters(lambda c: not c.isascii()),
+        "non-ASCII": share(lambda c: not c.isascii()),
         "first word is imperative": _IMPERATIVES.fullmatch(first) is not None,
         "first word asks": _QUESTIONS.fullmatch(first) is not None,
         "starts with Write or Give": first in ("write", "give"),
         "first person": not {"i", "my", "me", "i'm", "we", "our"}.isdisjoint(lower),
         "second person": not {"you", "your"}.isdisjoint(lower),
         "polite": not {"please", "thanks", "thank"}.isdisjoint(lower),
-        "articles": of_words(sum(word in ("a", "an", "the") for word in lower)),
+        "articles": sum(word in ("a", "an", "the") for word in lower) / count,
         "starts in lower case": text[:1].islower(),
-        "distinct words": of_words(len(set(lower))),
+        "distinct words": len(set(lower)) / count,
     }
 
 
