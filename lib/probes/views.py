@@ -69,7 +69,6 @@ class Latents(Residual):
 
     sae: Artifact | None = None
     pooled: Artifact | None = None
-    what = "latents"
 
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         """What the view shows of residuals x [n, d]."""
@@ -79,8 +78,9 @@ class Latents(Residual):
         if self.sae is None or isinstance(self.place, str) != (self.pooled is not None):
             raise ValueError(f"the place {self.place!r} needs the SAE's pooled artifact, and positions take none")
         if self.pooled is not None:
+            name = f"{type(self).__name__.lower()} {str(self.place).removesuffix(' user')}"  # as `pooled` has it
             with safe_open(self.pooled.path / "pooled.safetensors", "pt") as file:
-                return file.get_tensor(f"{self.what} {str(self.place).removesuffix(' user')}").float().numpy()
+                return file.get_tensor(name).float().numpy()
         sae, x = training.load(self.sae), torch.from_numpy(super().matrix(data, labels))
         with torch.inference_mode():
             return torch.cat([self.through(sae, part) for part in x.split(4096)]).numpy()
@@ -89,16 +89,12 @@ class Latents(Residual):
 class Reconstruction(Latents):
     """An SAE's reconstruction [n, d] of the residual stream."""
 
-    what = "reconstruction"
-
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         return sae.reconstruct(x)
 
 
 class Error(Latents):
     """What an SAE's reconstruction leaves out [n, d], at positions."""
-
-    what = "error"
 
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         return x - sae.reconstruct(x)
