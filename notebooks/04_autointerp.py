@@ -123,7 +123,7 @@ expect(
 # %% tags=["hide-input"]
 pages.table(
     (
-        (text, f"{explanation.predict(window(text, 0, 0, 0).tokens):g}", max(true), max(other))
+        (text, f"{autointerp.predict(explanation, window(text, 0, 0, 0).tokens):g}", max(true), max(other))
         for text, true, other in zip(others, planted, dealt, strict=True)
     ),
     ("window", "predicted", f"planted (score {right:.2f})", f"dealt wrongly (score {wrong:.2f})"),
