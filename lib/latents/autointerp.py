@@ -7,7 +7,7 @@ token a latent fires on, and after which token.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +23,15 @@ from lib.stats import percentiles
 from lib.store import Artifact, result
 
 LEVELS = 10  # activations are predicted on a scale of 0 to 10
+Window = tuple[Sequence[int], Sequence[float]]  # token ids of a context, and one latent's activations on them
 Patterns = dict[tuple[int | None, int], float]  # mean activation on (token before or None, token)
-
-
-class Window(NamedTuple):
-    """A context: token ids, and one latent's activations on them."""
-
-    tokens: tuple[int, ...]
-    values: tuple[float, ...]
 
 
 def explain(windows: Sequence[Window]) -> Patterns:
     """Patterns from contexts. A pair of tokens counts as a pattern of its own once it was seen twice."""
     seen: dict[tuple[int | None, int], list[float]] = defaultdict(list)
-    for window in windows:
-        for before, token, value in zip((None, *window.tokens[:-1]), window.tokens, window.values, strict=True):
+    for tokens, values in windows:
+        for before, token, value in zip((None, *tokens[:-1]), tokens, values, strict=True):
             seen[None, token].append(value)
             if before is not None:
                 seen[before, token].append(value)
@@ -53,8 +47,8 @@ def predict(patterns: Patterns, tokens: Sequence[int]) -> float:
 
 def score(patterns: Patterns, windows: Sequence[Window]) -> float:
     """Spearman correlation of predicted and true quantised maxima, in [-1, 1]; 0 if either does not vary."""
-    truth = np.array([max(window.values) for window in windows])
-    guess = np.array([predict(patterns, window.tokens) for window in windows])
+    truth = np.array([max(values) for _, values in windows])
+    guess = np.array([predict(patterns, tokens) for tokens, _ in windows])
     quantised = [np.round(LEVELS * v / v.max()) if v.max() > 0 else v for v in (truth, guess)]
     if any(np.ptp(v) == 0 for v in quantised):
         return 0.0
@@ -88,7 +82,7 @@ def score_latent(
         picked = choose(values[index].max(1), examples, rng)
         if picked is None:
             return None
-        halves.append([Window(tuple(tokens[i].tolist()), tuple(values[i].tolist())) for i in index[picked]])
+        halves.append([(tokens[i].tolist(), values[i].tolist()) for i in index[picked]])
     patterns = explain(halves[0])
     return score(patterns, halves[1]), patterns
 
