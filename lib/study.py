@@ -68,7 +68,7 @@ class Study:
         """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them."""
         p = self.profile
         probed = () if corpus == "pretraining" else tuple({a.key: a for a in (self.prompts, self.labelled)}.values())
-        documents = corpora.documents(corpus, corpora.sources_of(corpus, p.sources), probed, p.seed)
+        documents = corpora.documents(corpora.sources_of(corpus, p.sources), probed, p.seed)
         if corpus == "pretraining":
             return sequences.pretraining(documents, self.lm, p.corpora, part)
         wanted = p.corpora.rollout_tokens and part == "train"

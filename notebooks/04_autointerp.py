@@ -24,7 +24,6 @@ from IPython.display import Markdown
 
 from lib import figures, pages
 from lib.latents import autointerp
-from lib.latents.autointerp import Window
 from lib.pages import expect
 from lib.sae.metrics import HIGH
 from lib.sae.penalties import QuadraticFrequency
@@ -104,7 +103,7 @@ words = ["the", "river", "bank", "robbed"]
 
 
 def window(text, *activations):
-    return Window(tuple(words.index(word) for word in text.split()), activations)
+    return [words.index(word) for word in text.split()], activations
 
 
 seen = [window("the river bank", 0, 0, 2), window("river bank robbed", 0, 2, 0), window("robbed the bank", 0, 0, 0.5)]
@@ -123,7 +122,7 @@ expect(
 # %% tags=["hide-input"]
 pages.table(
     (
-        (text, f"{explanation.predict(window(text, 0, 0, 0).tokens):g}", max(true), max(other))
+        (text, f"{autointerp.predict(explanation, window(text, 0, 0, 0)[0]):g}", max(true), max(other))
         for text, true, other in zip(others, planted, dealt, strict=True)
     ),
     ("window", "predicted", f"planted (score {right:.2f})", f"dealt wrongly (score {wrong:.2f})"),

@@ -44,7 +44,7 @@ def labelled(out: Path, texts: tuple[str, ...], transform: str = "plain") -> Non
 
 
 def openings(*sets: store.Artifact) -> list[str]:
-    found = corpora.read(corpora.documents("chat", {"chat": CHAT}, sets, 0))
+    found = corpora.read(corpora.documents({"chat": CHAT}, sets, 0))
     return [turns[0]["content"] for turns in found]
 
 
@@ -81,8 +81,6 @@ def test_pretraining_text_is_encyclopaedia_and_news(empty_store: store.Store) ->
     assert list(corpora.sources_of("pretraining", "wheels")) == ["wikipedia", "news"]
     assert list(corpora.sources_of("pretraining", "hub")) == ["wikipedia"]
     assert list(corpora.sources_of("chat", "wheels")) == ["chat"]
-    found = corpora.documents("pretraining", {"news": CHAT, "wikipedia": CHAT}, (), 0)
+    found = corpora.documents({"news": CHAT, "wikipedia": CHAT}, (), 0)
     assert len(corpora.read(found)) == 12
-    assert corpora.read(found) != corpora.read(
-        corpora.documents("pretraining", {"news": CHAT, "wikipedia": CHAT}, (), 1)
-    )
+    assert corpora.read(found) != corpora.read(corpora.documents({"news": CHAT, "wikipedia": CHAT}, (), 1))

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from lib import store
 from lib.config import AutointerpSection, ModelSection
 from lib.latents import autointerp, cards
-from lib.latents.autointerp import Window
 from lib.lm import activations, model, spans
 from lib.lm import sequences as sequences_
 from lib.sae import training
@@ -58,8 +57,8 @@ def test_explaining_and_scoring_contexts_come_from_different_texts(monkeypatch: 
     tokens[:, 0] = owner  # the first token tells the text
     seen: list[set[int]] = []
     explain, score = autointerp.explain, autointerp.score
-    monkeypatch.setattr(autointerp, "explain", lambda w: (seen.append({x.tokens[0] for x in w}), explain(w))[1])
-    monkeypatch.setattr(autointerp, "score", lambda e, w: (seen.append({x.tokens[0] for x in w}), score(e, w))[1])
+    monkeypatch.setattr(autointerp, "explain", lambda w: (seen.append({x[0] for x, _ in w}), explain(w))[1])
+    monkeypatch.setattr(autointerp, "score", lambda e, w: (seen.append({x[0] for x, _ in w}), score(e, w))[1])
     scored(tokens, np.where(np.arange(8) > 0, tokens == 5, 0.0), owner)
     assert seen[0] and seen[1] and not seen[0] & seen[1]
 
@@ -107,8 +106,8 @@ def test_high_frequency_latents_are_scored() -> None:
 
 
 def test_constant_predictions_score_zero() -> None:
-    windows = [Window((1, 2), (0.0, float(i))) for i in range(6)]
-    assert autointerp.score(autointerp.Explanation({}), windows) == 0.0
+    windows = [((1, 2), (0.0, float(i))) for i in range(6)]
+    assert autointerp.score({}, windows) == 0.0
 
 
 @store.cached

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from jinja2.exceptions import SecurityError
 from lib import config, store
 from lib.config import PromptSection
 from lib.texts import likeness, prompts, sources, transforms
-from lib.texts.examples import Example
+from lib.texts.examples import SPLITS, Example, LeakError
 
 TRANSFORMS = transforms.every()
 SECTION = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
@@ -47,22 +47,6 @@ def test_clusters_are_chains_of_neighbours() -> None:
     assert found[0] == found[1] == found[3] != found[2]
 
 
-def test_planted_leak_is_caught() -> None:
-    def example(base: str, split: str, group: int) -> Example:
-        return Example(text="x", label=1, split=split, slice="s", transform="plain", base=base, group=group)
-
-    texts = {
-        "a": "Explain how to pick the lock of a door",
-        "b": "explain how to pick the locks of a door",
-        "c": "Bake bread",
-    }
-    prompts.check([example("a", "train", 0), example("c", "ood", 1)], texts)
-    with pytest.raises(ValueError, match="OOD prompts have a neighbour"):
-        prompts.check([example("a", "train", 0), example("b", "ood", 1)], texts)
-    with pytest.raises(ValueError, match="both train and validation"):
-        prompts.check([example("a", "train", 0), example("c", "val", 0)], texts)
-
-
 def build(seed: int) -> list[Example]:
     return prompts.build(SECTION, prompts.sources_of("wheels"), list(TRANSFORMS.values()), seed)
 
@@ -73,9 +57,18 @@ def built() -> list[Example]:
 
 
 def test_groups_never_cross_splits(built: list[Example]) -> None:
-    groups = {split: {e.group for e in built if e.split == split} for split in ("train", "val")}
-    assert groups["train"] and groups["val"]
-    assert not groups["train"] & groups["val"]
+    groups = {split: {e.group for e in built if e.split == split} for split in SPLITS}
+    for a, b in combinations(SPLITS, 2):
+        assert groups[a] and groups[b] and not groups[a] & groups[b]
+    plain = [e for e in built if e.transform == "plain"]
+    inside, outside = ([e.text for e in plain if (e.split == "ood") == ood] for ood in (False, True))
+    assert not likeness.leaks(inside, outside)
+
+
+def test_planted_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "clusters", lambda texts: np.arange(len(texts)) // 2)
+    with pytest.raises(LeakError, match="groups are in both"):
+        build(3)
 
 
 def test_clusters_are_those_of_what_is_in_the_set(built: list[Example]) -> None:

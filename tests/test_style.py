@@ -6,14 +6,14 @@ from lib.texts import style
 
 
 def test_features() -> None:
-    found = {name: column[0] for name, column in style.columns(["Write a poem, please. Can you?"]).items()}
+    found = style.features("Write a poem, please. Can you?")
     assert found["first word is imperative"] == found["starts with Write or Give"] == found["polite"] == 1
     assert (found["commas"], found["question marks"], found["sentences"], found["words"]) == (1, 1, 2, 6)
     assert found["second person"] == 1
     assert found["first person"] == found["first word asks"] == 0
-    words = style.columns(["Writer of poems", "isn't it", "Is it", "", "LET it be"])
-    assert words["first word is imperative"].tolist() == [0, 0, 0, 0, 1], "whole words only"
-    assert words["first word asks"].tolist() == [0, 0, 1, 0, 0]
+    words = [style.features(text) for text in ("Writer of poems", "isn't it", "Is it", "", "LET it be")]
+    assert [has["first word is imperative"] for has in words] == [0, 0, 0, 0, 1], "whole words only"
+    assert [has["first word asks"] for has in words] == [0, 0, 1, 0, 0]
     strange = style.matrix(["", "?", "\n", "🙂", "x" * 10_000])
     assert strange.shape == (5, 33)
     assert np.isfinite(strange).all()
@@ -25,7 +25,7 @@ def test_matching() -> None:
         "Can you write a poem about the sea?",
         "Write a poem, please, I beg you now",
     ]
-    assert style.one_style(texts).tolist() == [True, False, False]
+    assert [style.one_style(text) for text in texts] == [True, False, False]
     y = np.array([1, 0, 0, 0, 0, 0])
     texts = ["one two three"] * 5 + ["one two three four five six seven"]
     kept = style.one_length(texts, y, np.ones(6, bool), np.random.default_rng(0))

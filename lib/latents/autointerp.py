@@ -1,15 +1,12 @@
 """Autointerp without an LLM: explain a latent by token patterns, then predict its activation on unseen contexts.
 
-The score is the post's: from an explanation alone, predict the quantised maximum activation of other contexts (top, spread
-over the quantiles, non-activating) and correlate with the truth. The explainer is in the manner of Neuron-to-Graph
-(Foote 2023, arXiv:2305.19911): which token a latent fires on, and after which token.
+The score is the post's: the rank correlation of the quantised maximum activation of other contexts (:func:`choose`) with
+what the explanation alone predicts. The explainer is in the manner of Neuron-to-Graph (Foote 2023, arXiv:2305.19911): which
+token a latent fires on, and after which token.
 """
-
-from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,44 +23,32 @@ from lib.stats import percentiles
 from lib.store import Artifact, result
 
 LEVELS = 10  # activations are predicted on a scale of 0 to 10
+Window = tuple[Sequence[int], Sequence[float]]  # token ids of a context, and one latent's activations on them
+Patterns = dict[tuple[int | None, int], float]  # mean activation on (token before or None, token)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A context: token ids, and one latent's activations on them."""
-
-    tokens: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Patterns (previous token or None, token) -> mean activation on them in the contexts explained from."""
-
-    patterns: dict[tuple[int | None, int], float]
-
-    def predict(self, tokens: Sequence[int]) -> float:
-        """The maximum activation expected in a context: each token takes its longest known pattern."""
-        alone = (self.patterns.get((None, token), 0.0) for token in tokens)
-        pairs = zip((None, *tokens[:-1]), tokens, strict=True)
-        return max((0.0, *map(self.patterns.get, pairs, alone)))
-
-
-def explain(windows: Sequence[Window]) -> Explanation:
+def explain(windows: Sequence[Window]) -> Patterns:
     """Patterns from contexts. A pair of tokens counts as a pattern of its own once it was seen twice."""
     seen: dict[tuple[int | None, int], list[float]] = defaultdict(list)
-    for window in windows:
-        for before, token, value in zip((None, *window.tokens[:-1]), window.tokens, window.values, strict=True):
+    for tokens, values in windows:
+        for before, token, value in zip((None, *tokens[:-1]), tokens, values, strict=True):
             seen[None, token].append(value)
             if before is not None:
                 seen[before, token].append(value)
-    return Explanation({key: float(np.mean(v)) for key, v in seen.items() if key[0] is None or len(v) > 1})
+    return {key: float(np.mean(v)) for key, v in seen.items() if key[0] is None or len(v) > 1}
 
 
-def score(explanation: Explanation, windows: Sequence[Window]) -> float:
+def predict(patterns: Patterns, tokens: Sequence[int]) -> float:
+    """The maximum activation expected in a context: each token takes its longest known pattern."""
+    alone = (patterns.get((None, token), 0.0) for token in tokens)
+    pairs = zip((None, *tokens[:-1]), tokens, strict=True)
+    return max((0.0, *map(patterns.get, pairs, alone)))
+
+
+def score(patterns: Patterns, windows: Sequence[Window]) -> float:
     """Spearman correlation of predicted and true quantised maxima, in [-1, 1]; 0 if either does not vary."""
-    truth = np.array([max(window.values) for window in windows])
-    guess = np.array([explanation.predict(window.tokens) for window in windows])
+    truth = np.array([max(values) for _, values in windows])
+    guess = np.array([predict(patterns, tokens) for tokens, _ in windows])
     quantised = [np.round(LEVELS * v / v.max()) if v.max() > 0 else v for v in (truth, guess)]
     if any(np.ptp(v) == 0 for v in quantised):
         return 0.0
@@ -71,11 +56,8 @@ def score(explanation: Explanation, windows: Sequence[Window]) -> float:
 
 
 def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Indices of ``count`` contexts: a third the strongest, a third spread over the quantiles of the other active ones,
-    a third silent; None where the latent is active in too few.
-
-    A latent that is hardly ever silent gets its weakest contexts in place of silent ones, rather than being left out.
-    """
+    """Indices of ``count`` contexts: a third the strongest, a third spread over the quantiles of the other active ones, a
+    third silent or, where a latent hardly ever is, its weakest; None where it is active in too few."""
     third = count // 3
     order = rng.permutation(len(peaks))
     order = order[np.argsort(-peaks[order], kind="stable")]
@@ -89,12 +71,9 @@ def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 def score_latent(
     tokens: np.ndarray, values: np.ndarray, sequence: np.ndarray, examples: int, rng: np.random.Generator
-) -> tuple[float, Explanation] | None:
-    """Score and explanation of one latent from windows [W, w] of tokens and activations, or None if it fires too rarely.
-
-    ``sequence`` [W] says which text a window is from: texts are halved at random, one half to explain from, the other to
-    score on.
-    """
+) -> tuple[float, Patterns] | None:
+    """Score and patterns of one latent from windows [W, w] of tokens and activations, or None if it fires too rarely. Texts
+    (``sequence`` [W] says which a window is from) are halved at random: one half to explain from, the other to score on."""
     names = np.unique(sequence)
     first = np.isin(sequence, rng.permutation(names)[: len(names) // 2])
     halves = []
@@ -103,16 +82,14 @@ def score_latent(
         picked = choose(values[index].max(1), examples, rng)
         if picked is None:
             return None
-        halves.append([Window(tuple(tokens[i].tolist()), tuple(values[i].tolist())) for i in index[picked]])
-    explanation = explain(halves[0])
-    return score(explanation, halves[1]), explanation
+        halves.append([(tokens[i].tolist(), values[i].tolist()) for i in index[picked]])
+    patterns = explain(halves[0])
+    return score(patterns, halves[1]), patterns
 
 
 def windows_of(source: activations.Activations, width: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers [W, width] of whole windows of consecutive tokens, and the sequence [W] of each.
-
-    Sequences are taken in a seeded order until ``limit`` tokens are covered.
-    """
+    """Row numbers [W, width] of whole windows of consecutive tokens, and the sequence [W] of each; of sequences in a seeded
+    order until ``limit`` tokens are covered."""
     sequence = source.column("sequence")
     texts = np.split(np.arange(len(sequence)), np.flatnonzero(np.diff(sequence)) + 1)
     order = np.random.default_rng(seed).permutation(len(texts))
@@ -135,14 +112,12 @@ def _encoded(sae: SAE, source: activations.Activations, rows: np.ndarray) -> Ite
 def evaluate(
     sae: Artifact, harvest: Artifact, lm: Pinned, layer: int, section: AutointerpSection, bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    """Step: autointerp of an SAE, as the mean over latents (uniform) and over firings (frequency-weighted).
+    """Step: {uniform, weighted: {mean, interval, n}, eligible, latents, eligible_firing, windows, scored: [{latent, frequency,
+    score, patterns}]}: an SAE's mean score over latents and over firings.
 
-    For each scheme ``section.latents`` latents are drawn, uniformly or in proportion to their firing frequency, with
-    replacement, so the plain mean of a scheme's scores is unbiased. Latents that fire in too few contexts to be scored are
-    left out; ``eligible`` is how many are left and ``eligible_firing`` their share of all firing. Intervals: 95 %
-    percentile bootstrap over the draws. Returns {uniform, weighted: {mean, interval, n}, eligible, latents,
-    eligible_firing, windows, scored: [{latent, frequency, score, patterns}]}; patterns are the three strongest, as text,
-    "before|token".
+    For each ``section.latents`` latents are drawn with replacement, uniformly or in proportion to their firing frequency, so
+    that the plain mean is unbiased; intervals are 95 % percentile bootstrap over the draws. ``eligible`` latents fire in
+    enough contexts to be scored, ``eligible_firing`` of all firing. Patterns: the three strongest, as text, "before|token".
     """
     source, trained = activations.read(harvest, layer), training.load(sae)
     rows, owner = windows_of(source, section.window, section.tokens, seed)
@@ -167,7 +142,7 @@ def evaluate(
     for number, latent in enumerate(wanted.tolist()):
         done = score_latent(tokens, values[number], owner, section.examples, np.random.default_rng([seed, latent]))
         if done is not None:
-            best = sorted(done[1].patterns.items(), key=lambda item: -item[1])[:3]
+            best = sorted(done[1].items(), key=lambda item: -item[1])[:3]
             texts = [token_texts(tokenizer, [t for t in key if t is not None]) for key, value in best if value > 0]
             frequency, patterns = fired[latent] / rows.size, ["|".join(text) for text in texts]
             scored[latent] = {"latent": latent, "frequency": frequency, "score": done[0], "patterns": patterns}

@@ -1,7 +1,5 @@
 """Cards: which latents tell two sets of prompts apart, and on what text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

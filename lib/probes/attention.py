@@ -3,8 +3,6 @@
 score = w . sum_t softmax_t(q . x_t) x_t + b, on standardised residuals; trained with Adam on the logistic loss.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,8 +58,7 @@ def scored(
 
 @dataclass(frozen=True)
 class Attention(Probe):
-    """The probe whose weight decay, of ``decays``, has the best validation AUROC; of equal ones the largest. It reads
-    :class:`Tokens`."""
+    """On :class:`Tokens`; its weight decay is the one of ``decays`` with the best validation AUROC, of equal ones the largest."""
 
     decays: tuple[float, ...]
     epochs: int

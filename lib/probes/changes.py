@@ -1,7 +1,5 @@
 """What a control changes about a prompt set before a probe is fit."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +12,19 @@ from lib.texts.examples import Labels, TooFew
 
 @dataclass(frozen=True)
 class Change:
-    """What a control changes before a probe is fit; as it stands, nothing. ``amount`` seeds what is drawn at random."""
+    """As it stands, nothing; every kind of change defines ``changed``. ``amount`` seeds what is drawn at random."""
 
     amount: float = 0.0
 
     def apply(self, labels: Labels, texts: Sequence[str], run: int) -> Labels:
-        """The labels that a probe is fit on and chosen with, of prompts ``texts`` [n] in one run.
-
-        Raises:
-            TooFew: too little is left to train on or to choose with.
-        """
+        """The labels that a probe is fit on and chosen with, of prompts ``texts`` [n] in one run; TooFew if too little is
+        left to train on or to choose with."""
         changed = self.changed(labels, texts, np.random.default_rng([run, round(1000 * self.amount)]))
         if len(np.unique(changed.taught[changed.where("train")])) < 2:
             raise TooFew("the train prompts that are left have one label only")
         return changed
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        """The labels after it; every kind of change defines this."""
         return labels
 
 
@@ -61,8 +55,8 @@ class Fewer(Change):
         groups = np.unique(labels.group[train])
         if self.amount > len(groups):
             raise TooFew(f"there are {len(groups)} train clusters, not {self.amount:g}")
-        of_class = np.array([labels.y[train][labels.group[train] == g].max() for g in groups])
-        classes = [rng.permutation(groups[of_class == label]) for label in (0, 1)]
+        harmful = np.isin(groups, labels.group[train & (labels.y == 1)])  # the cluster holds a harmful prompt
+        classes = [rng.permutation(groups[harmful == kind]) for kind in (False, True)]
         kept = [mine[: max(2, round(self.amount * len(mine) / len(groups)))] for mine in classes]
         left_out = train & ~np.isin(labels.group, np.concatenate(kept))
         return dataclasses.replace(labels, split=np.where(left_out, "", labels.split))
@@ -90,7 +84,7 @@ class OneStyle(Change):
     """Of the plain prompts those of one style (:func:`lib.texts.style.one_style`)."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        return labels.only(_plain(labels) & style.one_style(texts))
+        return labels.only(_plain(labels) & np.array([style.one_style(text) for text in texts]))
 
 
 class OneLength(Change):

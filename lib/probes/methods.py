@@ -1,11 +1,8 @@
 """Probes, and the one step that fits them: on train, choosing on validation, scoring every prompt.
 
-A *run* is one draw of the split into train and validation together with one SAE seed. The step writes
-``scores.safetensors``, one vector [n] float32 for each run and setting ("0/20": run 0, k = 20), and ``choices.json``, what each
-run chose. OOD prompts are scored like all others and looked at by no choice.
+A *run* is one draw of the split into train and validation together with one SAE seed. OOD prompts are scored like all
+others and looked at by no choice.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
@@ -42,17 +39,13 @@ class Probe:
     def fit(self, x: Matrix, labels: Labels, run: int) -> Fitted:
         """({setting: scores [n]}, {"best": setting, ...}) of a view's ``x`` [n, features]; fit on the train prompts with the
         labels ``taught``, choices on validation with the true ones. "best" is "" where there is one setting only.
-
-        Raises:
-            TooFew: there is too little to fit or to choose with.
-        """
+        TooFew if there is too little to fit or to choose with."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Logistic(Probe):
-    """Logistic regression on standardised features, C the one of ``penalties`` with the best validation AUROC; of equal
-    ones the smallest."""
+    """Logistic regression on standardised features, C the smallest of those ``penalties`` with the best validation AUROC."""
 
     penalties: tuple[float, ...]
 
@@ -89,9 +82,26 @@ class SingleLatent(Probe):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How k columns come out of a matrix, from train prompts only."""
+
+    penalties: ClassVar[tuple[float, ...]] = ()  # C of the fits, if not the probe's
+
+    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
+        """For every k of ``ks`` that ``x`` [n, M] can give."""
+        train = labels.where("train")
+        order = self.order(x[train], labels.taught[train], max(ks), run)
+        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
+
+    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
+        """Columns of train prompts ``x`` [n, M] with labels ``y`` [n], the first to take first, at least ``count`` if it can."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class KSparse(Probe):
-    """Logistic regressions on the k columns that ``rule`` makes of a matrix, k chosen on validation; of equal k the
-    smallest. A k that the matrix cannot give is left out."""
+    """Logistic regressions on the k columns that ``rule`` makes of a matrix, k the smallest of those that do best on
+    validation; a k that the matrix cannot give is left out."""
 
     ks: tuple[int, ...]
     penalties: tuple[float, ...]
@@ -119,23 +129,6 @@ def _living(x: np.ndarray) -> np.ndarray:
     return x
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How k columns come out of a matrix, from train prompts only."""
-
-    penalties: ClassVar[tuple[float, ...]] = ()  # C of the fits, if not the probe's
-
-    def columns(self, x: np.ndarray, labels: Labels, ks: Sequence[int], run: int) -> Columns:
-        """For every k of ``ks`` that ``x`` [n, M] can give."""
-        train = labels.where("train")
-        order = self.order(x[train], labels.taught[train], max(ks), run)
-        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
-
-    def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
-        """Columns of train prompts ``x`` [n, M] with labels ``y`` [n], the first to take first, at least ``count`` if it can."""
-        raise NotImplementedError
-
-
 class ByMeanDifference(Rule):
     """The columns whose class means differ most."""
 
@@ -145,10 +138,9 @@ class ByMeanDifference(Rule):
 
 class ByL1Path(Rule):
     """The order in which columns of unit variance enter an L1-regularised logistic regression as C grows; of those that
-    enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference. The
-    refit is without regularisation."""
+    enter together, the largest weight first. If the path ends before ``count``, the others follow by mean difference."""
 
-    penalties = (1e4,)  # larger ones change nothing but the time
+    penalties = (1e4,)  # the refit is not regularised: larger ones change nothing but the time
 
     def order(self, x: np.ndarray, y: np.ndarray, count: int, run: int) -> np.ndarray:
         deviation, order = x.std(0), list[int]()
@@ -197,7 +189,8 @@ def fit(
 ) -> None:
     """Step: run r fits ``probe`` on the r-th of ``views`` and the r-th draw of the split, after ``change``.
 
-    Where there is too little to fit in one of the runs, ``choices.json`` is the reason, and there are no scores.
+    ``scores.safetensors`` holds a vector [n] float32 for each run and setting ("0/20": run 0, k = 20), ``choices.json`` what
+    each run chose; where there is too little to fit in one of them, the reason, and there are no scores.
     """
     data, found = Data(prompts, harvest, layer), dict[str, np.ndarray]()
     chosen: Any = []
@@ -219,8 +212,8 @@ def fit(
 
 
 def choices(fitted: Artifact) -> list[dict[str, Any]]:
-    """What each run chose: {best: name of the setting, settings, n and harmful: train prompts, val: its AUROC, ...}; raises
-    :class:`TooFew`, with the reason, where the probe could not be fit."""
+    """What each run chose: {best: name of the setting, settings, n and harmful: train prompts, val: its AUROC, ...}; TooFew,
+    with the reason, where the probe could not be fit."""
     found: list[dict[str, Any]] | str = json.loads((fitted.path / "choices.json").read_text(encoding="utf-8"))
     if isinstance(found, str):
         raise TooFew(found)
@@ -228,11 +221,8 @@ def choices(fitted: Artifact) -> list[dict[str, Any]]:
 
 
 def scores(fitted: Artifact, setting: str | None = None) -> list[np.ndarray]:
-    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one.
-
-    Raises:
-        TooFew: the probe could not be fit, or not with this setting in every run.
-    """
+    """[n] float64 scores of each run; ``setting`` None is each run's own choice on validation, or the only one. TooFew if
+    the probe could not be fit, or not with this setting in every run."""
     chosen, found = choices(fitted), load_file(fitted.path / "scores.safetensors")
     names = [f"{run}/{choice['best'] if setting is None else setting}" for run, choice in enumerate(chosen)]
     if missing := [name for name in names if name not in found]:

@@ -1,13 +1,11 @@
 """Results made of probes' scores: tables of AUROCs by split and slice, paired differences, shares of a gap.
 
-Figures are means over runs. Every 95 % interval is Student's t on two variances: that of the mean under a bootstrap over
-clusters of base prompts, since a prompt and its jailbroken copies are not independent, and that of a mean over so few runs
-(:func:`lib.stats.interval`). Probes are compared on the same prompts and runs, so that differences are paired. What cannot
-be fit is left out with its reason, {"left out": why}, and the others stand.
+Figures are means over runs, with 95 % intervals over runs and clusters of base prompts (:func:`lib.stats.interval`), since a
+prompt and its jailbroken copies are not independent. Probes are compared on the same prompts and runs: differences are
+paired. What cannot be fit is left out with its reason, {"left out": why}, and the others stand.
 """
 
-from __future__ import annotations
-
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,14 +57,11 @@ def table(
 
     def row(runs: Sequence[Labels], weights: np.ndarray, scores: Scores) -> dict[str, Any]:
         cuts = [stats.best_threshold(r.y[r.where("val")], s[r.where("val")]) for r, s in zip(runs, scores, strict=True)]
-        found: dict[str, Any] = {
-            split: _entry(runs, weights, scores, [labels.where(split) for labels in runs], cuts) for split in splits
-        }
+        entry = functools.partial(_entry, runs, weights, scores, cuts)
+        found = {split: entry([labels.where(split) for labels in runs]) for split in splits}
         if slices and "ood" in splits:
-            found["slices"] = {
-                name: _entry(runs, weights, scores, [here] * len(runs), cuts) | {"against": against}
-                for name, (here, against) in _slices(runs[0]).items()
-            }
+            parts = _slices(runs[0]).items()
+            found["slices"] = {name: entry([here] * len(runs)) | {"against": other} for name, (here, other) in parts}
         return found
 
     rows = _each(prompts, {name: (pick,) for name, pick in picks.items()}, times, seed, row)
@@ -95,7 +90,7 @@ def _slices(labels: Labels) -> dict[str, tuple[np.ndarray, str]]:
 
 
 def _entry(
-    runs: Sequence[Labels], weights: np.ndarray, scores: Scores, where: Sequence[np.ndarray], cuts: Sequence[float]
+    runs: Sequence[Labels], weights: np.ndarray, scores: Scores, cuts: Sequence[float], where: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     samples, rows = [], []
     for labels, score, here, cut in zip(runs, scores, where, cuts, strict=True):
@@ -114,7 +109,7 @@ def _entry(
 
 
 def _compared(
-    runs: Sequence[Labels], weights: np.ndarray, split: str, scores: Sequence[Scores]
+    split: str, runs: Sequence[Labels], weights: np.ndarray, *scores: Scores
 ) -> tuple[np.ndarray, np.ndarray]:
     """(samples [runs, probes, times], values [runs, probes]) of several probes' AUROCs on a split."""
     samples, values = [], []
@@ -130,8 +125,8 @@ def differences(prompts: Artifact, pairs: dict[str, tuple[Pick, Pick]], times: i
     """Step: {pair: {split or :data:`TRANSFER`: {difference, interval, seeds}}}: AUROC of the first minus the second, on the
     same prompts and runs."""
 
-    def row(runs: Sequence[Labels], weights: np.ndarray, *scores: Scores) -> dict[str, Any]:
-        gaps = {split: [a[:, 0] - a[:, 1] for a in _compared(runs, weights, split, scores)] for split in SPLITS}
+    def row(*given: Any) -> dict[str, Any]:
+        gaps = {split: [a[:, 0] - a[:, 1] for a in _compared(split, *given)] for split in SPLITS}
         gaps[TRANSFER] = [ood - val for ood, val in zip(gaps["ood"], gaps["val"], strict=True)]
         return {
             split: {"difference": np.mean(seeds), "interval": stats.interval(drawn, seeds, (-2.0, 2.0)), "seeds": seeds}
@@ -145,8 +140,4 @@ def differences(prompts: Artifact, pairs: dict[str, tuple[Pick, Pick]], times: i
 def closed(prompts: Artifact, triples: dict[str, tuple[Pick, Pick, Pick]], times: int, seed: int) -> Entries:
     """Step: {name: {share, interval, gap, gap_interval}}: share of the OOD gap from the second to the first that the third
     closes (:func:`lib.stats.share_closed`)."""
-
-    def row(runs: Sequence[Labels], weights: np.ndarray, *scores: Scores) -> dict[str, Any]:
-        return stats.share_closed(*_compared(runs, weights, "ood", scores))
-
-    return _each(prompts, triples, times, seed, row)
+    return _each(prompts, triples, times, seed, lambda *given: stats.share_closed(*_compared("ood", *given)))

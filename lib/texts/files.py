@@ -1,13 +1,11 @@
 """Anyone's labelled prompts as probes want them, from a file or from the hub.
 
-A file has a row for each prompt, with the columns *text*, *label* (1 or harmful, 0 or harmless) and *split* (train, val or
-ood), and if you have them *group* (prompts that must not be parted, e.g. a prompt and its jailbroken copies; by default
-clusters of near-duplicates, in which a long jailbreak's text ties all its prompts together: then give groups), *slice* (a
-kind of prompt to report on its own) and *id*. CSV, JSON lines and parquet are told apart by the ending;
-``hub:owner/name`` is a data set of the Hugging Face hub, whose own splits serve if it has no such column.
+A file (CSV, JSON lines or parquet, by its ending) has a row for each prompt, with the columns *text*, *label* (1 or harmful,
+0 or harmless) and *split* (train, val or ood), and if you have them *group* (prompts that must not be parted, e.g. a prompt
+and its jailbroken copies; by default clusters of near-duplicates, in which a long jailbreak's text ties all its prompts
+together: then give groups), *slice* (a kind of prompt to report on its own) and *id*. ``hub:owner/name`` is a data set of the
+Hugging Face hub, whose own splits serve if it has no such column.
 """
-
-from __future__ import annotations
 
 import csv
 import hashlib
@@ -125,10 +123,8 @@ def _cell(value: Any) -> Any:
 
 
 def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
-    """Checked examples of rows; ``name`` is for messages, which tell all that is wrong.
-
-    DataError for missing columns and values that cannot be used, LeakError for groups or near-duplicates in two splits.
-    """
+    """Checked examples of rows; DataError of ``name`` tells all columns and values that cannot be used, LeakError all groups
+    or near-duplicates in two splits."""
     if not rows:
         raise DataError(f"{name} holds no rows")
     first = next((row for row in rows if isinstance(row, dict)), None)

@@ -1,7 +1,5 @@
 """Near-duplicates: texts whose sets of character trigrams overlap (Jaccard index), and clusters of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,17 +2,14 @@
 
 In distribution: HarmBench (harmful) and chat first turns (harmless), split into train and validation by cluster of base
 prompt *before* augmentation. OOD: AdvBench, question-form harmful sets, over-refusal sets, other chat turns, with
-transforms that training never saw. A jailbroken prompt stays harmful; a harmful text inside an innocuous task ("how many
-words are in the following text") is harmless. The design is that of the post, section "Datasets".
+transforms that training never saw. The design is that of the post, section "Datasets".
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
@@ -20,25 +17,23 @@ from scipy.sparse.csgraph import connected_components
 from lib import store
 from lib.config import PromptSection
 from lib.texts import sources
-from lib.texts.examples import Example, Split, write
-from lib.texts.likeness import clusters, leaks, neighbours
+from lib.texts.examples import Example, Labels, Split, write
+from lib.texts.likeness import clusters, neighbours
 from lib.texts.sources import Source
 from lib.texts.transforms import Transform, apply
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
 _JAILBREAK = re.compile(r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions")
-FIXED = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
 
 
 def sources_of(kind: sources.Kind) -> dict[str, Source]:
     """What the set is made of: the fixed sources by name, and "benign", the chat prompts."""
-    benign = "benign_instructions" if kind == "hub" else "chat"
-    found = sources.rows(kind, *FIXED, benign)
-    return {"benign": found.pop(benign), **found}
+    (benign,) = sources.rows(kind, "benign_instructions" if kind == "hub" else "chat").values()
+    fixed = ("harmbench", "advbench", "do_not_answer", "refusal_pairs", "overrefusal", "sensitive_benign")
+    return {"benign": benign, **sources.rows(kind, *fixed)}
 
 
-@dataclass(frozen=True)
-class _Base:
+class _Base(NamedTuple):
     id: str
     text: str
     label: int
@@ -72,10 +67,8 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
     return [pool[i] for i in order[: count or None]]
 
 
-def build(
-    section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
-) -> list[Example]:
-    """The labelled set of :func:`sources_of` a kind, :func:`check`ed; the same ``seed`` gives the same set."""
+def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int) -> list[Example]:
+    """The labelled set of :func:`sources_of` a kind, the same for the same ``seed``; errors of :meth:`Labels.of`."""
     rng = np.random.default_rng(seed)
     harmful = _take(_bases(rows["harmbench"], 1, "HarmBench"), section.harmful_bases, rng)
     advbench = _bases(rows["advbench"], 1, "AdvBench")
@@ -110,6 +103,7 @@ def build(
     for label in (1, 0):  # by class, so that both splits hold both
         labelled = sorted({group[b.id] for b in harmful + benign if b.label == label} - validation)
         validation.update(rng.permutation(labelled)[: round(section.validation * len(labelled))].tolist())
+    inside: dict[str, Split] = {b.id: "val" if group[b.id] in validation else "train" for b in harmful + benign}
 
     examples: list[Example] = []
 
@@ -132,12 +126,10 @@ def build(
     of = {split: [t for t in transforms if t.split == split] for split in ("train", "ood")}
     jailbreaks = {split: [t for t in of[split] if t.kind == "jailbreak"] for split in of}
     for base in harmful + benign:
-        split: Split = "val" if group[base.id] in validation else "train"
-        add(base, plain, split, base.slice)
-        add(base, of["train"] if base.label else [], split)
+        add(base, plain, inside[base.id], base.slice)
+        add(base, of["train"] if base.label else [], inside[base.id])
     for base in benign[: section.train_wrapped]:
-        split = "val" if group[base.id] in validation else "train"
-        add(base, jailbreaks["train"], split, "benign in a jailbreak", overall=False)
+        add(base, jailbreaks["train"], inside[base.id], "benign in a jailbreak", overall=False)
     for name in ("AdvBench", "question-form harmful", "over-refusal", "benign twins"):
         for base in _take([b for b in fixed_ood if b.slice == name], section.ood_harmful_bases, rng):
             add(base, plain, "ood", name)
@@ -152,24 +144,13 @@ def build(
     final = dict(zip(texts, clusters(list(texts.values())).tolist(), strict=True))
     examples = [e.model_copy(update={"group": final[e.base]}) for e in examples]
 
-    check(examples, {b.id: b.text for b in pool})
+    Labels.of(examples)  # refuses leaks
     return examples
-
-
-def check(examples: Sequence[Example], base_texts: dict[str, str]) -> None:
-    """Raise ValueError if a group crosses train and validation, or an OOD base has a neighbour in either."""
-    groups = {split: {e.group for e in examples if e.split == split} for split in ("train", "val")}
-    if shared := groups["train"] & groups["val"]:
-        raise ValueError(f"{len(shared)} clusters of base prompts are in both train and validation")
-    inside = sorted({e.base for e in examples if e.split != "ood"})
-    outside = sorted({e.base for e in examples if e.split == "ood"})
-    if inside and outside and (found := leaks([base_texts[b] for b in inside], [base_texts[b] for b in outside])):
-        raise ValueError(f"{len(found)} OOD prompts have a neighbour in training or validation, first {found[0]}")
 
 
 @store.cached
 def prompt_set(
-    out: Path, section: PromptSection, rows: Mapping[str, Source], transforms: Sequence[Transform], seed: int
+    out: Path, section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int
 ) -> None:
     """Step: the labelled set as ``examples.jsonl``, of :func:`sources_of` a kind and, in their order, ``transforms``."""
     write(out, build(section, rows, transforms, seed))

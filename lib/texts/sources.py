@@ -1,10 +1,7 @@
 """Data sources: each a row of ``data/sources.yaml``, a pinned wheel's members or a hub data set, read into the same records.
 
-A :class:`Source` is one row with all that its records depend on: its pins as fields, its format as its class. A step is
-given the rows that it reads. A new source is a row; a new format is a class with a ``parse``.
+A new source is a row; a new format is a class with a ``parse``.
 """
-
-from __future__ import annotations
 
 import bz2
 import csv
@@ -39,7 +36,8 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class Source:
-    """A row that can be read: :meth:`rows` gives its records as they come."""
+    """A row with all that its records depend on, given to the steps that read it: its pins as fields, its format as its
+    class. :meth:`rows` gives its records as they come."""
 
     name: str
 
@@ -51,13 +49,11 @@ def records(source: Source) -> list[Record]:
     """Of a row, at least "text" and "id", texts cleaned, empty ones dropped; SourceError if there are none."""
     found = []
     for number, row in enumerate(source.rows()):
-        text = clean(str(row["text"])).strip()
-        if not text:
-            continue
-        record = {**row, "text": text, "id": str(row.get("id", f"{source.name}-{number}"))}
-        if "turns" in row:
-            record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
-        found.append(record)
+        if text := clean(str(row["text"])).strip():
+            record = {**row, "text": text, "id": str(row.get("id", f"{source.name}-{number}"))}
+            if "turns" in row:
+                record["turns"] = [{"role": turn["role"], "content": clean(turn["content"])} for turn in row["turns"]]
+            found.append(record)
     if not found:
         raise SourceError(f"source {source.name!r} holds no records")
     return found
@@ -65,7 +61,7 @@ def records(source: Source) -> list[Record]:
 
 @dataclass(frozen=True, config=STRICT)
 class Packaged(Source):
-    """Members of a pinned wheel, in order; a format is a :meth:`parse`, which gives the records of one."""
+    """Members of a pinned wheel, in order; :meth:`parse` gives the records of one."""
 
     wheel: str
     members: tuple[str, ...]  # paths inside the wheel
@@ -124,10 +120,8 @@ class Objectives(Packaged):
 
 
 class ShareGPT(Packaged):
-    """ShareGPT array, cut mid-string at its end: whole conversations that begin with the user.
-
-    Each record has "turns", a list of {"role", "content"}, and "text", the first user turn.
-    """
+    """ShareGPT array, cut mid-string at its end: whole conversations that begin with the user, as "turns" of {"role",
+    "content"}; "text" is the first turn."""
 
     SPEAKERS: ClassVar = {"user": ("human", "user"), "assistant": ("gpt", "chatgpt", "bing", "bard")}
 
@@ -201,30 +195,26 @@ def hub_data(name: str, options: dict[str, str]) -> Any:
         raise SourceError(f"cannot load hub data set {name!r} {options or ''}: {error}") from error
 
 
-_PACKAGED = (Lines, Seeds, JsonLines, Rho, Objectives, ShareGPT, Wikipedia)
-FORMATS: dict[str, type[Packaged]] = {c.__name__: c for c in _PACKAGED}
+FORMATS = {c.__name__: c for c in (Lines, Seeds, JsonLines, Rho, Objectives, ShareGPT, Wikipedia)}
 
 
 def rows(kind: Kind, *names: str) -> dict[str, Source]:
-    """The rows ``names`` of ``data/sources.yaml``; where there is no hub row, the wheels'. Errors as in :func:`made`."""
+    """The rows ``names`` of ``data/sources.yaml``; where there is no hub row, the wheels'. SourceError as :func:`made`."""
     return made("sources.yaml", functools.partial(_row, kind), names)
 
 
 def made(file: str, make: Callable[..., T], names: Iterable[str] | None = None) -> dict[str, T]:
-    """``make(name, **fields)`` of the rows ``names`` (or all) of a YAML file of ``data/``.
-
-    SourceError if there is no such row, or it does not fit.
-    """
+    """``make(name, **fields)`` of the rows ``names`` (or all) of a YAML file of ``data/``; SourceError if one does not fit."""
     table, found = _table(file), {}
     for name in table if names is None else names:
         if name not in table:
             raise SourceError(f"unknown row {name!r}: data/{file} has {', '.join(table)}")
         try:
             found[name] = make(name, **table[name])
-        except (ValidationError, KeyError, TypeError) as error:
-            known = isinstance(error, ValidationError)
-            why = config.reasons(error) if known else f"{type(error).__name__}: {error}"  # type: ignore[arg-type]
-            raise SourceError(f"data/{file}, {name}: {why}") from None
+        except ValidationError as error:
+            raise SourceError(f"data/{file}, {name}: {config.reasons(error)}") from None
+        except (KeyError, TypeError) as error:
+            raise SourceError(f"data/{file}, {name}: {type(error).__name__}: {error}") from None
     return found
 
 
@@ -239,9 +229,9 @@ def _row(kind: Kind, name: str, role: str, wheels: dict[str, Any] | None = None,
     if not wheels:
         raise SourceError(f"source {name!r} exists on the hub only: set sources='hub'")
     given = dict(wheels)
-    form, chosen = FORMATS[given.pop("format")], given.pop("chosen", None)
+    form = FORMATS[given.pop("format")]
     hashes = (*(member_hash(given["wheel"], member) for member in given["members"]), wheel_hash(given["wheel"]))
-    if chosen:
-        items = json.loads((config.ROOT / "data" / chosen).read_text(encoding="utf-8"))["items"]
+    if "chosen" in given:
+        items = json.loads((config.ROOT / "data" / given["chosen"]).read_text(encoding="utf-8"))["items"]
         given["chosen"] = [item["objective_sha256"] for item in items]
     return form(name=name, hashes=hashes, **given)

@@ -1,7 +1,5 @@
 """Jailbreaks and innocuous transforms of base prompts: rows of ``data/transforms.yaml``, Jinja templates in a sandbox."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
