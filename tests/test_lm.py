@@ -1,5 +1,6 @@
 """Loading and pins, chat tokens, sequences."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_another_model_in_the_same_folder_is_another_key(
 
 def test_a_large_file_is_hashed_once(tiny: ModelSection, monkeypatch: pytest.MonkeyPatch) -> None:
     first = model.pinned(tiny)
-    monkeypatch.setattr(model.hashlib, "file_digest", None)
+    monkeypatch.setattr(hashlib, "file_digest", None)
     assert model.pinned(tiny) == first
 
 
