@@ -197,7 +197,7 @@ def test_templates_with_hardly_anything_before_the_users_text(bare: ModelSection
     """The first token of all is never kept, be it the template's or the user's; the rest is where it should be."""
     given, pair = model.pinned(bare), prompted(bare, ("How do birds fly in winter?", "Write a poem about the sea."))
     lm = model.load(given)
-    before = len(spans.chat(lm.tokenizer, "x").system)
+    before = spans.chat(lm.tokenizer, "x").user.start
     assert before == (1 if lm.tokenizer.chat_template.startswith("{% for m in messages %}<") else 0)
     harvested = harvest.harvest_prompts(sequences.labelled(pair, given, "all"), given, (1,), 2)
     turns = sequences.read(sequences.labelled(pair, given, "user"))

@@ -151,5 +151,6 @@ def load(lm: Pinned) -> LM:
     device, dtype = lm.section.device, getattr(torch, lm.section.dtype)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} is not there: set model.device=cpu, or use a machine with a GPU")
+    tok = tokenizer(lm)
     model = _loaded(transformers.AutoModelForCausalLM, folder(lm), lm.pin, dtype=dtype, use_safetensors=True)
-    return LM(speed_up(model.to(device).eval().requires_grad_(False)), tokenizer(lm))
+    return LM(speed_up(model.to(device).eval().requires_grad_(False)), tok)
