@@ -48,13 +48,7 @@ def _generate(lm: LM, chunk: Sequence[list[int]], length: int, **how: Any) -> tu
 
 
 def rollouts(
-    lm: LM,
-    prompts: list[list[int]],
-    length: int,
-    budget: int,
-    seed: int,
-    uncounted: int = 0,
-    batch: int = BATCH,
+    lm: LM, prompts: list[list[int]], length: int, budget: int, seed: int, uncounted: int = 0, batch: int = BATCH
 ) -> list[list[int]]:
     """Prompt and sampled answer for as many of ``prompts`` (token ids) as ``budget`` tokens pay for.
 
@@ -129,9 +123,9 @@ def asked(
     for kind, (name, count) in kinds.items():
         found = [e for e in labelled if e.slice == name and e.transform == "plain"]
         for example in (found[i] for i in np.random.default_rng(seed).permutation(len(found))[:count]):
-            about = {"kind": kind, "base": example.base, "group": example.group}
-            for rule in (rule for rule in rules if rule.kind != "innocuous"):
-                rows.append({**about, "transform": rule.name, "text": apply(rule, example.text, seed)})
+            row = {"kind": kind, "base": example.base, "group": example.group}
+            asked_in = (rule for rule in rules if rule.kind != "innocuous")
+            rows += [{**row, "transform": rule.name, "text": apply(rule, example.text, seed)} for rule in asked_in]
     return rows
 
 
