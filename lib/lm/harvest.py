@@ -52,8 +52,6 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
     node's prefix or keeps its own groups, whichever is cheaper. At least one token of each sequence is left to run.
     """
     rows = [sequences[i] for i in range(len(sequences))]
-    if not rows:
-        return []
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">i4").tobytes())  # big-endian bytes sort as ids do
     common = np.zeros(len(rows), np.int64)  # common[j]: shared prefix of order[j-1] and order[j]
     for j, (a, b) in enumerate(itertools.pairwise(rows[i] for i in order), 1):
@@ -64,23 +62,23 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
 
     def best(low: int, high: int, level: int = 0) -> tuple[int, list[Group]]:
         """Tokens that order[low:high] cost, in which groups; prefix 0 is to run alone."""
-        if high - low == 1 or level > 100:
+        if high - low <= 1 or level > 100:
             return int(lengths[low:high].sum()), [Group(0, order[low:high])]
         depth = int(common[low + 1 : high].min())
         prefix = min(depth, int(lengths[low:high].min()) - 1)
         cuts = [low, *(np.flatnonzero(common[low + 1 : high] == depth) + low + 1).tolist(), high]
-        groups, apart_groups, pooled = list[Group](), list[Group](), list[int]()
-        cost, apart, pool_cost = 0, 0, prefix + GROUP_COST
+        apart, apart_groups = 0, list[Group]()
+        cost, groups, pooled = prefix + GROUP_COST, list[Group](), list[int]()
         for a, b in itertools.pairwise(cuts):
             own, own_groups = best(a, b, level + 1)
             apart, apart_groups = apart + own, apart_groups + own_groups
             joined = int(lengths[a:b].sum()) - prefix * (b - a)
             if joined < own:
-                pooled, pool_cost = pooled + order[a:b], pool_cost + joined
+                cost, pooled = cost + joined, pooled + order[a:b]
             else:
                 cost, groups = cost + own, groups + own_groups
-        if prefix > 0 and pooled and cost + pool_cost < apart:
-            return cost + pool_cost, [*groups, Group(prefix, pooled)]
+        if prefix > 0 and pooled and cost < apart:
+            return cost, [*groups, Group(prefix, pooled)]
         return apart, apart_groups
 
     found = best(0, len(rows))[1]
@@ -169,10 +167,7 @@ def harvest(out: Path, sequences: store.Artifact, lm: Pinned, layers: tuple[int,
     """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
 
     A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, and ``sequence``, ``position``, ``token`` [n] int32.
-
-    Raises:
-        ModelError: the model has no such layer, or a residual does not fit into float16.
-        SequenceError: there are no tokens.
+    ModelError if there is no such layer or a residual does not fit into float16, SequenceError if there are no tokens.
     """
     rows, found = _run(sequences, lm, layers)
     _save_shards((_part(rows, index, kept) for index, kept in found), out)

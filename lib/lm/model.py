@@ -89,18 +89,12 @@ class LM:
 
     @property
     def blocks(self) -> torch.nn.ModuleList:
-        """The transformer blocks, in order."""
         return self.model.get_decoder().layers
 
     @property
     def width(self) -> int:
         """d, the width of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
 
     @property
     def pad(self) -> int:

@@ -64,7 +64,6 @@ class Sequences:
         return cls(np.concatenate(flat), offsets, starts, stops)
 
     def save(self, path: Path) -> None:
-        """Write them as safetensors."""
         save_file({name: np.ascontiguousarray(column) for name, column in vars(self).items()}, path)
 
 
@@ -155,14 +154,13 @@ def labelled(out: Path, prompts: store.Artifact, lm: Pinned, part: Literal["all"
     """
     tokenizer, chats = model.tokenizer(lm), []
     for number, example in enumerate(examples.read(prompts)):
+        which = f"prompt {number} ({example.base})"
         try:
             chats.append(spans.chat(tokenizer, example.text, limit=limit))
         except ValueError as error:
-            raise SequenceError(f"prompt {number} ({example.base}): {error}") from None
+            raise SequenceError(f"{which}: {error}") from None
         if chats[-1].user.stop <= 1:  # possible where the template has nothing before it
-            raise SequenceError(
-                f"prompt {number} ({example.base}) is the first token alone, which is never kept: drop it"
-            )
+            raise SequenceError(f"{which} is the first token alone, which is never kept: drop it")
     kept = ((1, len(c.ids)) if part == "all" else (max(1, c.user.start), c.user.stop) for c in chats)
     Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
     lengths = {"system": chats[0].user.start, "tail": len(chats[0].tail)}  # of the template, so the same for all
