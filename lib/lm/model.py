@@ -120,10 +120,8 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are plain float32 now
+    del model.config.quantization_config  # the weights are plain float32 now
     model.hf_quantizer = None
-    model.is_quantized = False
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
     gguf.unlink()
