@@ -5,8 +5,6 @@ kernels in the same build (measured: 80 to 100 against 180 to 190 GFLOP/s on two
 types, these functions are plain PyTorch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import sys

@@ -3,8 +3,6 @@
 ``data/wheels.json`` holds each wheel's version and hash, and the hash of every member that is read.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Harvested activations, read back: one layer of one harvest or of several, and what probes read of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Small chat models refuse little, so a graded quantity is measured beside the fla
 Answers to harmful prompts are looked at and dropped.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any

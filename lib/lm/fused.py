@@ -5,8 +5,6 @@ causal blocks, RMSNorm, rotary embeddings. A module is changed only if its code 
 are, and so does any call that wants a gradient, another type, or a hook on what would be skipped.
 """
 
-from __future__ import annotations
-
 import functools
 import types
 from typing import Any

@@ -5,8 +5,6 @@ once and share their key-value cache; batches are sorted by length and packed to
 disk, so that memory does not grow with the number of tokens.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

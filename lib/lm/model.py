@@ -1,7 +1,5 @@
 """Load a chat model by hub name, by folder, or from the packaged GGUF; its pin for keys, and where its blocks are."""
 
-from __future__ import annotations
-
 import functools
 import zipfile
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Read and replace the residual stream of a running model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial

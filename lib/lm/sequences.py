@@ -5,14 +5,12 @@ an attention sink whose norm is two orders of magnitude above the rest. Template
 alike are not kept either: their activations are constants.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -52,7 +50,7 @@ class Sequences:
         return int((self.keep_stop - self.keep_start).sum())
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Sequences:
+    def of(cls, rows: Iterable[Row]) -> Self:
         """From rows; ValueError if a kept range holds the first token or leaves its sequence."""
         rows = list(rows)
         for ids, start, stop in rows:

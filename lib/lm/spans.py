@@ -5,8 +5,6 @@ own. The user's text is tokenised apart from the template, as plain text: ``<|im
 characters, never a special token.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from datetime import datetime
