@@ -54,8 +54,7 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
     common = np.zeros(len(rows), np.int64)  # common[j]: shared prefix of order[j-1] and order[j]
     for j, (a, b) in enumerate(itertools.pairwise(rows[i] for i in order), 1):
         width = min(len(a), len(b))
-        different = np.flatnonzero(a[:width] != b[:width])
-        common[j] = different[0] if len(different) else width
+        common[j] = np.append(a[:width] != b[:width], True).argmax()  # the first that differs, or the width
     lengths = np.array([len(rows[i]) for i in order])
 
     def best(low: int, high: int, level: int = 0) -> tuple[int, list[Group]]:

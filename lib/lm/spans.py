@@ -30,10 +30,8 @@ class Chat:
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-    template = _DATED + tokenizer.get_chat_template()
-    return tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=generate
-    )
+    how = {"chat_template": _DATED + tokenizer.get_chat_template(), "tokenize": False}
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **how)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
