@@ -5,8 +5,6 @@ kernels in the same build (measured: 80 to 100 against 180 to 190 GFLOP/s on two
 types, these functions are plain PyTorch.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import sys
@@ -14,6 +12,7 @@ from typing import Any
 
 import torch
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
@@ -28,8 +27,7 @@ def keep_memory() -> None:
 
     By default each goes back to the system and comes again through page faults: a fifth of a harvest's time, measured.
     """
-    mallopt = _of_glibc("mallopt")
-    if mallopt is not None:
+    if (mallopt := _of_glibc("mallopt")) is not None:
         if not mallopt(_MMAP_THRESHOLD, 2**31 - 1):
             mallopt(_MMAP_THRESHOLD, 2**25)  # the most that older ones take
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
@@ -42,14 +40,9 @@ def give_back() -> None:
         trim(0)
 
 
-@functools.cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def fits(*tensors: torch.Tensor) -> bool:
     """Tensors that oneDNN's products can take."""
-    return _has_onednn() and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return _ONEDNN and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

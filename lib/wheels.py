@@ -3,8 +3,6 @@
 ``data/wheels.json`` holds each wheel's version and hash, and the hash of every member that is read.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -50,16 +48,20 @@ def member_hash(package: str, member: str) -> str:
     return digest
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, taken once a process and again when the file changes."""
+    return _file_hash(path, path.stat().st_size, path.stat().st_mtime_ns)
+
+
 @functools.cache
-def _hash(path: Path, size: int, mtime: int) -> str:
-    del size, mtime  # part of the cache key only: a changed file is hashed again
+def _file_hash(path: Path, size: int, mtime: int) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _is_whole(row: dict[str, Any]) -> bool:
     path = config.cache_dir() / "wheels" / row["wheel"]
-    return path.is_file() and _hash(path, path.stat().st_size, path.stat().st_mtime_ns) == row["wheel_sha256"]
+    return path.is_file() and file_hash(path) == row["wheel_sha256"]
 
 
 def fetch(packages: list[str] | None = None) -> list[Path]:

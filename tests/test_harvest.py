@@ -104,26 +104,33 @@ def test_batches_respect_the_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_flat_in_the_number_of_tokens(
     tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer never holds more than a shard and one sequence, however many tokens there are."""
+    """When the next sequence is read, fewer tokens than a shard has are not on disk yet, however many there are."""
     monkeypatch.setattr(harvest, "SHARD_TOKENS", 64)
-    held: list[int] = []
-    add = harvest._ShardWriter.add
+    held, counts, save, real = 0, list[int](), harvest.save_file, harvest._part
 
-    def spy(self: harvest._ShardWriter, *args: object) -> None:
-        add(self, *args)  # type: ignore[arg-type]
-        held.append(sum(len(part["token"]) for part in self.parts))
+    def spy(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        nonlocal held
+        save(tensors, path)
+        held -= len(tensors["token"])
 
-    monkeypatch.setattr(harvest._ShardWriter, "add", spy)
+    def part(rows: Sequences, index: int, *rest: object) -> dict[str, torch.Tensor]:
+        nonlocal held
+        counts.append(held)
+        found = real(rows, index, *rest)
+        held += len(found["token"])
+        return found
+
+    monkeypatch.setattr(harvest, "save_file", spy)
+    monkeypatch.setattr(harvest, "_part", part)
     path = harvest.harvest(made(4), model.pinned(tiny), (0,)).path
-    assert max(held) < 64
+    assert len(counts) == len(sequences_with_prefixes(4)) and max(counts) < 64 and held == 0
     assert len(list(path.glob("shard_*"))) > 3
     assert len(Activations([(path, 1.0)], 0, sinks=True)) == sequences_with_prefixes(4).kept
 
 
-def test_residual_too_large_for_float16_is_an_error(tmp_path: Path) -> None:
-    writer = harvest._ShardWriter(tmp_path, (0,))
+def test_residual_too_large_for_float16_is_an_error() -> None:
     with pytest.raises(ModelError, match="exceeds float16"):
-        writer.add(0, np.arange(1), {0: torch.full((1, 4), 1e6)}, np.arange(1))
+        harvest._part(Sequences.of([([1, 2], 1, 2)]), 0, {0: torch.full((1, 4), 1e6)})
 
 
 TEXTS = (  # of several lengths, some of one token
@@ -172,7 +179,7 @@ def test_prompts_are_read_at_every_place(tiny: ModelSection, empty_store: store.
         here = np.flatnonzero(sequence == index)
         assert position[here].tolist() == list(range(chat.user.start, len(chat.ids)))
         torch.testing.assert_close(source.gather(here), states[3][0][position[here]], rtol=2e-3, atol=2e-3)
-    assert activations.places(harvested, 1) == [*range(len(chats[0].tail)), *activations.POOLS]
+    assert activations.summary_shape(harvested, 1) == (len(chats), len(chats[0].tail))
     assert len(rows) == len(chats)
     with pytest.raises(ValueError, match="no place 'median user'"):
         activations.summary(harvested, 1, "median user")
@@ -197,7 +204,7 @@ def test_templates_with_hardly_anything_before_the_users_text(bare: ModelSection
     """The first token of all is never kept, be it the template's or the user's; the rest is where it should be."""
     given, pair = model.pinned(bare), prompted(bare, ("How do birds fly in winter?", "Write a poem about the sea."))
     lm = model.load(given)
-    before = len(spans.chat(lm.tokenizer, "x").system)
+    before = spans.chat(lm.tokenizer, "x").user.start
     assert before == (1 if lm.tokenizer.chat_template.startswith("{% for m in messages %}<") else 0)
     harvested = harvest.harvest_prompts(sequences.labelled(pair, given, "all"), given, (1,), 2)
     turns = sequences.read(sequences.labelled(pair, given, "user"))

@@ -1,5 +1,6 @@
 """Loading and pins, chat tokens, sequences."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,11 @@ def test_spans_tile_and_match_the_template(tiny: ModelSection) -> None:
     tok = model.tokenizer(model.pinned(tiny))
     text = "How do birds fly in winter?"
     chat = spans.chat(tok, text)
-    assert [*chat.system, *chat.user, *chat.end, *chat.header] == list(range(len(chat.ids)))
+    assert [*range(chat.user.start), *chat.user, *chat.tail] == list(range(len(chat.ids)))
     rendered = tok.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
     assert tok.decode(chat.ids) == rendered
     assert tok.decode([chat.ids[i] for i in chat.user]) == text
-    assert chat.tail == range(chat.end.start, len(chat.ids))
-    assert tok.decode([chat.ids[i] for i in chat.header]).endswith(("assistant\n", "model\n"))
+    assert tok.decode([chat.ids[i] for i in chat.tail]).endswith(("assistant\n", "model\n"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -135,7 +135,7 @@ def test_another_model_in_the_same_folder_is_another_key(
 
 def test_a_large_file_is_hashed_once(tiny: ModelSection, monkeypatch: pytest.MonkeyPatch) -> None:
     first = model.pinned(tiny)
-    monkeypatch.setattr(model.hashlib, "file_digest", None)
+    monkeypatch.setattr(hashlib, "file_digest", None)
     assert model.pinned(tiny) == first
 
 
@@ -173,7 +173,11 @@ def test_the_day_does_not_change_a_template(tiny: ModelSection, header: str) -> 
     assert ids[-len(before) :] == before
     assert dated.decode(ids).startswith(("26 March 2025", "26 Mar 2025"))
     turns = [{"role": "user", "content": "How do birds fly?"}]
-    assert spans.transcript(dated, turns, 1000) == ids[: -len(spans.chat(dated, "x").header)]
+    closed = spans.transcript(dated, turns, 1000)
+    assert closed == ids[: len(closed)] and dated.decode(ids[len(closed) :]) in (
+        "<|im_start|>assistant\n",
+        "<start_of_turn>model\n",
+    )
 
 
 @store.cached

@@ -1,7 +1,5 @@
 """Harvested activations, read back: one layer of one harvest or of several, and what probes read of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -78,22 +76,15 @@ class Activations:
 
 
 def read(harvests: Harvests, layer: int, seed: int = 0, sinks: bool = False) -> Activations:
-    """Open one layer of a harvest, or of several with weights, without attention sinks unless asked for.
-
-    Raises:
-        PlaceError: the layer was not harvested.
-        ValueError: a weight is not positive, or the harvests differ in width.
-    """
+    """One layer of a harvest, or of several with weights; PlaceError if it was not harvested, ValueError if a weight is not
+    positive or the harvests differ in width."""
     given = [(harvests, 1.0)] if isinstance(harvests, store.Artifact) else harvests
     return Activations([(harvested.path, weight) for harvested, weight in given], layer, seed, sinks)
 
 
 def summary(harvested: store.Artifact, layer: int, place: int | str) -> torch.Tensor:
-    """[n, d] float32 of prompts' harvest: at ``place`` tokens after the user's text, or pooled (:data:`POOLS`).
-
-    Raises:
-        PlaceError: there is no such layer or place.
-    """
+    """[n, d] float32 of prompts' harvest: at ``place`` tokens after the user's text, or pooled (:data:`POOLS`); PlaceError
+    if there is no such layer or place."""
     with safe_open(harvested.path / "summary.safetensors", "pt") as file:
         name = f"{'pools' if isinstance(place, str) else 'tail'}_{layer}"
         if name not in file.keys():  # noqa: SIM118 - the file is no mapping
@@ -111,8 +102,3 @@ def summary_shape(harvested: store.Artifact, layer: int) -> tuple[int, int]:
     with safe_open(harvested.path / "summary.safetensors", "pt") as file:
         count, tail, _ = file.get_slice(f"tail_{layer}").get_shape()
     return count, tail
-
-
-def places(harvested: store.Artifact, layer: int) -> list[int | str]:
-    """What :func:`summary` can be asked for."""
-    return [*range(summary_shape(harvested, layer)[1]), *POOLS]

@@ -4,8 +4,6 @@ Small chat models refuse little, so a graded quantity is measured beside the fla
 Answers to harmful prompts are looked at and dropped.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,21 +38,15 @@ REFUSAL = re.compile(
 def _generate(lm: LM, chunk: Sequence[list[int]], length: int, **how: Any) -> tuple[Any, torch.Tensor]:
     """What transformers' ``generate`` returns for prompts (token ids) padded on the left, and their mask."""
     widest = max(map(len, chunk))
-    ids = torch.tensor([[lm.pad] * (widest - len(p)) + p for p in chunk], device=lm.device)
-    mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in chunk], device=lm.device)
+    ids = torch.tensor([[lm.pad] * (widest - len(p)) + p for p in chunk], device=lm.model.device)
+    mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in chunk], device=lm.model.device)
     how |= {"max_new_tokens": length, "pad_token_id": lm.pad, "return_dict_in_generate": True}
     with torch.inference_mode():
         return lm.model.generate(input_ids=ids, attention_mask=mask, **how), mask
 
 
 def rollouts(
-    lm: LM,
-    prompts: list[list[int]],
-    length: int,
-    budget: int,
-    seed: int,
-    uncounted: int = 0,
-    batch: int = BATCH,
+    lm: LM, prompts: list[list[int]], length: int, budget: int, seed: int, uncounted: int = 0, batch: int = BATCH
 ) -> list[list[int]]:
     """Prompt and sampled answer for as many of ``prompts`` (token ids) as ``budget`` tokens pay for.
 
@@ -76,7 +68,7 @@ def rollouts(
                 if spent >= budget:
                     return done
                 chunk = window[at : at + batch]
-                with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
+                with torch.random.fork_rng(devices=[lm.model.device] if lm.model.device.type == "cuda" else []):
                     torch.manual_seed(seed + start + at)
                     out, mask = _generate(lm, chunk, length, **sampling)
                 for prompt, row in zip(chunk, out.sequences[:, mask.shape[1] :].tolist(), strict=True):
@@ -103,12 +95,12 @@ def answers(lm: LM, asked: Sequence[list[int]], tokens: int, batch: int = BATCH)
         out, mask = _generate(lm, [asked[i] for i in which], tokens, past_key_values=cache, **greedy)
         texts = lm.tokenizer.batch_decode(out.sequences[:, mask.shape[1] :], skip_special_tokens=True)
         cache.crop(1 - tokens)  # of the answer it holds all but the last token
-        first, opening = out.logits[0].log_softmax(1), torch.full((len(which),), -torch.inf, device=lm.device)
+        first, opening = out.logits[0].log_softmax(1), torch.full((len(which),), -torch.inf, device=lm.model.device)
         for piece in openings:
             score = first[:, piece[0]]
             if len(piece) > 1:
-                more = torch.tensor([piece[:-1]] * len(which), device=lm.device)
-                positions = mask.sum(1, keepdim=True) + torch.arange(more.shape[1], device=lm.device)
+                more = torch.tensor([piece[:-1]] * len(which), device=lm.model.device)
+                positions = mask.sum(1, keepdim=True) + torch.arange(more.shape[1], device=lm.model.device)
                 seen = torch.cat([mask, torch.ones_like(more)], 1)
                 given = {"attention_mask": seen, "position_ids": positions, "past_key_values": cache}
                 logits = lm.model(input_ids=more, **given).logits.float().log_softmax(2)
@@ -129,9 +121,9 @@ def asked(
     for kind, (name, count) in kinds.items():
         found = [e for e in labelled if e.slice == name and e.transform == "plain"]
         for example in (found[i] for i in np.random.default_rng(seed).permutation(len(found))[:count]):
-            about = {"kind": kind, "base": example.base, "group": example.group}
-            for rule in (rule for rule in rules if rule.kind != "innocuous"):
-                rows.append({**about, "transform": rule.name, "text": apply(rule, example.text, seed)})
+            row = {"kind": kind, "base": example.base, "group": example.group}
+            asked_in = (rule for rule in rules if rule.kind != "innocuous")
+            rows += [{**row, "transform": rule.name, "text": apply(rule, example.text, seed)} for rule in asked_in]
     return rows
 
 

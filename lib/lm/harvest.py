@@ -5,18 +5,17 @@ once and share their key-value cache; batches are sorted by length and packed to
 disk, so that memory does not grow with the number of tokens.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
@@ -33,7 +32,7 @@ CACHED_TOKENS = 16_384  # tokens of prefix and suffix whose keys and values one 
 SHARD_TOKENS = 65_536
 GROUP_COST = 64  # what running a prefix of its own costs, in tokens: smaller savings are not worth a group
 
-Kept = tuple[int, np.ndarray, dict[int, torch.Tensor]]  # sequence, positions [n], {layer: [n, d]}
+Kept = tuple[int, dict[int, torch.Tensor]]  # which sequence, {layer: residuals of its kept tokens [n, d]}
 
 
 @dataclass(frozen=True)
@@ -51,35 +50,32 @@ def group_by_prefix(sequences: Sequences) -> list[Group]:
     node's prefix or keeps its own groups, whichever is cheaper. At least one token of each sequence is left to run.
     """
     rows = [sequences[i] for i in range(len(sequences))]
-    if not rows:
-        return []
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">i4").tobytes())  # big-endian bytes sort as ids do
     common = np.zeros(len(rows), np.int64)  # common[j]: shared prefix of order[j-1] and order[j]
     for j, (a, b) in enumerate(itertools.pairwise(rows[i] for i in order), 1):
         width = min(len(a), len(b))
-        different = np.flatnonzero(a[:width] != b[:width])
-        common[j] = different[0] if len(different) else width
+        common[j] = np.append(a[:width] != b[:width], True).argmax()  # the first that differs, or the width
     lengths = np.array([len(rows[i]) for i in order])
 
     def best(low: int, high: int, level: int = 0) -> tuple[int, list[Group]]:
         """Tokens that order[low:high] cost, in which groups; prefix 0 is to run alone."""
-        if high - low == 1 or level > 100:
+        if high - low <= 1 or level > 100:
             return int(lengths[low:high].sum()), [Group(0, order[low:high])]
         depth = int(common[low + 1 : high].min())
         prefix = min(depth, int(lengths[low:high].min()) - 1)
         cuts = [low, *(np.flatnonzero(common[low + 1 : high] == depth) + low + 1).tolist(), high]
-        groups, apart_groups, pooled = list[Group](), list[Group](), list[int]()
-        cost, apart, pool_cost = 0, 0, prefix + GROUP_COST
+        apart, apart_groups = 0, list[Group]()
+        cost, groups, pooled = prefix + GROUP_COST, list[Group](), list[int]()
         for a, b in itertools.pairwise(cuts):
             own, own_groups = best(a, b, level + 1)
             apart, apart_groups = apart + own, apart_groups + own_groups
             joined = int(lengths[a:b].sum()) - prefix * (b - a)
             if joined < own:
-                pooled, pool_cost = pooled + order[a:b], pool_cost + joined
+                cost, pooled = cost + joined, pooled + order[a:b]
             else:
                 cost, groups = cost + own, groups + own_groups
-        if prefix > 0 and pooled and cost + pool_cost < apart:
-            return cost + pool_cost, [*groups, Group(prefix, pooled)]
+        if prefix > 0 and pooled and cost < apart:
+            return cost, [*groups, Group(prefix, pooled)]
         return apart, apart_groups
 
     found = best(0, len(rows))[1]
@@ -105,23 +101,30 @@ def run_group(lm: LM, group: Group, sequences: Sequences, layers: tuple[int, ...
     p, shared, cache = group.prefix, None, None
     if p:
         shared = DynamicCache(config=lm.model.config.get_text_config())
-        prefix = torch.from_numpy(sequences[group.members[0]][:p].astype(np.int64))[None].to(lm.device)
+        prefix = torch.from_numpy(sequences[group.members[0]][:p].astype(np.int64))[None].to(lm.model.device)
         before = {layer: x[0] for layer, x in residuals(lm, prefix, layers, shared).items()}
     for batch in batches(group, sequences):
-        suffixes = [sequences[i][p:] for i in batch]
-        ids = torch.full((len(batch), max(map(len, suffixes))), lm.pad, dtype=torch.int64)
-        for row, suffix in enumerate(suffixes):
-            ids[row, : len(suffix)] = torch.from_numpy(suffix.astype(np.int64))
+        ids = pad_sequence([torch.from_numpy(sequences[i][p:].astype(np.int64)) for i in batch], True, lm.pad)
         if shared is not None:
             cache = copy.deepcopy(shared)  # to repeat it changes it: a sliding layer keeps count of what it has seen
             cache.batch_repeat_interleave(len(batch))
-        after = residuals(lm, ids.to(lm.device), layers, cache)
+        after = residuals(lm, ids.to(lm.model.device), layers, cache)
         for row, index in enumerate(batch):
             start, stop = int(sequences.keep_start[index]), int(sequences.keep_stop[index])
             kept = {layer: after[layer][row, max(start - p, 0) : max(stop - p, 0)] for layer in layers}
             if start < p:
                 kept = {layer: torch.cat([before[layer][start : min(stop, p)], x]) for layer, x in kept.items()}
-            yield index, np.arange(start, stop), kept
+            yield index, kept
+
+
+def _run(sequences: store.Artifact, lm: Pinned, layers: tuple[int, ...]) -> tuple[Sequences, Iterable[Kept]]:
+    """The sequences, and what :func:`run_group` gives of all their groups."""
+    model.check_layers(lm.section, layers)
+    loaded, rows = model.load(lm), read_sequences(sequences)
+    if not rows.kept:
+        raise SequenceError("no tokens to harvest: the data set is empty")
+    found = (kept for group in group_by_prefix(rows) for kept in run_group(loaded, group, rows, layers))
+    return rows, tqdm(found, "harvest", len(rows), unit="text", disable=None)
 
 
 def _half(x: torch.Tensor, layer: int) -> torch.Tensor:
@@ -131,41 +134,29 @@ def _half(x: torch.Tensor, layer: int) -> torch.Tensor:
     return half
 
 
-class _ShardWriter:
-    """Collects rows and writes a shard whenever enough are there."""
+def _part(rows: Sequences, index: int, kept: dict[int, torch.Tensor], skip: int = 0) -> dict[str, torch.Tensor]:
+    """What a shard holds of a sequence, the first ``skip`` of its kept tokens left out."""
+    start, stop = int(rows.keep_start[index]) + skip, int(rows.keep_stop[index])
+    part = {f"layer_{layer}": _half(x[skip:], layer) for layer, x in kept.items()}
+    part["position"] = torch.arange(start, stop, dtype=torch.int32)
+    part["sequence"] = torch.full_like(part["position"], index)
+    return part | {"token": torch.from_numpy(rows[index][start:stop].astype(np.int32))}
 
-    def __init__(self, out: Path, layers: tuple[int, ...]) -> None:
-        self.out, self.layers, self.count, self.rows = out, layers, 0, 0
-        self.parts: list[dict[str, torch.Tensor]] = []
 
-    def add(self, index: int, positions: np.ndarray, kept: dict[int, torch.Tensor], tokens: np.ndarray) -> None:
-        part = {f"layer_{layer}": _half(kept[layer], layer) for layer in self.layers}
-        part["sequence"] = torch.full((len(positions),), index, dtype=torch.int32)
-        part["position"] = torch.from_numpy(positions.astype(np.int32))
-        part["token"] = torch.from_numpy(tokens.astype(np.int32))
-        self.parts.append(part)
-        self.rows += len(positions)
-        if self.rows >= SHARD_TOKENS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.rows:
+def _save_shards(parts: Iterator[dict[str, torch.Tensor]], out: Path) -> None:
+    """A shard whenever enough rows are there, so that no more than these are held."""
+    for number in itertools.count():
+        shard, count = list[dict[str, torch.Tensor]](), 0
+        while count < SHARD_TOKENS and (part := next(parts, None)):
+            shard.append(part)
+            count += len(part["token"])
+        if not count:
             return
-        tensors = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        for layer in self.layers:
-            tensors[f"norm_{layer}"] = tensors[f"layer_{layer}"].float().norm(dim=1)
-        save_file(tensors, self.out / f"shard_{self.count:04d}.safetensors")
-        self.count, self.rows, self.parts = self.count + 1, 0, []
-
-
-def _run(sequences: store.Artifact, lm: Pinned, layers: tuple[int, ...]) -> tuple[LM, Sequences, Iterator[Kept]]:
-    """The model, the sequences and what :func:`run_group` gives of all their groups."""
-    model.check_layers(lm.section, layers)
-    loaded, rows = model.load(lm), read_sequences(sequences)
-    if not rows.kept:
-        raise SequenceError("no tokens to harvest: the data set is empty")
-    found = (part for group in group_by_prefix(rows) for part in run_group(loaded, group, rows, layers))
-    return loaded, rows, found
+        tensors = {name: torch.cat([part[name] for part in shard]) for name in shard[0]}
+        layers = [name for name in tensors if name.startswith("layer")]
+        tensors |= {name.replace("layer", "norm"): tensors[name].float().norm(dim=1) for name in layers}
+        save_file(tensors, out / f"shard_{number:04d}.safetensors")
+        del tensors  # before the next are read
 
 
 @store.cached
@@ -173,18 +164,10 @@ def harvest(out: Path, sequences: store.Artifact, lm: Pinned, layers: tuple[int,
     """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
 
     A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, and ``sequence``, ``position``, ``token`` [n] int32.
-
-    Raises:
-        ModelError: the model has no such layer, or a residual does not fit into float16.
-        SequenceError: there are no tokens.
+    ModelError if there is no such layer or a residual does not fit into float16, SequenceError if there are no tokens.
     """
-    _, rows, found = _run(sequences, lm, layers)
-    writer = _ShardWriter(out, layers)
-    with tqdm(total=rows.kept, unit="tok", desc="harvest", disable=None) as bar:
-        for index, positions, kept in found:
-            writer.add(index, positions, kept, rows[index][positions])
-            bar.update(len(positions))
-    writer.flush()
+    rows, found = _run(sequences, lm, layers)
+    _save_shards((_part(rows, index, kept) for index, kept in found), out)
 
 
 @store.cached
@@ -197,20 +180,20 @@ def harvest_prompts(out: Path, sequences: store.Artifact, lm: Pinned, layers: tu
     after the site only, as those of :func:`harvest`; its errors are raised here too.
     """
     every = tuple(sorted({*layers, site}))
-    loaded, rows, found = _run(sequences, lm, every)
+    rows, found = _run(sequences, lm, every)
     lengths = json.loads((sequences.path / "spans.json").read_text(encoding="utf-8"))
     tail, start = lengths["tail"], max(lengths["system"] - 1, 0)  # of the user's text, in what is kept
-    shapes = {"tail": (len(rows), tail, loaded.width), "pools": (len(rows), len(POOLS), loaded.width)}
+    shapes = {name: (len(rows), n, model.load(lm).width) for name, n in (("tail", tail), ("pools", len(POOLS)))}
     whole = {f"{n}_{layer}": torch.zeros(s, dtype=torch.float16) for n, s in shapes.items() for layer in every}
-    writer = _ShardWriter(out, (site,))
-    with tqdm(total=len(rows), unit="prompt", desc="harvest", disable=None) as bar:
-        for index, positions, kept in found:
+
+    def parts() -> Iterator[dict[str, torch.Tensor]]:
+        for index, kept in found:
             for layer, x in kept.items():
                 whole[f"tail_{layer}"][index] = _half(x[-tail:], layer)
                 whole[f"pools_{layer}"][index] = _half(_pool(x, start, tail), layer)
-            writer.add(index, positions[start:], {site: kept[site][start:]}, rows[index][positions[start:]])
-            bar.update()
-    writer.flush()
+            yield _part(rows, index, {site: kept[site]}, start)
+
+    _save_shards(parts(), out)
     save_file(whole, out / "summary.safetensors")
 
 

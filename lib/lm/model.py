@@ -1,9 +1,6 @@
 """Load a chat model by hub name, by folder, or from the packaged GGUF; its pin for keys, and where its blocks are."""
 
-from __future__ import annotations
-
 import functools
-import hashlib
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,20 +28,10 @@ class ModelError(Expected, RuntimeError):
 
 @dataclass(frozen=True)
 class Pinned:
-    """A model as steps are given it: by name, with what fixes the bits that the name stands for.
-
-    ``pin`` is the hash of the packaged model's wheel, a digest of a folder's files, or the commit of a hub name.
-    """
+    """A model as steps are given it: by name, with what fixes the bits that the name stands for."""
 
     section: ModelSection
-    pin: str
-
-
-@functools.cache
-def _file_hash(path: Path, size: int, mtime: int) -> str:
-    del size, mtime  # a changed file is hashed again
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    pin: str  # the hash of the packaged model's wheel, a digest of a folder's files, or the commit of a hub name
 
 
 @functools.cache
@@ -62,8 +49,8 @@ def pinned(section: ModelSection) -> Pinned:
         return Pinned(section, wheels.wheel_hash(wheels.MODEL_WHEEL[0]))
     if not Path(section.name).is_dir():
         return Pinned(section, _commit(section.name))
-    files = [(path, path.stat()) for path in Path(section.name).iterdir() if path.is_file()]
-    return Pinned(section, store.digest({f.name: _file_hash(f, stat.st_size, stat.st_mtime_ns) for f, stat in files}))
+    files = (path for path in Path(section.name).iterdir() if path.is_file())
+    return Pinned(section, store.digest({path.name: wheels.file_hash(path) for path in files}))
 
 
 def folder(lm: Pinned) -> str:
@@ -100,18 +87,12 @@ class LM:
 
     @property
     def blocks(self) -> torch.nn.ModuleList:
-        """The transformer blocks, in order."""
         return self.model.get_decoder().layers
 
     @property
     def width(self) -> int:
         """d, the width of the residual stream."""
         return int(self.model.config.get_text_config().hidden_size)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
 
     @property
     def pad(self) -> int:
@@ -137,10 +118,8 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     )
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are plain float32 now
+    del model.config.quantization_config  # the weights are plain float32 now
     model.hf_quantizer = None
-    model.is_quantized = False
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
     gguf.unlink()
@@ -149,11 +128,7 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
 
 @functools.lru_cache(maxsize=2)
 def tokenizer(lm: Pinned) -> Any:
-    """The tokenizer alone, with its chat template.
-
-    Raises:
-        ModelError: it cannot be loaded, is not a fast tokenizer or has no chat template.
-    """
+    """The tokenizer alone; ModelError if it cannot be loaded, is not a fast one or has no chat template."""
     loaded = _loaded(transformers.AutoTokenizer, folder(lm), lm.pin)
     if not loaded.is_fast or not loaded.chat_template:
         raise ModelError(f"{lm.section.name!r} needs a fast tokenizer with a chat template")
@@ -162,11 +137,7 @@ def tokenizer(lm: Pinned) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def load(lm: Pinned) -> LM:
-    """The model in eval mode, without gradients, on its device.
-
-    Raises:
-        ModelError: the model cannot be loaded, or its device is not there.
-    """
+    """The model without gradients on its device; ModelError if it cannot be loaded, or the device is not there."""
     device, dtype = lm.section.device, getattr(torch, lm.section.dtype)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} is not there: set model.device=cpu, or use a machine with a GPU")

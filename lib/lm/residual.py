@@ -1,9 +1,8 @@
 """Read and replace the residual stream of a running model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,14 @@ def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | N
     """
     found: dict[int, torch.Tensor] = {}
 
-    def hook(layer: int) -> Any:
-        def read(module: Any, inputs: Any, output: Any) -> None:
-            found[layer] = output[0] if isinstance(output, tuple) else output
-            if layer == max(layers):
-                raise _Stop
-
-        return read
+    def read(layer: int, module: Any, inputs: Any, output: Any) -> None:
+        found[layer] = output[0] if isinstance(output, tuple) else output
+        if layer == max(layers):
+            raise _Stop
 
     with ExitStack() as hooks, suppress(_Stop), torch.inference_mode():
         for layer in layers:
-            hooks.enter_context(lm.blocks[layer].register_forward_hook(hook(layer)))
+            hooks.enter_context(lm.blocks[layer].register_forward_hook(partial(read, layer)))
         lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
     return found
 

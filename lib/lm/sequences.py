@@ -5,13 +5,12 @@ an attention sink whose norm is two orders of magnitude above the rest. Template
 alike are not kept either: their activations are constants.
 """
 
-from __future__ import annotations
-
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -51,12 +50,8 @@ class Sequences:
         return int((self.keep_stop - self.keep_start).sum())
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Sequences:
-        """From (ids, keep_start, keep_stop) rows.
-
-        Raises:
-            ValueError: a kept range holds the first token or leaves its sequence.
-        """
+    def of(cls, rows: Iterable[Row]) -> Self:
+        """From rows; ValueError if a kept range holds the first token or leaves its sequence."""
         rows = list(rows)
         for ids, start, stop in rows:
             if not 1 <= start <= stop <= len(ids):
@@ -67,7 +62,6 @@ class Sequences:
         return cls(np.concatenate(flat), offsets, starts, stops)
 
     def save(self, path: Path) -> None:
-        """Write them as safetensors."""
         save_file({name: np.ascontiguousarray(column) for name, column in vars(self).items()}, path)
 
 
@@ -106,7 +100,7 @@ def _windows(tokenizer: Any, documents: Iterable[str], context: int) -> Iterable
 
 
 def _chat_rows(tokenizer: Any, found: Iterable[list[int]]) -> Iterable[Row]:
-    constant = max(1, len(spans.chat(tokenizer, "x").system))
+    constant = max(1, spans.chat(tokenizer, "x").user.start)
     return ((ids, constant, len(ids)) for ids in found if len(ids) > constant)
 
 
@@ -122,8 +116,7 @@ def pretraining(out: Path, documents: store.Artifact, lm: Pinned, section: Corpu
 def on_policy(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, seed: int) -> None:
     """Step: the model's own answers to first turns of training conversations, with their prompts."""
     loaded = model.load(lm)
-    constant, asked = len(spans.chat(loaded.tokenizer, "x").system), 0
-    found: list[list[int]] = []
+    constant, asked, found = spans.chat(loaded.tokenizer, "x").user.start, 0, list[list[int]]()
     # From the end of the seeded order, which transcripts reach last: the two parts of the chat corpus do not overlap.
     for turns in reversed(_part(corpora.read(documents), "train")):
         chat = spans.chat(loaded.tokenizer, turns[0]["content"])
@@ -140,20 +133,13 @@ def on_policy(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusS
 def chat(
     out: Path, documents: store.Artifact, rolled: store.Artifact | None, lm: Pinned, section: CorpusSection, part: Part
 ) -> None:
-    """Step: chat contexts, ``train_tokens`` or ``eval_tokens`` kept: rollouts first (training only), then transcripts."""
-    tokenizer, rows = model.tokenizer(lm), list[Row]()
+    """Step: chat contexts, ``train_tokens`` or ``eval_tokens`` kept: rollouts where given, then transcripts."""
+    tokenizer, own = model.tokenizer(lm), Sequences.of([]) if rolled is None else read(rolled)
     budget = section.train_tokens if part == "train" else section.eval_tokens
-    if rolled is not None and part == "train":
-        own = read(rolled)
-        rows = [(own[i].tolist(), int(own.keep_start[i]), int(own.keep_stop[i])) for i in range(len(own))]
-        if own.kept > budget:
-            rows = _within(rows, budget, "rollouts")
-    left = budget - sum(stop - start for _, start, stop in rows)
-    longest = len(spans.chat(tokenizer, "x").system) + section.context
+    longest = spans.chat(tokenizer, "x").user.start + section.context
     transcripts = (spans.transcript(tokenizer, turns, longest) for turns in _part(corpora.read(documents), part))
-    if left:
-        rows += _within(_chat_rows(tokenizer, transcripts), left, f"chat text ({part})")
-    Sequences.of(rows).save(out / "sequences.safetensors")
+    rows = _chat_rows(tokenizer, itertools.chain((own[i].tolist() for i in range(len(own))), transcripts))
+    Sequences.of(_within(rows, budget, f"chat text ({part})")).save(out / "sequences.safetensors")
 
 
 @store.cached
@@ -162,19 +148,18 @@ def labelled(out: Path, prompts: store.Artifact, lm: Pinned, part: Literal["all"
     user's text alone. ``spans.json`` has the tokens before the user's text and after it: {system, tail}.
 
     Raises:
-        SequenceError: a prompt has no tokens; it says which.
+        SequenceError: nothing of a prompt is kept; it says which.
     """
     tokenizer, chats = model.tokenizer(lm), []
     for number, example in enumerate(examples.read(prompts)):
+        which = f"prompt {number} ({example.base})"
         try:
             chats.append(spans.chat(tokenizer, example.text, limit=limit))
         except ValueError as error:
-            raise SequenceError(f"prompt {number} ({example.base}): {error}") from None
+            raise SequenceError(f"{which}: {error}") from None
         if chats[-1].user.stop <= 1:  # possible where the template has nothing before it
-            raise SequenceError(
-                f"prompt {number} ({example.base}) is the first token alone, which is never kept: drop it"
-            )
+            raise SequenceError(f"{which} is the first token alone, which is never kept: drop it")
     kept = ((1, len(c.ids)) if part == "all" else (max(1, c.user.start), c.user.stop) for c in chats)
     Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
-    lengths = {"system": len(chats[0].system), "tail": len(chats[0].tail)}  # of the template, so the same for all
+    lengths = {"system": chats[0].user.start, "tail": len(chats[0].tail)}  # of the template, so the same for all
     (out / "spans.json").write_text(json.dumps(lengths), encoding="utf-8")

@@ -5,8 +5,6 @@ own. The user's text is tokenised apart from the template, as plain text: ``<|im
 characters, never a special token.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,29 +18,20 @@ _DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_CLOCK} }}}}{{% endmacr
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenised single-turn prompt. Spans are half-open token ranges that tile ``ids``.
-
-    ``system``: everything before the user's text (system turn and user header); ``user``: the text itself;
-    ``end``: what closes the user turn; ``header``: what opens the assistant's turn.
-    """
+    """A tokenised single-turn prompt: before the user's text stand system turn and user header."""
 
     ids: list[int]
-    system: range
-    user: range
-    end: range
-    header: range
+    user: range  # the tokens of the user's text
 
     @property
     def tail(self) -> range:
-        """From the first token after the user's text to the last prompt token."""
-        return range(self.end.start, self.header.stop)
+        """The tokens after the user's text: what closes the user's turn and opens the assistant's."""
+        return range(self.user.stop, len(self.ids))
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-    template = _DATED + tokenizer.get_chat_template()
-    return tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=generate
-    )
+    how = {"chat_template": _DATED + tokenizer.get_chat_template(), "tokenize": False}
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **how)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -55,42 +44,34 @@ def _template_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _template(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of the template before the user's text, after it, and before the assistant's."""
+def _template(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of the template before the user's text and after it."""
     message = [{"role": "user", "content": _STAND_IN}]
     closed, opened = _render(tokenizer, message, False), _render(tokenizer, message, True)
     if closed.count(_STAND_IN) != 1 or not opened.startswith(closed):
         raise ValueError("this chat template does not keep the user's text in one piece, the assistant header after it")
     before, end = closed.split(_STAND_IN)
     header = opened.removeprefix(closed)
-    return _template_ids(tokenizer, before), _template_ids(tokenizer, end), _template_ids(tokenizer, header)
+    return _template_ids(tokenizer, before), _template_ids(tokenizer, end) + _template_ids(tokenizer, header)
 
 
 def chat(tokenizer: Any, text: str, limit: int | None = None) -> Chat:
-    """Tokens and spans of a prompt whose user turn is ``text``, ready for the assistant to answer.
-
-    ``limit`` cuts the user's text to so many tokens.
+    """A prompt whose user turn is ``text``, of it at most ``limit`` tokens, ready for the assistant to answer.
 
     Raises:
-        ValueError: the text has no tokens; or the template does not keep the user's text as one piece, or changes it when
-            it adds the assistant header.
+        ValueError: the text has no tokens, or the template does not keep it in one piece or alters it for the assistant.
     """
-    before, end, header = _template(tokenizer)
+    before, after = _template(tokenizer)
     user = plain_ids(tokenizer, text.strip())[:limit]
     if not user:
         raise ValueError("an empty prompt has no tokens")
-    a, b = len(before), len(before) + len(user)
-    c, d = b + len(end), b + len(end) + len(header)
-    return Chat([*before, *user, *end, *header], range(a), range(a, b), range(b, c), range(c, d))
+    return Chat([*before, *user, *after], range(len(before), len(before) + len(user)))
 
 
 def transcript(tokenizer: Any, turns: list[dict[str, str]], limit: int) -> list[int]:
-    """Tokens of a conversation in the template, at most ``limit``; the contents are plain text.
+    """Tokens of a conversation in the template, at most ``limit``; ValueError if it drops or rewrites a turn.
 
-    The template text around a turn is found by rendering the conversation with stand-ins.
-
-    Raises:
-        ValueError: the template drops or rewrites a turn.
+    The contents are plain text; the template's text around them is found by rendering the conversation with stand-ins.
     """
     stand_ins = [f"{_STAND_IN}{number}q" for number in range(len(turns))]
     messages = [{"role": turn["role"], "content": name} for turn, name in zip(turns, stand_ins, strict=True)]

@@ -162,7 +162,7 @@ def loss_recovered(
     scored = np.maximum(0, np.minimum(rows.keep_stop, lengths - 1) - rows.keep_start)[order]
     chosen = order[: int(np.searchsorted(np.cumsum(scored), tokens)) + 1]
     chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-    models = {name: training.load(sae).to(loaded.device) for name, sae in saes.items()}
+    models = {name: training.load(sae).to(loaded.model.device) for name, sae in saes.items()}
     replacements: dict[str, Replace] = {
         "clean": lambda x: x,
         "zero": torch.zeros_like,
@@ -180,7 +180,7 @@ def loss_recovered(
             where = torch.from_numpy((place >= start) & (place < stop))
             counted = where & torch.from_numpy(place < last)  # nothing is predicted after the last token
             count += counted.sum(1).tolist()
-            ids, where, counted = ids.to(loaded.device), where.to(loaded.device), counted.to(loaded.device)
+            ids, where, counted = (x.to(loaded.model.device) for x in (ids, where, counted))
             for name, replace in replacements.items():
                 with spliced(loaded, layer, where, replace, limit):
                     sums[name] += _cross_entropies(loaded, ids, counted).tolist()

@@ -141,7 +141,7 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     for _ in range(ROUNDS):
         count, begun = 0, time.perf_counter()
         for group in harvests.group_by_prefix(rows):
-            for index, _, kept in harvests.run_group(lm, group, rows, (job["layer"],)):
+            for index, kept in harvests.run_group(lm, group, rows, (job["layer"],)):
                 kept[job["layer"]].to(torch.float16)
                 count += int(lengths[index])
         seconds.append(time.perf_counter() - begun)
