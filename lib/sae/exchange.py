@@ -1,8 +1,7 @@
 """SAEs in and out: SAELens folders (``cfg.json``, ``sae_weights.safetensors``) and Gemma Scope ``params.npz``.
 
-Outside, an SAE takes the model's own residuals; inside, residuals scaled so that their mean squared norm is one. The scale
-between them is exact: it multiplies b_enc, b_dec and thresholds, and nothing else. Decoder rows that are not of unit norm
-are brought there by moving the norm into the encoder.
+Outside, an SAE takes the model's own residuals; :meth:`lib.sae.variants.SAE.rescale` goes there and back, exactly.
+Decoder rows that are not of unit norm are brought there by moving the norm into the encoder.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
     """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
 
     ``model`` is the name under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
-    the number of tokens of a training text. The input scale is folded in: the export takes the model's own residuals.
-    BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE becomes its whole dictionary.
+    the number of tokens of a training text. BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE
+    becomes its whole dictionary.
     """
     sae = training.load(trained)
     scale, config = float(sae.scale), sae.config

@@ -243,9 +243,9 @@ def train(
 ) -> list[Exception | None]:
     """Step: a trained SAE, as :func:`save` writes it; those that read the same batches are trained in one pass.
 
-    ``start`` is an SAE to finetune (one of :func:`train`, of its ``checkpoint`` after so many steps, or one that
-    :mod:`lib.sae.exchange` imported): its weights and its input scale are taken over, the optimiser starts afresh. A
-    share ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
+    ``start`` is an SAE to finetune (or its ``checkpoint`` after so many steps), trained here or imported by
+    :mod:`lib.sae.exchange`: its weights and its input scale are taken over, the optimiser starts afresh. A share
+    ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
 
     Errors: TrainingError where training diverged; ValueError where ``start`` has another variant, width or number of latents,
     or no such checkpoint.
@@ -271,8 +271,6 @@ def train(
 
 def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
     """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
-
-    Its config says what it is (variant, latents, prefixes, k); how it was trained is in the recipe.
 
     Raises:
         ValueError: no such checkpoint.

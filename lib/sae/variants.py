@@ -144,7 +144,6 @@ class SAE(nn.Module):
         """Reconstructions [n, d] of residuals [n, d]."""
         return self.decode(self.encode(x)) * self.scale
 
-    @torch.no_grad()
     def constrain(self) -> None:
         """Put the parameters back where they must be, apart from the decoder's rows."""
 
