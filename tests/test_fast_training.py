@@ -131,7 +131,7 @@ def test_selection_against_sorting(seed: int, n: int, m: int, k: int) -> None:
     total = len(values)
     if total:
         assert kernels.above(pi, bound, total - 1) is None
-    starts, found, values = kernels.largest(pi, k, allowed)
+    starts, found, values = kernels.largest(pi, k, allowed, n * m) or pytest.fail("over the limit")
     for r in range(n):
         order = sorted((j for j in range(m) if allowed[j] and pi[r, j] > 0), key=lambda j: (-pi[r, j], j))[:k]
         assert found[starts[r] : starts[r + 1]].tolist() == sorted(order)
@@ -152,12 +152,12 @@ def test_products_against_dense_ones(seed: int, density: float, parts: int) -> N
     rows, latent = np.nonzero(dense)
     starts = np.concatenate([[0], np.cumsum(np.count_nonzero(dense, axis=1))])
     latent, values = latent.astype(np.int32), dense[rows, latent]
-    part = np.sort(rng.integers(0, parts, m)).astype(np.int32)
+    part = np.sort(np.r_[rng.integers(0, parts, m - 1), parts - 1]).astype(np.int32)
     weights, grad = (
         rng.standard_normal((m, d)).astype(np.float32),
         rng.standard_normal((parts, n, d)).astype(np.float32),
     )
-    out = kernels.decode(starts, latent, values, weights, part, parts)
+    out = kernels.decode(starts, latent, values, weights, part)
     for p in range(parts):
         np.testing.assert_allclose(out[p], dense[:, part == p] @ weights[part == p], atol=1e-4)
     np.testing.assert_allclose(
@@ -462,10 +462,10 @@ def test_shares_and_starts_are_checked(empty_store: store.Store) -> None:
 
 def test_no_latent_to_choose() -> None:
     pi = np.ones((3, 20), np.float32)
-    for k, allowed in ((0, None), (4, np.zeros(20, bool))):
-        starts, latent, values = kernels.largest(pi, k, allowed)
-        assert starts.tolist() == [0] * 4 and not len(latent) and not len(values)
-    assert len(kernels.largest(pi, 50)[1]) == 60
+    starts, latent, values = kernels.largest(pi, 4, np.zeros(20, bool), 60)
+    assert starts.tolist() == [0] * 4 and not len(latent) and not len(values)
+    assert len(kernels.largest(pi, 50, None, 60)[1]) == 60
+    assert kernels.largest(pi, 4, None, 11) is None
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -99,7 +99,7 @@ def test_names_of_lib_are_written_out() -> None:
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-IN_ALL = 7_980  # lines of lib; 7,200 is the aim: lower it with every cut, never raise it
+IN_ALL = 7_200  # lines of lib, all its files together
 
 
 def too_large(paths: list[Path]) -> Iterator[str]:

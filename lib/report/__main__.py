@@ -1,7 +1,5 @@
 """Command line: ``python -m lib.report fetch | run | probe | site | drift``."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

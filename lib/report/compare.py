@@ -1,7 +1,5 @@
 """Compare outputs and results across machines: words exactly, decimals within a tolerance."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,8 +1,6 @@
 """Notebook sources (``notebooks/NN_name.py``, Jupytext py:percent) and the executed ``.ipynb`` beside each, which carries its
 outputs in a normal form: fixed cell ids, no timings, no machine paths, no injected parameters."""
 
-from __future__ import annotations
-
 import re
 from itertools import count, zip_longest
 from pathlib import Path

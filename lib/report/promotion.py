@@ -1,7 +1,5 @@
 """Promote a complete ``report`` run, in one step, to what git tracks: notebooks, figures, results, README headline."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Run notebooks with Papermill at a profile, show progress, trust nothing but the outcome."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The HTML site: Sphinx, myst-nb and furo over the executed notebooks. Its pages load nothing from another host."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

@@ -7,12 +7,11 @@ that a *rule* selects, and touches nothing else after the encoder product. :clas
 available and pays, by the density measured on the batch at hand.
 """
 
-from __future__ import annotations
-
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,16 +19,8 @@ import torch
 from lib.cpu import product
 from lib.sae import kernels
 
+Map = Callable[[torch.Tensor], torch.Tensor]
 MAX_DENSITY = 0.06  # share of active latents above which dense products are faster (measured, see `make bench`)
-
-
-class Rule(Protocol):
-    """Which latents can be active: ``entries`` finds them in pi [n, M]; ``mask`` is their [n, M] bool, or None if the
-    variant's own formulas vanish on the others."""
-
-    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None: ...
-
-    def mask(self, pi: torch.Tensor) -> torch.Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -38,10 +29,12 @@ class Above:
 
     bound: torch.Tensor
 
-    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        return kernels.above(pi, self.bound.detach().numpy(), limit)
+    def entries(self, pi: np.ndarray, limit: int) -> kernels.Entries | None:
+        """These latents of pi [n, M]; None if there may be more than ``limit``."""
+        return kernels.above(pi, self.bound.numpy(), limit)
 
     def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
+        """[n, M] bool, or None if the variant's own formulas vanish on the others."""
         return None
 
 
@@ -52,10 +45,8 @@ class Largest:
     k: int
     allowed: torch.Tensor | None = None
 
-    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        allowed = None if self.allowed is None else self.allowed.numpy()
-        most = self.k if allowed is None else min(self.k, int(allowed.sum()))
-        return kernels.largest(pi, most, allowed) if most * len(pi) <= limit else None
+    def entries(self, pi: np.ndarray, limit: int) -> kernels.Entries | None:
+        return kernels.largest(pi, self.k, None if self.allowed is None else self.allowed.numpy(), limit)
 
     def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
         among = pi if self.allowed is None else pi.masked_fill(~self.allowed, 0)
@@ -70,13 +61,12 @@ class LargestOfBatch:
     k: int
     guess: float = 0.0
 
-    def entries(self, pi: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def entries(self, pi: np.ndarray, limit: int) -> kernels.Entries | None:
         count = self.k * len(pi)
-        for guess in dict.fromkeys((self.guess, 0.0)):
-            found = kernels.above(pi, np.full(pi.shape[1], guess, pi.dtype), limit)
-            if found is None or len(found[1]) >= count or guess == 0:
-                return found if found is None else kernels.largest_of_all(found, count)
-        return None
+        found = kernels.above(pi, np.full(pi.shape[1], self.guess, pi.dtype), limit)
+        if found is not None and len(found[1]) < count and self.guess:
+            found = kernels.above(pi, np.zeros(pi.shape[1], pi.dtype), limit)
+        return None if found is None else kernels.largest_of_all(found, count)
 
     def mask(self, pi: torch.Tensor) -> torch.Tensor | None:
         flat = pi.flatten()
@@ -84,9 +74,7 @@ class LargestOfBatch:
         return torch.zeros_like(flat, dtype=torch.bool).scatter(0, top.indices, top.values > 0).view_as(pi)
 
 
-def parts_of(prefixes: tuple[int, ...], latents: int) -> np.ndarray:
-    """[M] int32: the number of the stretch between nested prefixes that each latent is in."""
-    return np.searchsorted(np.asarray(prefixes), np.arange(latents), side="right").astype(np.int32)
+Rule = Above | Largest | LargestOfBatch  # which latents can be active
 
 
 class Dense:
@@ -111,38 +99,17 @@ class Dense:
         return torch.stack([product(values[:, a:b], W_dec[a:b]) for a, b in stretches])
 
 
-class _Affine(torch.autograd.Function):
-    """pi = x W_enc + b_enc, already computed; gradients by dense products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        return pi.view_as(pi)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return None, product(grad.T, x).T, grad.sum(0), None
-
-
 @dataclass(frozen=True)
 class Pattern:
     """Entries (token, latent), row by row: see :mod:`lib.sae.kernels`."""
 
     starts: np.ndarray
     latent: np.ndarray
-    latents: int
-    parts: int
-    part: np.ndarray
-    _last: list[tuple[Pattern, torch.Tensor]] = field(default_factory=list)
-
-    @cached_property
-    def index(self) -> torch.Tensor:
-        """[nnz] int64 latents, as torch indexes."""
-        return torch.from_numpy(self.latent.astype(np.int64))
+    part: np.ndarray  # [M] int32: the number of the stretch between nested prefixes that each latent is in
+    _last: list[tuple[Self, torch.Tensor]] = field(default_factory=list)
 
     @torch.no_grad()
-    def active(self, values: torch.Tensor) -> tuple[Pattern, torch.Tensor]:
+    def active(self, values: torch.Tensor) -> tuple[Self, torch.Tensor]:
         """The entries whose value is not zero, as a pattern, and their values; products need no others.
 
         JumpReLU's pattern holds latents just below their threshold too. Its reconstruction and the gradient of its
@@ -156,30 +123,34 @@ class Pattern:
             if len(kept) == count and int(torch.count_nonzero(values[kept])) == count:
                 return pattern, values[kept]
         starts, entries = kernels.nonzero(self.starts, values.numpy())
-        pattern = Pattern(starts, self.latent[entries], self.latents, self.parts, self.part)
+        pattern = type(self)(starts, self.latent[entries], self.part)
         kept = torch.from_numpy(entries)
         self._last[:] = [(pattern, kept)]
         return pattern, values[kept]
 
     @cached_property
     def transposed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return kernels.transposed(self.starts, self.latent, self.latents)
+        return kernels.transposed(self.starts, self.latent, len(self.part))
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
-        begins, entry, _ = self.transposed
-        return torch.from_numpy(kernels.sum_by_latent(begins, entry, values.numpy()))
+        """[M]: for each latent, its entries' values, summed."""
+        return torch.from_numpy(kernels.sum_by_latent(*self.transposed[:2], values.contiguous().numpy()))
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[nnz]: each latent's value [M] beside its entries."""
+        return values[torch.from_numpy(self.latent)]
 
     def weighted(self, values: torch.Tensor, rows: torch.Tensor, part: np.ndarray) -> torch.Tensor:
         """[M, d]: for each latent, its entries' values times ``rows`` [P, n, d] of their part and token, summed."""
         return torch.from_numpy(kernels.gathered(*self.transposed, values.numpy(), rows.numpy(), part))
 
 
-class _Select(torch.autograd.Function):
-    """The entries' pi [nnz] as a function of the encoder."""
+class _Encoded(torch.autograd.Function):
+    """pi = x W_enc + b_enc, already computed: all of it, or the entries [nnz] of a pattern."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pi: torch.Tensor, pattern: Pattern
+        ctx: Any, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, pi: torch.Tensor, pattern: Pattern | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.pattern = pattern
@@ -188,30 +159,23 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, torch.Tensor, None, None]:
         (x,) = ctx.saved_tensors
+        if ctx.pattern is None:
+            return None, product(grad.T, x).T, grad.sum(0), None, None
         active, grad = ctx.pattern.active(grad.contiguous())
         return None, active.weighted(grad, x[None], np.zeros_like(active.part)).T, active.sums(grad), None, None
 
 
-class _Of(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-        ctx.pattern = pattern
-        return parameter[pattern.index]
+class _Linear(torch.autograd.Function):
+    """A linear map of values, with its transpose for their gradient."""
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.pattern.sums(grad.contiguous()), None
-
-
-class _ByLatent(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, pattern: Pattern) -> torch.Tensor:
-        ctx.pattern = pattern
-        return pattern.sums(values.detach())
+    def forward(ctx: Any, values: torch.Tensor, there: Map, back: Map) -> torch.Tensor:
+        ctx.back = back
+        return there(values.detach())
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad[ctx.pattern.index], None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back(grad), None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -220,38 +184,32 @@ class _Decode(torch.autograd.Function):
         ctx.save_for_backward(values, W_dec)
         ctx.pattern = pattern
         p, f = pattern.active(values.detach())
-        return torch.from_numpy(kernels.decode(p.starts, p.latent, f.numpy(), W_dec.detach().numpy(), p.part, p.parts))
+        return torch.from_numpy(kernels.decode(p.starts, p.latent, f.numpy(), W_dec.detach().numpy(), p.part))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         values, W_dec = ctx.saved_tensors
         grad, p = grad.contiguous(), ctx.pattern
-        to_values = to_weights = None
-        if ctx.needs_input_grad[0]:
-            found = kernels.sampled(p.starts, p.latent, W_dec.detach().numpy(), grad.numpy(), p.part)
-            to_values = torch.from_numpy(found)
-        if ctx.needs_input_grad[1]:
-            active, f = p.active(values.detach())
-            to_weights = active.weighted(f, grad, p.part)
-        return to_values, to_weights, None
+        to_values = kernels.sampled(p.starts, p.latent, W_dec.detach().numpy(), grad.numpy(), p.part)
+        active, f = p.active(values.detach())
+        to_weights = active.weighted(f, grad, p.part) if ctx.needs_input_grad[1] else None
+        return torch.from_numpy(to_values), to_weights, None
 
 
+@dataclass
 class Sparse:
-    """The entries that a rule selects; ``pi`` and all values are [nnz]."""
+    """The entries that a rule selects; ``pi`` and all values are [nnz]. Methods as of :class:`Dense`."""
 
-    def __init__(self, pi: torch.Tensor, pattern: Pattern) -> None:
-        self.pi, self.pattern = pi, pattern
+    pi: torch.Tensor
+    pattern: Pattern
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
-        """``parameter`` [M], shaped to go with ``pi``."""
-        return _Of.apply(parameter, self.pattern)
+        return _Linear.apply(parameter, self.pattern.spread, self.pattern.sums)
 
     def by_latent(self, values: torch.Tensor) -> torch.Tensor:
-        """[M] sums of ``values`` over tokens."""
-        return _ByLatent.apply(values.contiguous(), self.pattern)
+        return _Linear.apply(values, self.pattern.sums, self.pattern.spread)
 
     def decode(self, values: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
-        """[P, n, d]: what each stretch between nested prefixes adds to the reconstruction."""
         return _Decode.apply(values.contiguous(), W_dec, self.pattern)
 
 
@@ -265,19 +223,19 @@ class Encoder:
     def __init__(
         self, x: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor, prefixes: tuple[int, ...], sparse: bool
     ) -> None:
-        self.x, self.W_enc, self.b_enc, self.prefixes = x, W_enc, b_enc, prefixes
+        self.prefixes = prefixes
         with torch.no_grad():
             self.raw = product(x, W_enc, b_enc)
+        self.given = x, W_enc, b_enc
         self.sparse = sparse and self.raw.device.type == "cpu" and self.raw.dtype == torch.float32
 
     def latents(self, rule: Rule) -> Dense | Sparse:
         """The latents that ``rule`` selects, with gradients to the encoder."""
-        m = self.raw.shape[1]
-        if self.sparse:
-            found = rule.entries(self.raw.numpy(), int(MAX_DENSITY * self.raw.numel()))
-            if found is not None:
-                starts, latent, values = found
-                pattern = Pattern(starts, latent, m, len(self.prefixes), parts_of(self.prefixes, m))
-                pi = _Select.apply(self.x, self.W_enc, self.b_enc, torch.from_numpy(values), pattern)
-                return Sparse(pi, pattern)
-        return Dense(_Affine.apply(self.x, self.W_enc, self.b_enc, self.raw), rule, self.prefixes)
+        limit = int(MAX_DENSITY * self.raw.numel())
+        found = rule.entries(self.raw.numpy(), limit) if self.sparse else None
+        if found is None:
+            return Dense(_Encoded.apply(*self.given, self.raw, None), rule, self.prefixes)
+        starts, latent, values = found
+        part = np.searchsorted(self.prefixes, np.arange(self.raw.shape[1]), side="right")
+        pattern = Pattern(starts, latent, part.astype(np.int32))
+        return Sparse(_Encoded.apply(*self.given, torch.from_numpy(values), pattern), pattern)

@@ -3,8 +3,6 @@
 Equal to clipping, ``torch.optim.Adam`` and normalising, one after the other (tests compare them).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -42,11 +40,13 @@ class Adam:
     def _fast(self, grads: dict[str, torch.Tensor], rate: float) -> None:
         rows = {name: self._rows(grad) for name, grad in grads.items()}
         weights = {name: self._rows(p.data) for name, p in self.sae.named_parameters()}
-        norm = math.sqrt(sum(kernels.project(weights[n], g, n == "W_dec") for n, g in rows.items()))
+        squares = (kernels.project(weights[name], grad, name == "W_dec") for name, grad in rows.items())
+        norm = math.sqrt(sum(float(each.sum(dtype=np.float64)) for each in squares))
         if not math.isfinite(norm):
             raise FloatingPointError("the gradient is not finite")
         clip = min(1.0, MAX_NORM / (norm + 1e-6))
-        settings = (rate, *BETAS, math.sqrt(1 - BETAS[1] ** self.steps), EPSILON, clip)
+        root2 = math.sqrt(1 - BETAS[1] ** self.steps)
+        settings = tuple(np.float32(x) for x in (rate, *BETAS, root2, EPSILON, clip))
         for name, grad in rows.items():
             moments = self._rows(self.m[name]), self._rows(self.v[name])
             kernels.adam(weights[name], grad, *moments, settings, name == "W_dec")
@@ -69,16 +69,3 @@ class Adam:
                 root = self.v[name].sqrt() / math.sqrt(1 - BETAS[1] ** self.steps)
                 p.addcdiv_(self.m[name], root + EPSILON, value=-rate)
         W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Tensors to store: ``m.<name>``, ``v.<name>``, ``steps``."""
-        moments = {f"{kind}.{name}": x for kind in ("m", "v") for name, x in getattr(self, kind).items()}
-        return {**moments, "steps": torch.tensor(self.steps)}
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what :meth:`state` gave."""
-        self.steps = int(state["steps"])
-        for kind in ("m", "v"):
-            for name, x in getattr(self, kind).items():
-                x.copy_(state[f"{kind}.{name}"])

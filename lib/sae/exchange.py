@@ -1,11 +1,8 @@
 """SAEs in and out: SAELens folders (``cfg.json``, ``sae_weights.safetensors``) and Gemma Scope ``params.npz``.
 
-Outside, an SAE takes the model's own residuals; inside, residuals scaled so that their mean squared norm is one. The scale
-between them is exact: it multiplies b_enc, b_dec and thresholds, and nothing else. Decoder rows that are not of unit norm
-are brought there by moving the norm into the encoder.
+Outside, an SAE takes the model's own residuals; :meth:`lib.sae.variants.SAE.rescale` goes there and back, exactly.
+Decoder rows that are not of unit norm are brought there by moving the norm into the encoder.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -41,13 +38,13 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
     """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
 
     ``model`` is the name under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
-    the number of tokens of a training text. The input scale is folded in: the export takes the model's own residuals.
-    BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE becomes its whole dictionary.
+    the number of tokens of a training text. BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE
+    becomes its whole dictionary.
     """
     sae = training.load(trained)
     scale, config = float(sae.scale), sae.config
     sae.rescale(1.0)
-    tensors = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
+    tensors = sae.state_dict()
     architecture = "jumprelu" if config.variant == "batchtopk" else config.variant
     if architecture not in NAMES:
         raise ExchangeError(f"SAELens has no architecture for {config.variant!r}: add it to lib/sae/exchange.py")
@@ -74,7 +71,7 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
     if architecture == "topk":
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {theirs: tensors[ours].detach().contiguous() for theirs, ours in NAMES[architecture].items()}
+    weights = {theirs: tensors[ours].contiguous() for theirs, ours in NAMES[architecture].items()}
     save_file(weights, folder / "sae_weights.safetensors")
     store.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
     store.write_atomic(folder / "README.md", _card(trained, sae=config, cfg=cfg, layer=layer, scale=scale))
@@ -89,21 +86,19 @@ def _card(trained: store.Artifact, **facts: Any) -> str:
     return template.format(trained=trained, last=last, made_from=json.dumps(meta["config"], indent=1), **facts)
 
 
-def _read_saelens(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Settings, as in SAELens' cfg.json, and tensors."""
+    npz = path.suffix == ".npz"
     try:
-        cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-        return cfg, load_file(folder / "sae_weights.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ExchangeError(f"{folder}: not a SAELens folder ({error}); it needs cfg.json and sae_weights") from None
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    try:
+        if not npz:
+            cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+            return cfg, load_file(path / "sae_weights.safetensors")
         with np.load(path, allow_pickle=False) as file:
             tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-    except (OSError, ValueError) as error:
-        raise ExchangeError(f"{path}: not a Gemma Scope params.npz ({error})") from None
-    return {"architecture": "jumprelu"}, tensors
+        return {"architecture": "jumprelu", "apply_b_dec_to_input": False}, tensors
+    except (OSError, ValueError, SafetensorError) as error:
+        kind = "Gemma Scope params.npz" if npz else "SAELens folder, which has cfg.json and sae_weights.safetensors"
+        raise ExchangeError(f"{path}: not a {kind} ({error})") from None
 
 
 def read(path: Path) -> SAE:
@@ -112,7 +107,7 @@ def read(path: Path) -> SAE:
     Raises:
         ExchangeError: it cannot be read, or does something that our architectures do not.
     """
-    cfg, theirs = _read_npz(path) if path.suffix == ".npz" else _read_saelens(path)
+    cfg, theirs = _contents(path)
     architecture = cfg.get("architecture")
     if architecture not in NAMES:
         raise ExchangeError(f"{path}: architecture {architecture!r} is not one of {', '.join(NAMES)}")
@@ -123,18 +118,17 @@ def read(path: Path) -> SAE:
     if missing := names.keys() - theirs.keys():
         raise ExchangeError(f"{path}: no {', '.join(sorted(missing))} among its tensors")
     tensors = {ours: theirs[name].float() for name, ours in names.items()}
-    if tensors["W_enc"].dim() != 2:
-        raise ExchangeError(f"{path}: W_enc has shape {tuple(tensors['W_enc'].shape)}, not [d, M]")
-    width, latents = tensors["W_enc"].shape
+    width, latents = tensors["b_dec"].numel(), tensors["b_enc"].numel()
     shapes = {"W_dec": (latents, width), "W_enc": (width, latents), "b_dec": (width,)}
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes.get(name, (latents,)):
-            raise ExchangeError(f"{path}: {name} has shape {tuple(tensor.shape)}, W_enc {(width, latents)}")
+        if tensor.shape != (shape := shapes.get(name, (latents,))):
+            by = f"by the lengths of b_dec, {width}, and b_enc, {latents}"
+            raise ExchangeError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {shape}, {by}")
         if not torch.isfinite(tensor).all():
             raise ExchangeError(f"{path}: {name} holds values that are not finite")
     if "theta" in tensors and tensors["theta"].min() < 0:
         raise ExchangeError(f"{path}: a threshold is negative, so latents would be too")
-    if cfg.get("apply_b_dec_to_input", architecture != "jumprelu" or path.suffix != ".npz"):
+    if cfg.get("apply_b_dec_to_input", True):
         shift = tensors["b_dec"] @ tensors["W_enc"]  # encodes x - b_dec
         tensors["b_enc"] = tensors["b_enc"] - shift
         if "b_mag" in tensors:
@@ -146,9 +140,7 @@ def read(path: Path) -> SAE:
         if architecture == "topk" and not cfg.get("rescale_acts_by_decoder_norm"):
             raise ExchangeError(f"{path}: TopK with decoder rows of other norms ranks latents differently once scaled")
         tensors["W_dec"] = tensors["W_dec"] / norm[:, None]
-        for name in ("W_enc", "b_enc", "theta", "b_mag"):
-            if name in tensors:
-                tensors[name] = tensors[name] * norm
+        tensors |= {name: tensors[name] * norm for name in ("W_enc", "b_enc", "theta", "b_mag") if name in tensors}
     config = SAEConfig(variant=architecture, latents=latents, k=int(cfg.get("k", 0)))
     sae = make(config, width)
     sae.load_state_dict({**sae.state_dict(), **tensors})
@@ -171,8 +163,7 @@ def imported(out: Path, path: str, digest: str, harvested: store.Artifact, layer
     sae, source = read(Path(path)), activations.read(harvested, layer)
     if source.width != sae.W_dec.shape[1]:
         raise ExchangeError(f"{path} is for width {sae.W_dec.shape[1]}; layer {layer} has width {source.width}")
-    rows = np.random.default_rng(0).choice(len(source), min(len(source), training.SAMPLE), replace=False)
-    sae.rescale(float(source.gather(rows).double().square().sum(1).mean().sqrt()))
+    sae.rescale(float(training.sample(source, 0).double().square().sum(1).mean().sqrt()))
     training.save(sae, [], out)
 
 

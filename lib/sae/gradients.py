@@ -3,8 +3,6 @@
 Pre-activations pi and thresholds theta have one shape, or [n, M] and [M]; the bandwidth eps is in the units of pi.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,14 +8,13 @@ torch's sparse products, and unlike a C++ extension it needs no compiler where i
 ``prange`` and nothing else: each further array expression would become a parallel region with a barrier of its own.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 from numba import njit, prange
 from scipy.sparse import csr_array
 
 Array = np.ndarray
+Entries = tuple[Array, Array, Array]  # a pattern, and a value for each of its entries
 
 BLOCKS = 16  # a row is read as this many stretches side by side: comb b is column b of every stretch
 NEVER = np.float32(1e30)  # a bound that no pre-activation passes
@@ -55,114 +54,65 @@ def _entries(row, bound, least, tops, combs, latent, values):  # type: ignore[no
     return found
 
 
-@njit(cache=True)
-def _kth_largest(values, n, k):  # type: ignore[no-untyped-def]
-    """The k-th largest of values[:n], which is reordered (Hoare's selection)."""
-    low, high, target = 0, n - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if target <= j:
-            high = j
-        elif target >= i:
-            low = i
-        else:
-            break
-    return values[target]
-
-
 @njit(parallel=True, cache=True)
-def _above(pi, bound, limit, wide, cuts, latents, values, counts):  # type: ignore[no-untyped-def]
+def _select(pi, bound, k, limit, cuts, latents, values, counts):  # type: ignore[no-untyped-def]
+    """Fill each stretch of rows' latents and values [limit + M + 1], until there are more than ``limit``; count by row."""
     for t in prange(len(cuts) - 1):
-        at = 0
+        at, wide = 0, -(-pi.shape[1] // BLOCKS)
         tops, combs = np.empty(wide, pi.dtype), np.empty(wide + 1, np.int64)
         for r in range(cuts[t], cuts[t + 1]):
-            if at <= limit:
-                _comb_tops(pi[r], bound, tops)
-                counts[r] = _entries(pi[r], bound, -NEVER, tops, combs, latents[t, at:], values[t, at:])
-                at += counts[r]
-            else:
+            if at > limit:
                 counts[r] = limit + 1
-
-
-@njit(parallel=True, cache=True)
-def _largest(pi, k, bound, wide, cuts, latents, values, counts):  # type: ignore[no-untyped-def]
-    for t in prange(len(cuts) - 1):
-        tops, combs = np.empty(wide, pi.dtype), np.empty(wide + 1, np.int64)
-        m = pi.shape[1]
-        scratch, where, pool = np.empty(m, pi.dtype), np.empty(m + 1, np.int32), np.empty(m + 1, pi.dtype)
-        at = 0
-        for r in range(cuts[t], cuts[t + 1]):
+                continue
             _comb_tops(pi[r], bound, tops)
             least = np.float32(0.0)
             if k <= wide:  # k combs have an entry at or above the k-th largest top
-                scratch[:wide] = tops
-                least = _kth_largest(scratch, wide, k)
-            found = _entries(pi[r], bound, least, tops, combs, where, pool)
-            least, ties = np.float32(0.0), found
+                least = np.partition(tops, wide - k)[wide - k]
+            latent, value = latents[t, at:], values[t, at:]
+            found = _entries(pi[r], bound, least, tops, combs, latent, value)
             if found > k:
-                scratch[:found] = pool[:found]
-                least = _kth_largest(scratch, found, k)
-                ties = k
+                least = np.partition(value[:found], found - k)[found - k]
+                ties, kept = k, 0
                 for e in range(found):
-                    ties -= pool[e] > least
-            first = at
-            for e in range(found):
-                tie = pool[e] == least
-                if pool[e] > least or (tie and ties > 0):
-                    ties -= tie
-                    latents[t, at], values[t, at] = where[e], pool[e]
-                    at += 1
-            counts[r] = at - first
+                    ties -= value[e] > least
+                for e in range(found):
+                    tie = value[e] == least
+                    if value[e] > least or (tie and ties > 0):
+                        ties -= tie
+                        latent[kept], value[kept] = latent[e], value[e]
+                        kept += 1
+                found = kept
+            counts[r] = found
+            at += found
 
 
-def _pieces(pi: Array, room: int) -> tuple[Array, Array, Array, Array]:
-    """Row cuts, one piece a thread, and what each piece may fill: latents, values [threads, room], counts [n]."""
-    threads = numba.get_num_threads()
+def above(pi: Array, bound: Array, limit: int, k: int | None = None) -> Entries | None:
+    """(starts, latent, values [nnz] of pi) of the entries with pi [n, M] > bound [M]; None if more than ``limit``.
+
+    With ``k`` >= 1 those of each row's k largest that are positive, where ``bound`` is 0; of equal ones, the first.
+    """
+    m, threads = pi.shape[1], numba.get_num_threads()
     cuts = np.arange(threads + 1) * len(pi) // threads
-    return cuts, np.empty((threads, room), np.int32), np.empty((threads, room), pi.dtype), np.empty(len(pi), np.int64)
-
-
-def _joined(cuts: Array, latents: Array, values: Array, counts: Array) -> tuple[Array, Array, Array]:
-    """One pattern of the pieces."""
+    latents, values = (np.empty((threads, limit + m + 1), kind) for kind in (np.int32, pi.dtype))
+    counts = np.empty(len(pi), np.int64)
+    _select(pi, bound, k or m, limit, cuts, latents, values, counts)
+    if counts.sum() > limit:
+        return None
     starts = np.concatenate([[0], np.cumsum(counts)])
     filled = np.diff(starts[cuts])
-    return (
-        starts,
-        np.concatenate([part[:n] for part, n in zip(latents, filled, strict=True)]),
-        np.concatenate([part[:n] for part, n in zip(values, filled, strict=True)]),
-    )
+    latent, value = (np.concatenate([x[:n] for x, n in zip(xs, filled, strict=True)]) for xs in (latents, values))
+    return starts, latent, value
 
 
-def above(pi: Array, bound: Array, limit: int) -> tuple[Array, Array, Array] | None:
-    """(starts, latent, values [nnz] of pi) of the entries with pi [n, M] > bound [M]; None if more than ``limit``."""
-    m = pi.shape[1]
-    cuts, latents, values, counts = _pieces(pi, limit + m + 1)
-    _above(pi, bound, limit, -(-m // BLOCKS), cuts, latents, values, counts)
-    return None if counts.sum() > limit else _joined(cuts, latents, values, counts)
+def largest(pi: Array, k: int, allowed: Array | None, limit: int) -> Entries | None:
+    """As :func:`above`, the k >= 1 largest positive entries of each row among ``allowed`` [M] bool, or among all."""
+    allowed = np.ones(pi.shape[1], bool) if allowed is None else allowed
+    if min(k, int(allowed.sum())) * len(pi) > limit:
+        return None
+    return above(pi, np.where(allowed, 0, NEVER).astype(pi.dtype), limit, k)
 
 
-def largest(pi: Array, k: int, allowed: Array | None = None) -> tuple[Array, Array, Array]:
-    """As :func:`above`, the k largest positive entries of each row among ``allowed`` [M] bool; of equal ones, the first."""
-    m, k = pi.shape[1], min(k, pi.shape[1])
-    if k <= 0:
-        return np.zeros(len(pi) + 1, np.int64), np.empty(0, np.int32), np.empty(0, pi.dtype)
-    bound = np.zeros(m, pi.dtype) if allowed is None else np.where(allowed, 0, NEVER).astype(pi.dtype)
-    cuts, latents, values, counts = _pieces(pi, k * -(-len(pi) // numba.get_num_threads()))
-    _largest(pi, k, bound, -(-m // BLOCKS), cuts, latents, values, counts)
-    return _joined(cuts, latents, values, counts)
-
-
-def largest_of_all(pattern: tuple[Array, Array, Array], count: int) -> tuple[Array, Array, Array]:
+def largest_of_all(pattern: Entries, count: int) -> Entries:
     """The ``count`` largest entries of a pattern; of equal ones, the first."""
     starts, latent, values = pattern
     if len(values) <= count:
@@ -201,40 +151,44 @@ def sum_by_latent(begins, entry, values):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def _decode(starts, latent, values, weights, part, out):  # type: ignore[no-untyped-def]
+def _decode(starts, latent, values, weights, part, cuts, out):  # type: ignore[no-untyped-def]
     d = weights.shape[1]
-    for r in prange(len(starts) - 1):
-        for p in range(len(out)):
-            out[p, r] = 0
-        e, stop = starts[r], starts[r + 1]
-        while e < stop:
-            p = part[latent[e]]
-            if e + 4 <= stop and part[latent[e + 3]] == p:  # latents increase, so all four are in this part
-                a, b, c, g = values[e], values[e + 1], values[e + 2], values[e + 3]
-                i, j, k, h = latent[e], latent[e + 1], latent[e + 2], latent[e + 3]
-                for x in range(d):
-                    out[p, r, x] += a * weights[i, x] + b * weights[j, x] + c * weights[k, x] + g * weights[h, x]
-                e += 4
-            else:
-                a, i = values[e], latent[e]
-                for x in range(d):
-                    out[p, r, x] += a * weights[i, x]
-                e += 1
+    for t in prange(len(cuts) - 1):
+        for r in range(cuts[t], cuts[t + 1]):
+            for p in range(len(out)):
+                out[p, r] = 0
+            e, stop = starts[r], starts[r + 1]
+            while e < stop:
+                p = part[latent[e]]
+                if e + 4 <= stop and part[latent[e + 3]] == p:  # latents increase, so all four are in this part
+                    a, b, c, g = values[e], values[e + 1], values[e + 2], values[e + 3]
+                    i, j, k, h = latent[e], latent[e + 1], latent[e + 2], latent[e + 3]
+                    for x in range(d):
+                        out[p, r, x] += a * weights[i, x] + b * weights[j, x] + c * weights[k, x] + g * weights[h, x]
+                    e += 4
+                else:
+                    a, i = values[e], latent[e]
+                    for x in range(d):
+                        out[p, r, x] += a * weights[i, x]
+                    e += 1
 
 
-def decode(starts: Array, latent: Array, values: Array, weights: Array, part: Array, parts: int) -> Array:
+def decode(starts: Array, latent: Array, values: Array, weights: Array, part: Array) -> Array:
     """[parts, n, d]: for each row and part, the sum of value * weights[latent] over the row's entries in that part.
 
     ``part`` [M] int32 says which part a latent is in; it does not decrease.
     """
-    out = np.empty((parts, len(starts) - 1, weights.shape[1]), weights.dtype)
-    _decode(starts, latent, values, weights, part, out)
+    out = np.empty((part[-1] + 1, len(starts) - 1, weights.shape[1]), weights.dtype)
+    work = starts + np.arange(len(starts))  # a row costs one even when it has no entry
+    cuts = np.searchsorted(work, np.linspace(0, work[-1], _CHUNKS + 1))
+    _decode(starts, latent, values, weights, part, cuts, out)
     return out
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def _sampled(starts, latent, weights, grad, part, out):  # type: ignore[no-untyped-def]
-    d = weights.shape[1]
+def sampled(starts: Array, latent: Array, weights: Array, grad: Array, part: Array) -> Array:
+    """[nnz]: grad[part, row] . weights[latent] at every entry."""
+    out, d = np.empty(len(latent), weights.dtype), weights.shape[1]
     for r in prange(len(starts) - 1):
         for e in range(starts[r], starts[r + 1]):
             i = latent[e]
@@ -243,53 +197,23 @@ def _sampled(starts, latent, weights, grad, part, out):  # type: ignore[no-untyp
             for x in range(d):
                 total += grad[p, r, x] * weights[i, x]
             out[e] = total
-
-
-def sampled(starts: Array, latent: Array, weights: Array, grad: Array, part: Array) -> Array:
-    """[nnz]: grad[part, row] . weights[latent] at every entry."""
-    out = np.empty(len(latent), weights.dtype)
-    _sampled(starts, latent, weights, grad, part, out)
     return out
-
-
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def _gathered(begins, entry, row, values, rows, part, cuts, out):  # type: ignore[no-untyped-def]
-    d = out.shape[1]
-    for t in prange(len(cuts) - 1):
-        for i in range(cuts[t], cuts[t + 1]):
-            p = part[i]
-            out[i] = 0
-            e, end = begins[i], begins[i + 1]
-            while e + 4 <= end:
-                a, b, c, g = values[entry[e]], values[entry[e + 1]], values[entry[e + 2]], values[entry[e + 3]]
-                q, s, u, w = row[e], row[e + 1], row[e + 2], row[e + 3]
-                for x in range(d):
-                    out[i, x] += a * rows[p, q, x] + b * rows[p, s, x] + c * rows[p, u, x] + g * rows[p, w, x]
-                e += 4
-            while e < end:
-                a, q = values[entry[e]], row[e]
-                for x in range(d):
-                    out[i, x] += a * rows[p, q, x]
-                e += 1
 
 
 def gathered(begins: Array, entry: Array, row: Array, values: Array, rows: Array, part: Array) -> Array:
     """[M, d]: for each latent, the sum of value * rows[part, row] over its entries; ``rows`` is [parts, n, d]."""
-    m = len(begins) - 1
-    out = np.empty((m, rows.shape[2]), rows.dtype)
-    work = begins + np.arange(m + 1)  # a latent costs one even when it has no entry
-    cuts = np.searchsorted(work, np.linspace(0, work[-1], _CHUNKS + 1))
-    cuts[0], cuts[-1] = 0, m
-    _gathered(begins, entry, row, values, rows, part, cuts, out)
-    return out
+    flat = rows.reshape(-1, rows.shape[2])
+    where = np.repeat(part, np.diff(begins)) * rows.shape[1] + row
+    return decode(begins, where, values[entry], flat, np.zeros(len(flat), np.int32))[0]
 
 
 # ------------------------------------------------------------------------------------------------------ updating
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def _project(weights, grad, sums, unit):  # type: ignore[no-untyped-def]
-    d = grad.shape[1]
+def project(weights: Array, grad: Array, unit: bool) -> Array:
+    """[m] squared norms of rows of ``grad`` [m, d], after removing (in place, if ``unit``) their part along ``weights``'."""
+    sums, d = np.empty(len(grad), np.float32), grad.shape[1]
     for r in prange(len(grad)):
         if unit:
             along = np.float32(0.0)
@@ -301,19 +225,17 @@ def _project(weights, grad, sums, unit):  # type: ignore[no-untyped-def]
         for x in range(d):
             total += grad[r, x] * grad[r, x]
         sums[r] = total
-
-
-def project(weights: Array, grad: Array, unit: bool) -> float:
-    """Squared norm of ``grad`` [m, d], after removing (in place, if ``unit``) its part along each row of ``weights``."""
-    sums = np.empty(len(grad), np.float32)
-    _project(weights, grad, sums, unit)
-    return float(sums.sum(dtype=np.float64))
+    return sums
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def _adam(weights, grad, m, v, rate, beta1, beta2, root2, epsilon, clip, unit):  # type: ignore[no-untyped-def]
-    d = grad.shape[1]
-    one = np.float32(1.0)
+def adam(weights: Array, grad: Array, m: Array, v: Array, settings: tuple[np.float32, ...], unit: bool) -> None:
+    """Adam on rows [m, d], in place; with ``unit``, rows are brought back to norm 1.
+
+    ``settings`` are lr / (1 - beta1^t), beta1, beta2, sqrt(1 - beta2^t), epsilon and the factor that clips ``grad``.
+    """
+    rate, beta1, beta2, root2, epsilon, clip = settings
+    d, one = grad.shape[1], np.float32(1.0)
     for r in prange(len(grad)):
         total = np.float32(0.0)
         for x in range(d):
@@ -326,11 +248,3 @@ def _adam(weights, grad, m, v, rate, beta1, beta2, root2, epsilon, clip, unit): 
             factor = one / max(np.sqrt(total), np.float32(1e-8))
             for x in range(d):
                 weights[r, x] *= factor
-
-
-def adam(weights: Array, grad: Array, m: Array, v: Array, settings: tuple[float, ...], unit: bool) -> None:
-    """Adam on rows [m, d], in place; with ``unit``, rows are brought back to norm 1.
-
-    ``settings`` are lr / (1 - beta1^t), beta1, beta2, sqrt(1 - beta2^t), epsilon and the factor that clips ``grad``.
-    """
-    _adam(weights, grad, m, v, *(np.float32(s) for s in settings), unit)  # type: ignore[call-arg]

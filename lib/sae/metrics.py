@@ -1,8 +1,6 @@
 """What an SAE does on held-out activations, streamed: FVU, L0, firing frequencies, bias; and in the model: loss recovered."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -39,7 +37,7 @@ class Sums:
         self.fired = np.zeros(latents, np.int64)
 
     @classmethod
-    def of(cls, sae: SAE, source: activations.Activations) -> Sums:
+    def of(cls, sae: SAE, source: activations.Activations) -> Self:
         """An SAE over harvested tokens."""
         _, which = np.unique(source.column("sequence"), return_inverse=True)
         sums, at = cls(int(which.max()) + 1, source.width, sae.config.latents), 0
@@ -108,8 +106,6 @@ def evaluate(
     tokens, fired = float(sums.tokens.sum()), sums.fired
     frequency = fired / tokens
     resampled = texts(len(sums.tokens), bootstrap, seed)
-    l0s = (resampled @ sums.active) / (resampled @ sums.tokens)
-    alive = frequency[fired > 0]
     high, frequent = frequency >= HIGH, frequency >= FREQUENT
     return {
         "n": int(tokens),
@@ -117,7 +113,7 @@ def evaluate(
         "fvu": sums.fvu(),
         "fvu_interval": percentiles(np.array([sums.fvu(w) for w in resampled])),
         "l0": sums.active.sum() / tokens,
-        "l0_interval": percentiles(l0s),
+        "l0_interval": percentiles((resampled @ sums.active) / (resampled @ sums.tokens)),
         "bias": sums.bias(),
         "latents": len(fired),
         "dead": int((fired == 0).sum()),
@@ -126,7 +122,7 @@ def evaluate(
         "high": int(high.sum()),
         "high_share": float(fired[high].sum() / max(1, fired.sum())),
         "max_frequency": float(frequency.max()),
-        "histogram": np.histogram(np.log10(np.clip(alive, 10 ** BINS[0], 1)), BINS)[0],
+        "histogram": np.histogram(np.log10(np.clip(frequency[fired > 0], 10 ** BINS[0], 1)), BINS)[0],
     }
 
 
@@ -156,20 +152,15 @@ def loss_recovered(
     """
     loaded, rows = load_lm(lm), read_sequences(sequences)
     lengths = np.diff(rows.offsets)
-    norms = [shard[f"norm_{layer}"].numpy() for shard in activations.read(harvested, layer, sinks=True).shards]
-    limit = activations.SINK * float(np.median(np.concatenate(norms)))
+    norms = activations.read(harvested, layer, sinks=True).column(f"norm_{layer}")
+    limit = activations.SINK * float(np.median(norms))
     order = np.random.default_rng(seed).permutation(len(rows))
     scored = np.maximum(0, np.minimum(rows.keep_stop, lengths - 1) - rows.keep_start)[order]
     chosen = order[: int(np.searchsorted(np.cumsum(scored), tokens)) + 1]
     chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-    models = {name: training.load(sae).to(loaded.model.device) for name, sae in saes.items()}
-    replacements: dict[str, Replace] = {
-        "clean": lambda x: x,
-        "zero": torch.zeros_like,
-        **{name: sae.reconstruct for name, sae in models.items()},
-    }
-    sums: dict[str, list[float]] = {name: [] for name in replacements}
-    count: list[int] = []
+    replacements: dict[str, Replace] = {"clean": lambda x: x, "zero": torch.zeros_like}
+    replacements |= {name: training.load(sae).to(loaded.model.device).reconstruct for name, sae in saes.items()}
+    totals, n = {name: np.zeros(len(chosen)) for name in replacements}, np.zeros(len(chosen), np.int64)
     size = max(1, PASS_TOKENS // int(lengths[chosen].max()))
     with torch.inference_mode():
         for at in tqdm(range(0, len(chosen), size), "loss recovered", unit="pass", disable=None):
@@ -179,12 +170,11 @@ def loss_recovered(
             start, stop, last = (bound[batch, None] for bound in bounds)
             where = torch.from_numpy((place >= start) & (place < stop))
             counted = where & torch.from_numpy(place < last)  # nothing is predicted after the last token
-            count += counted.sum(1).tolist()
+            n[at : at + size] = counted.sum(1)
             ids, where, counted = (x.to(loaded.model.device) for x in (ids, where, counted))
             for name, replace in replacements.items():
                 with spliced(loaded, layer, where, replace, limit):
-                    sums[name] += _cross_entropies(loaded, ids, counted).tolist()
-    totals, n = {name: np.array(values) for name, values in sums.items()}, np.array(count)
+                    totals[name][at : at + size] = _cross_entropies(loaded, ids, counted).cpu()
     weights = texts(len(n), bootstrap, seed)
 
     def recovered(name: str, w: np.ndarray) -> np.ndarray:
@@ -202,6 +192,6 @@ def loss_recovered(
                 "recovered": float(recovered(name, np.ones(len(n)))),
                 "interval": percentiles(recovered(name, weights)),
             }
-            for name in models
+            for name in saes
         },
     }

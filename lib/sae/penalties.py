@@ -4,8 +4,6 @@ Gradients reach the thresholds (and, if the SAE's configuration says so, the enc
 estimator behind omega, :class:`lib.sae.gradients.StepFunction`.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

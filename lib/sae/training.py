@@ -5,8 +5,6 @@ Training is the same to the bit when it is repeated, when it is killed and goes 
 beside others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialised
 from tqdm.auto import tqdm
 
 from lib import store
@@ -62,11 +61,7 @@ def _write(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None)
 
 def _digest(tensors: Tensors) -> str:
     """Hash of names and contents."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return hashlib.sha256(serialised({name: x.contiguous() for name, x in tensors.items()})).hexdigest()
 
 
 class Trainee:
@@ -84,7 +79,7 @@ class Trainee:
         """One step on residuals x [batch, d].
 
         Raises:
-            TrainingError: the loss has exploded, or it or a weight is no longer finite.
+            FloatingPointError: the loss has exploded, or it or a gradient or a weight is no longer finite.
         """
         section, step = self.section, self.step
         warm = section.sparsity_warmup * section.steps
@@ -93,14 +88,11 @@ class Trainee:
         logged = step % max(1, section.steps // 20) == 0 or step == section.steps - 1
         seen = logged or loss.device.type == "cpu"  # elsewhere looking at the loss would wait for the device
         if seen and not (torch.isfinite(loss.detach()) and losses.named["reconstruction"].detach() <= DIVERGED):
-            raise self._diverged()
+            raise FloatingPointError("the loss has exploded")
         if logged:  # a latent that is not a number is never active, so the loss may not show it
             self._check_weights()
         loss.backward()
-        try:
-            self.adam.step(learning_rate(step, section))
-        except FloatingPointError:
-            raise self._diverged() from None
+        self.adam.step(learning_rate(step, section))
         self.sae.constrain()
         self.sae.count(losses.fired, len(x))
         if logged:
@@ -113,18 +105,19 @@ class Trainee:
         if self.step == section.steps:
             self._check_weights()
 
-    def _diverged(self) -> TrainingError:
-        return TrainingError(f"{self.sae.name}: the loss diverged at step {self.step}: lower training.learning_rate")
-
     def _check_weights(self) -> None:
         if not all(torch.isfinite(p).all() for p in self.sae.parameters()):
-            raise self._diverged()
+            raise FloatingPointError("a weight is not finite")
+
+    def _state(self) -> Tensors:
+        """The tensors that the next step depends on, by name."""
+        groups = {"sae": self.sae.state_dict(), "m": self.adam.m, "v": self.adam.v}
+        return {f"{group}.{name}": x for group, tensors in groups.items() for name, x in tensors.items()}
 
     def save(self, path: Path) -> None:
-        """Store everything that the next step depends on."""
-        tensors = {f"sae.{name}": x for name, x in self.sae.state_dict().items()}
-        tensors |= {f"adam.{name}": x for name, x in self.adam.state().items()}
-        tensors |= {f"kept.{step}.{name}": x for step, kept in self.kept.items() for name, x in kept.items()}
+        """Store everything that the next step depends on, and the checkpoints."""
+        kept = {f"kept.{step}.{name}": x for step, weights in self.kept.items() for name, x in weights.items()}
+        tensors = self._state() | kept
         _write(tensors, path, {"step": str(self.step), "log": json.dumps(self.log), "sha256": _digest(tensors)})
 
     def resume(self, path: Path) -> None:
@@ -136,12 +129,14 @@ class Trainee:
             return
         if meta.get("sha256") != _digest(tensors):
             return
-        for name in [name for name in tensors if name.startswith("kept.")]:
+        with torch.no_grad():
+            for name, x in self._state().items():
+                x.copy_(tensors.pop(name))
+        for name, x in tensors.items():
             _, step, rest = name.split(".", 2)
-            self.kept.setdefault(int(step), {})[rest] = tensors[name]
-        self.sae.load_state_dict({name: tensors[f"sae.{name}"] for name in self.sae.state_dict()})
-        self.adam.restore({name: tensors[f"adam.{name}"] for name in self.adam.state()})
-        self.step, self.log = int(meta["step"]), json.loads(meta["log"])
+            self.kept.setdefault(int(step), {})[rest] = x
+        self.step = self.adam.steps = int(meta["step"])
+        self.log = json.loads(meta["log"])
 
 
 def fit(trainees: Sequence[Trainee], source: Activations, seed: int, states: Sequence[Path] = ()) -> None:
@@ -172,8 +167,9 @@ def fit(trainees: Sequence[Trainee], source: Activations, seed: int, states: Seq
             if trainee.error is None and trainee.step == step < trainee.section.steps:
                 try:
                     trainee.advance(x)
-                except TrainingError as error:
-                    trainee.error = error
+                except FloatingPointError:
+                    where = f"{trainee.sae.name}: the loss diverged at step {trainee.step}"
+                    trainee.error = TrainingError(f"{where}: lower training.learning_rate")
         if states and time.monotonic() - saved > SAVE_SECONDS:
             for trainee, state in zip(trainees, states, strict=True):
                 if trainee.error is None:
@@ -189,6 +185,11 @@ def save(sae: SAE, log: list[dict[str, float]], out: Path) -> None:
     (out / "log.json").write_text(json.dumps(log), encoding="utf-8")
 
 
+def sample(source: Activations, seed: int) -> torch.Tensor:
+    """[at most SAMPLE, d] residuals drawn from a source."""
+    return source.gather(np.random.default_rng(seed).choice(len(source), min(len(source), SAMPLE), replace=False))
+
+
 def _prepare(
     source: Activations,
     config: SAEConfig,
@@ -197,15 +198,14 @@ def _prepare(
     start: store.Artifact | None,
     checkpoint: int | None,
     redrawn: float,
+    **others: object,
 ) -> Trainee:
     """A trainee at its first step."""
     if not 0 <= redrawn <= 1 or (start is None and (redrawn or checkpoint is not None)):
         raise ValueError(f"redrawn={redrawn} must be a share from 0 to 1, and it and checkpoint need a start")
     sae, generator = make(config, source.width), torch.Generator().manual_seed(seed)
-    rows = np.random.default_rng(seed).choice(len(source), min(len(source), SAMPLE), replace=False)
-    sample = source.gather(rows)
     if start is None:
-        sae.initialise(sample, generator)
+        sae.initialise(sample(source, seed), generator)
     else:
         begun = load(start, checkpoint)
         if (begun.config.variant, begun.W_dec.shape) != (config.variant, sae.W_dec.shape):
@@ -216,7 +216,7 @@ def _prepare(
         sae.load_state_dict(begun.state_dict())
         sae.idle.zero_()
         chosen = torch.randperm(config.latents, generator=generator)[: round(redrawn * config.latents)]
-        sae.draw(chosen.sort().values, sample, generator)
+        sae.draw(chosen.sort().values, sample(source, seed), generator)
     return Trainee(sae, section)
 
 
@@ -239,40 +239,36 @@ def train(
     checkpoint: int | None = None,
     redrawn: float = 0.0,
 ) -> list[Exception | None]:
-    """Step: a trained SAE as ``sae.safetensors``, ``sae.json`` (what it is) and ``log.json``; those that read the same
-    batches are trained in one pass, each as if alone.
+    """Step: a trained SAE, as :func:`save` writes it; those that read the same batches are trained in one pass.
 
-    ``start`` is an SAE to finetune (one of :func:`train`, of its ``checkpoint`` after so many steps, or one that
-    :mod:`lib.sae.exchange` imported): its weights and its input scale are taken over, the optimiser starts afresh. A
-    share ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
+    ``start`` is an SAE to finetune (or its ``checkpoint`` after so many steps), trained here or imported by
+    :mod:`lib.sae.exchange`: its weights and its input scale are taken over, the optimiser starts afresh. A share
+    ``redrawn`` of its latents, drawn at random, is initialised anew. Checkpoints are ``step_<steps>.safetensors``.
 
     Errors: TrainingError where training diverged; ValueError where ``start`` has another variant, width or number of latents,
     or no such checkpoint.
     """
-    source, errors = activations.read(sources, layer, seed), dict[int, Exception]()
-    trainees: dict[int, Trainee] = {}
+    source, trainees = activations.read(sources, layer, seed), dict[int, Trainee]()
+    errors: list[Exception | None] = [None] * len(jobs)
     for number, job in enumerate(jobs):
-        own = {name: job.arguments[name] for name in ("config", "section", "start", "checkpoint", "redrawn")}
         try:
-            trainees[number] = _prepare(source, seed=seed, **own)
+            trainees[number] = _prepare(source, **job.arguments)
         except ValueError as error:
             errors[number] = error
     fit(list(trainees.values()), source, seed, [jobs[number].partial / "state.safetensors" for number in trainees])
     for number, trainee in trainees.items():
+        errors[number] = trainee.error
         if trainee.error is not None:
-            errors[number] = trainee.error
             shutil.rmtree(jobs[number].partial, ignore_errors=True)
             continue
         save(trainee.sae, trainee.log, jobs[number].out)
         for step, tensors in trainee.kept.items():
             _write(tensors, jobs[number].out / f"step_{step:06d}.safetensors")
-    return [errors.get(number) for number in range(len(jobs))]
+    return errors
 
 
 def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
     """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
-
-    Its config says what it is (variant, latents, prefixes, k); how it was trained is in the recipe.
 
     Raises:
         ValueError: no such checkpoint.

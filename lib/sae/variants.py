@@ -4,12 +4,9 @@ Inside, an SAE works on *unit* inputs, whose mean squared norm is one: x / s wit
 ``encode`` and ``reconstruct`` take and give the model's own units. Notation: pre-activations pi = x W_enc + b_enc, latents
 f, reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with unit rows.
 
-Losses are written once, on the latents of :mod:`lib.sae.active`: dense [n, M] tensors (the reference), or the entries
-that can be active. Any variant can be nested (Matryoshka): with ``prefixes`` its reconstruction loss is the mean over
-reconstructions from the first m latents, m in prefixes.
+Losses are written once, on the latents of :mod:`lib.sae.active`. Any variant can be nested (Matryoshka): with ``prefixes``
+its reconstruction loss is the mean over reconstructions from the first m latents, m in prefixes.
 """
-
-from __future__ import annotations
 
 from typing import ClassVar, Literal, NamedTuple
 
@@ -18,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 from torch import nn
 
 from lib.cpu import product
-from lib.sae.active import Above, Dense, Encoder, Largest, LargestOfBatch, Rule, Sparse
+from lib.sae.active import Above, Dense, Encoder, Largest, LargestOfBatch, Map, Rule, Sparse
 from lib.sae.gradients import JumpReLUFunction, SquaredError, StepFunction
 from lib.sae.penalties import L0, Penalty
 
@@ -72,10 +69,8 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(m))
         self.W_dec = nn.Parameter(torch.zeros(m, width))
         self.b_dec = nn.Parameter(torch.zeros(width))
-        self.scale: torch.Tensor
-        self.idle: torch.Tensor
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("idle", torch.zeros(m, dtype=torch.int64))  # tokens since each latent fired
+        self.scale = nn.Buffer(torch.ones(()))
+        self.idle = nn.Buffer(torch.zeros(m, dtype=torch.int64))  # tokens since each latent fired
 
     @torch.no_grad()
     def initialise(self, sample: torch.Tensor, generator: torch.Generator) -> None:
@@ -95,14 +90,14 @@ class SAE(nn.Module):
         self.b_enc[which] = -rows @ self.b_dec
         self.idle[which] = 0
         x = sample[:4096] / self.scale
-        quantile = None
+        quantile = torch.zeros_like(self.b_enc[which])
         if self.config.initial_l0:
             rare = max(1, round(len(x) * self.config.initial_l0 / self.config.latents))
             quantile = (product(x, rows.T) + self.b_enc[which]).topk(min(rare, len(x)), dim=0).values[-1]
         self.draw_threshold(which, quantile)
 
-    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
-        """Set what decides when the latents ``which`` fire; ``quantile`` [m] of their pi gives ``initial_l0``."""
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor) -> None:
+        """Set what decides when the latents ``which`` fire; ``quantile`` [m] of their pi gives ``initial_l0``, or is 0."""
 
     @torch.no_grad()
     def rescale(self, scale: float) -> None:
@@ -147,7 +142,6 @@ class SAE(nn.Module):
         """Reconstructions [n, d] of residuals [n, d]."""
         return self.decode(self.encode(x)) * self.scale
 
-    @torch.no_grad()
     def constrain(self) -> None:
         """Put the parameters back where they must be, apart from the decoder's rows."""
 
@@ -172,10 +166,8 @@ class JumpReLU(SAE):
         super().__init__(config, width)
         self.theta = nn.Parameter(torch.full((config.latents,), config.theta))
 
-    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
-        self.theta[which] = self.config.theta
-        if quantile is not None:
-            self.theta[which] = quantile.clamp_min(self.config.theta)
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor) -> None:
+        self.theta[which] = quantile.clamp_min(self.config.theta)
 
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
         return JumpReLUFunction.apply(pi, self.theta, self.config.bandwidth)
@@ -213,23 +205,18 @@ class Gated(SAE):
         self.r_mag = nn.Parameter(torch.zeros(config.latents))
         self.b_mag = nn.Parameter(torch.zeros(config.latents))
 
-    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor | None) -> None:
+    def draw_threshold(self, which: torch.Tensor, quantile: torch.Tensor) -> None:
         self.r_mag[which] = 0
         self.b_mag[which] = self.b_enc[which]
-        if quantile is not None:
-            self.b_enc[which] -= quantile.clamp_min(0)
+        self.b_enc[which] -= quantile.clamp_min(0)
 
-    def _magnitude(
-        self, pi: torch.Tensor, b_enc: torch.Tensor, r_mag: torch.Tensor, b_mag: torch.Tensor
-    ) -> torch.Tensor:
+    def activate(self, pi: torch.Tensor, of: Map = lambda parameter: parameter) -> torch.Tensor:
+        b_enc, r_mag, b_mag = of(self.b_enc), of(self.r_mag), of(self.b_mag)
         return torch.where(pi > 0, (r_mag.exp() * (pi - b_enc) + b_mag).relu(), 0.0)
-
-    def activate(self, pi: torch.Tensor) -> torch.Tensor:
-        return self._magnitude(pi, self.b_enc, self.r_mag, self.b_mag)
 
     def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
         z = self.encoder(x).latents(Above(torch.zeros_like(self.b_enc)))
-        f = self._magnitude(z.pi, z.of(self.b_enc), z.of(self.r_mag), z.of(self.b_mag))
+        f = self.activate(z.pi, z.of)
         gate = z.pi.relu()
         named = {
             "reconstruction": self.reconstruction(z, f, x)[0],
@@ -292,8 +279,7 @@ class BatchTopK(TopK):
 
     def __init__(self, config: SAEConfig, width: int) -> None:
         super().__init__(config, width)
-        self.threshold: torch.Tensor
-        self.register_buffer("threshold", torch.zeros(()))
+        self.threshold = nn.Buffer(torch.zeros(()))
 
     def rule(self) -> Rule:
         return LargestOfBatch(self.config.k, 0.7 * float(self.threshold) if self.W_enc.device.type == "cpu" else 0.0)
