@@ -1,5 +1,9 @@
 # make help lists what there is. Variables: PROFILE (smoke, report, gpu, paper), DATA, PYTHON, SET, TORCH_INDEX.
-PYTHON ?= python3.11
+FITS := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+PYTHONS := python3.11 python3.12 python3.13 python3
+ifndef PYTHON
+PYTHON := $(shell for each in $(PYTHONS); do $$each $(FITS) 2>/dev/null && echo $$each && break; done)
+endif
 PROFILE ?= report
 SET ?=
 DATA ?=
@@ -7,17 +11,25 @@ DATA ?=
 TORCH_INDEX ?=
 
 ENV := .venv
+# What the environment was made with, and where: if either changes, it is made anew.
+FOUND := $(if $(PYTHON),$(shell $(PYTHON) --version 2>&1))
+MADE := $(CURDIR) $(FOUND)
+ifneq ($(shell cat .venv/installed 2>/dev/null),$(MADE))
+.PHONY: .venv/installed
+endif
 PEERS := $(ENV)/peers
 RUN := $(ENV)/bin/python -m lib.report
 PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet
 SETTINGS := $(foreach s,$(SET),--set $(s))
 
 .DEFAULT_GOAL := help
-.PHONY: help report probe test bench lab drift clean
+.PHONY: help setup report probe test bench lab drift clean
 
 help:  ## show this text
 	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(ENV)/installed data/cache/.fetched  ## install the packages into .venv and fetch the data; every other target does so itself
 
 report: $(ENV)/installed data/cache/.fetched  ## run all notebooks at PROFILE, draw every figure, build the site
 	$(RUN) run --profile $(PROFILE) $(SETTINGS)
@@ -42,11 +54,13 @@ clean:  ## remove build/, keep the environment and the cache
 
 # torch first and alone, so that TORCH_INDEX applies to it only
 $(ENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(ENV) || python3 -m venv $(ENV)
+	@$(or $(PYTHON),false) $(FITS) || { echo "error: Python 3.11, 3.12 or 3.13 is needed, found $(or $(FOUND),none):" \
+	  "install one, or name it: make PYTHON=…" >&2; exit 2; }
+	@test "$$(cat $@ 2>/dev/null)" = "$(MADE)" || $(PYTHON) -m venv --clear $(ENV)
 	@echo "installing packages, which takes some minutes"
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $@
+	@echo "$(MADE)" > $@
 
 # SAELens, dictionary_learning and TransformerLens, apart from ours but on the same torch: an oracle and a benchmark
 $(PEERS)/installed: $(ENV)/installed tests/bench/peers.txt

@@ -251,3 +251,42 @@ def test_make_help_names_the_contract() -> None:
     done = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, check=True)
     for target in ("report", "test", "bench", "drift", "lab", "clean"):
         assert f"make {target}" in done.stdout
+
+
+def make(folder: Path, python: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """``make .venv/installed`` in a folder that has the Makefile, with a Python of one's own."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    given = ["make", ".venv/installed", f"PYTHON={python}", *more]
+    return subprocess.run(given, capture_output=True, text=True, cwd=folder, check=False)
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_another_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = script(tmp_path / "old", 'test "$1" = --version && echo Python 3.10.4')
+    done = make(tmp_path, old)
+    told = done.stderr.splitlines()
+    assert done.returncode == 2 and not (tmp_path / ".venv").exists()
+    assert told[0].startswith("error: Python 3.11, 3.12 or 3.13 is needed, found Python 3.10.4: install one")
+    assert "found none" in make(tmp_path, "").stderr
+
+
+def test_a_moved_folder_or_another_python_gets_a_new_environment(tmp_path: Path) -> None:
+    """Links, the editable install and the scripts in .venv name the folder; nothing in there survives either change."""
+    venv = 'test "$1" != -m || { rm -rf .venv; mkdir -p .venv/bin; printf "#!/bin/sh\\n" > .venv/bin/python; chmod +x .venv/bin/python; }'
+    pythons = [script(tmp_path / v, f'test "$1" = --version && echo Python {v}; {venv}') for v in ("3.11.1", "3.12.2")]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    assert make(here, pythons[0]).returncode == 0
+    mark = here / ".venv" / "mark"
+    mark.touch()
+    assert make(here, pythons[0]).returncode == 0 and mark.exists()
+    here.rename(there)
+    assert make(there, pythons[0]).returncode == 0 and not (there / ".venv" / "mark").exists()
+    (there / ".venv" / "mark").touch()
+    assert make(there, pythons[1]).returncode == 0 and not (there / ".venv" / "mark").exists()
