@@ -49,6 +49,23 @@ def test_a_notebook_is_run_with_parameters_and_normalised(workshop: Path) -> Non
     assert "papermill" not in path.read_text()
 
 
+def test_anothers_kernel_and_package_are_not_run(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel named python3 may belong to another Python, a package named lib to another project."""
+    (workshop / "01_a.py").write_text(HEAD + "import lib.config\n\nlib.config.ROOT.name\n")
+    kernel, other = tmp_path / "jupyter" / "kernels" / "python3", tmp_path / "lib"
+    for folder in (kernel, other):
+        folder.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["false"], "display_name": "Python 3", "language": "python"}')
+    (other / "__init__.py").write_text("raise ImportError('another project')")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    runner.run("smoke", ["01_a"])
+    done = nbformat.read(config.build_dir() / "smoke" / "notebooks" / "01_a.ipynb", as_version=4)
+    assert done.cells[1].outputs[0].data["text/plain"] == repr(config.ROOT.name)
+
+
 def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> None:
     (workshop / "01_a.py").write_text('# %% tags=["parameters"]\nprofile = "report"\n')
     with pytest.raises(config.ConfigError, match="01_a has no parameter overrides"):

@@ -20,8 +20,10 @@ from lib import config
 from lib.report import notebooks, promotion
 from lib.report.notebooks import ReportError
 
-# Kernels inherit these: bars and warnings would make outputs differ from run to run.
+# Kernels inherit these: bars and warnings would make outputs differ from run to run, another's kernel be run in place of ours.
 KERNEL_ENVIRONMENT = {
+    "JUPYTER_PATH": "",
+    "JUPYTER_PREFER_ENV_PATH": "1",
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
     "PYTHONHASHSEED": "0",
@@ -129,7 +131,9 @@ def run(
     log.write_text("", encoding="utf-8")
     if not only:
         shutil.rmtree(folder / "figures", ignore_errors=True)  # every figure is drawn again
-    os.environ.update(KERNEL_ENVIRONMENT | {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)})
+    path = os.pathsep.join(filter(None, (str(config.ROOT), os.environ.get("PYTHONPATH"))))  # there may be another lib
+    store = {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)}
+    os.environ.update(KERNEL_ENVIRONMENT | store | {"PYTHONPATH": path})
     seconds = {}
     with _progress(log):
         for number, name in enumerate(wanted, 1):
