@@ -172,7 +172,7 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Profile:
     if name not in PROFILES:
         raise ConfigError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     try:
-        data = Profile(name=name, **PROFILES[name]).model_dump()
+        data = Profile.model_validate({**(PROFILES[name] or {}), "name": name}).model_dump()
         for dotted, value in (overrides or {}).items():
             section, _, leaf = dotted.rpartition(".")
             node = data.get(section) if section else data

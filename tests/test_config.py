@@ -36,3 +36,11 @@ def test_a_row_that_does_not_fit_names_its_field(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(config.PROFILES, "mine", {"probes": {"seed": 5}})
     with pytest.raises(config.ConfigError, match=r"profile .mine.: probes\.seed: Extra inputs"):
         config.load("mine")
+
+
+@pytest.mark.parametrize("row", [None, {"name": "report"}])
+def test_a_row_that_changes_nothing_is_report_by_another_name(
+    monkeypatch: pytest.MonkeyPatch, row: dict | None
+) -> None:
+    monkeypatch.setitem(config.PROFILES, "mine", row)  # type: ignore[arg-type]
+    assert config.load("mine") == config.load("report").model_copy(update={"name": "mine"})

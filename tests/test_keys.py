@@ -537,6 +537,13 @@ def test_imported_names_are_followed_in_every_form() -> None:
         "from lib.sae.variants import make\ng, h = make, 1\ndef f(): return h",
         "from lib.sae.variants import make\nh = 1\nh += make\ndef f(): return h",
         "from lib.sae.variants import make\nmake(1)\ndef f(): pass",
+        "from lib.sae.variants import make\nclass f:\n    make = staticmethod(make)",
+        "from lib.sae.variants import make\nclass f:\n    make: object = field(default_factory=make)",
+        "from lib.sae.variants import make\nclass f:\n    @make\n    def x(self): ...\n    def make(self): ...",
+        "from lib.sae.variants import make\nT = {'k': []}\nT['k'] += [make(x) for x in (1, 2)]\ndef f(): return T",
+        "from lib.sae.variants import make\nclass C: ...\nC.t: list = [make(x) for x in (1, 2)]\ndef f(): return C",
+        "from lib.sae.variants import make\nK = make\nif D: K = less(K)\nfor x in K: R[x] = 1\ndef f(): return R",
+        "from lib.sae.variants import make\ndef f():\n    n = 0\n    def g():\n        nonlocal n\n        n = make\n    g()",
     ],
 )
 def test_a_definition_is_reached_however_it_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -726,6 +733,12 @@ def test_what_has_no_stable_form_is_told(cells: Callable[[str], ModuleType], tex
 def test_a_local_name_is_not_the_global_of_that_name(cells: Callable[[str], ModuleType]) -> None:
     text = "x = open('/dev/null')\ndef f(y):\n    x = y\n    return x, [x for x in y], (lambda x: x)\n"
     assert keys.code_of(cells(text).f) == keys.code_of(cells(text.replace("open('/dev/null')", "None")).f)
+
+
+def test_a_function_that_changes_a_name_of_the_one_around_it_has_a_key(cells: Callable[[str], ModuleType]) -> None:
+    text = "def make():\n    n = 0\n    def f():\n        nonlocal n\n        n += 1\n        return n\n    return f\nf = make()\n"
+    found = [keys.code_of(cells(each).f) for each in (text, text, text.replace("n += 1", "n += 2"))]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_cells_step_gets_a_new_key_when_what_it_names_changes(cells: Callable[[str], ModuleType]) -> None:

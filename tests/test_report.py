@@ -360,3 +360,13 @@ def test_broken_pages_fail_the_site(workshop: Path, tmp_path: Path) -> None:
     write(notebook, tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
     with pytest.raises(ReportError, match="site has warnings"):
         site.build("smoke")
+
+
+def test_two_figures_in_one_cell_are_refused(workshop: Path, tmp_path: Path) -> None:
+    """The site describes a cell's pictures by one text; two would both be told as the last."""
+    (workshop / "00_a.py").write_text(HEAD)
+    picture = nbformat.v4.new_output("display_data", {"image/png": "eA=="}, metadata={"image/png": {"alt": "A line."}})
+    cell = nbformat.v4.new_code_cell("draw()", id="m", outputs=[picture, picture])
+    write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "build" / "smoke" / "notebooks" / "00_a.ipynb")
+    with pytest.raises(ReportError, match="00_a: two figures in one cell"):
+        site.build("smoke")

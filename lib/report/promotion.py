@@ -14,7 +14,7 @@ STAGE = "promoting"  # folder with what is to be put in place: it appears and go
 
 
 def with_headline(readme: str, headline: str) -> str:
-    """``readme`` with the text between the marks replaced; ReportError if they are not there, once each and in order."""
+    """``readme`` with the text between the marks replaced; ReportError if they are not there in this order."""
     before, begin, rest = readme.partition(f"{MARKS[0]}\n")
     _, end, after = rest.rpartition(MARKS[1])
     if not (begin and end):
@@ -62,9 +62,11 @@ def finish() -> bool:
         return False
     for folder in ("notebooks", "figures", "data/results"):
         target, staged = config.ROOT / folder, {path.name: path for path in (stage / folder).iterdir()}
+        target.mkdir(parents=True, exist_ok=True)
         for name, path in staged.items():
-            with store.atomic(target / name) as temporary:
-                shutil.copy(path, temporary)
+            temporary = target / f".{name}.promoting"  # always the same: one that a kill leaves is written again
+            shutil.copy(path, temporary)
+            temporary.replace(target / name)
         for old in target.glob("[!.]*.ipynb" if folder == "notebooks" else "[!.]*"):
             if old.is_file() and old.name not in staged:
                 old.unlink()

@@ -51,6 +51,10 @@ def build(profile: str) -> Path:
         for cell in notebook.cells:  # what its picture shows, where myst-nb reads it
             for output in cell.get("outputs", []):
                 if "image/png" in output.get("metadata", {}):
+                    if "mystnb" in cell.metadata:
+                        raise ReportError(
+                            f"{name}: two figures in one cell, which has one text to describe them: split it"
+                        )
                     cell.metadata["mystnb"] = {"image": dict(output.metadata["image/png"])}
         if name == names[0]:
             notebook.cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n:glob:\n*\n```"))

@@ -61,7 +61,10 @@ def _write(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None)
 
 def _digest(tensors: Tensors) -> str:
     """Hash of names and contents."""
-    return hashlib.sha256(serialised({name: x.contiguous() for name, x in tensors.items()})).hexdigest()
+    found = hashlib.sha256()
+    for name in sorted(tensors):  # one at a time: a copy of all may be more than there is room for
+        found.update(serialised({name: tensors[name].contiguous()}))
+    return found.hexdigest()
 
 
 class Trainee:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 import symtable
 import sys
 import sysconfig
@@ -85,13 +86,18 @@ def _chains(node: ast.AST) -> Iterator[Use]:
         yield from _chains(child)
 
 
+def _is_flat(scope: symtable.SymbolTable, within: bool) -> bool:
+    """Classes are; comprehensions are from Python 3.12 on a part of what they stand in."""
+    return scope.get_type() == "class" or (within and scope.get_name() in ("listcomp", "setcomp", "dictcomp"))
+
+
 def uses(nodes: Sequence[ast.AST]) -> set[Use]:
     """Names that statements take from outside, each with the attributes asked of it."""
-    scopes, outside = [symtable.symtable("\n".join(map(ast.unparse, nodes)), "", "exec")], set[str]()
-    for scope in scopes:  # which grows
-        scopes += scope.get_children()
-        own = scope.get_type() == "module"  # what the statements bind themselves is global there
-        taken = (x for x in scope.get_symbols() if x.is_imported() or (x.is_global() and not (own and x.is_assigned())))
+    text = re.sub("^( *)nonlocal .*$", r"\1pass", "\n".join(map(ast.unparse, nodes)), flags=re.MULTILINE)
+    scopes, outside = [(symtable.symtable(text, "", "exec"), True)], set[str]()
+    for scope, flat in scopes:  # which grows; in a flat one a name that is bound may have been read from outside first
+        scopes += [(inner, _is_flat(inner, flat)) for inner in scope.get_children()]
+        taken = (x for x in scope.get_symbols() if x.is_imported() or (x.is_referenced() if flat else x.is_global()))
         outside |= {symbol.get_name() for symbol in taken}
     return {use for node in nodes for use in _chains(node) if use[0] in outside}
 
@@ -118,8 +124,9 @@ def room(source: str) -> Room:
     for node in tree.body:
         checking = isinstance(node, ast.If) and any(use[-1] == "TYPE_CHECKING" for use in uses([node.test]))
         if not (checking or _is_idle(node) or isinstance(node, _IMPORT)):
-            names, targets = list(binds(node)), node.targets if isinstance(node, ast.Assign) else []
-            changes = any(isinstance(x, ast.Attribute | ast.Subscript) for x in targets)  # what is defined elsewhere
+            names, parts = list(binds(node)), [] if isinstance(node, _SCOPE) else ast.walk(node)
+            stored = (x for x in parts if isinstance(x, ast.Attribute | ast.Subscript))
+            changes = any(isinstance(x.ctx, ast.Store) for x in stored)  # what is defined elsewhere
             for name in names if names and isinstance(node, _DEFINITION) and not changes else [*names, ""]:
                 found.code.setdefault(name, []).append(node)
     return found
