@@ -105,7 +105,8 @@ def curves(
         x, entries = zip(*sorted(line, key=lambda point: point[0]), strict=True)
         shape = look(name, number)
         values, ends, style = _drawn(entries, value)
-        if len(runs := {len(entry.get("seeds", ())) for entry in entries}) == 1 and max(runs) > 1:
+        several = {len(entry.get("seeds", ())) for entry in entries}
+        if len(several) == 1 and max(several) > 1 and len(x) > 1:  # of a single point there is no line to see
             axis.plot(x, [entry["seeds"] for entry in entries], color=shape["color"], linewidth=0.8, alpha=0.5)
         else:
             axis.errorbar(x, values, yerr=ends, linestyle="none", elinewidth=1, color=shape["color"], alpha=0.5)

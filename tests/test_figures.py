@@ -88,6 +88,12 @@ def test_curves_show_runs_where_there_are_several_and_intervals_where_not() -> N
     assert np.allclose([s[:, 1] for bar in axis.collections for s in bar.get_segments()], [[0.4, 0.6], [0.6, 0.8]])
 
 
+def test_a_line_of_one_point_shows_its_interval() -> None:
+    """Of several runs, too: thin lines through a single point cannot be seen."""
+    axis = figures.curves({"QF": [(7, entry(0.6, (0.4, 0.8), 0.3))]})
+    assert np.allclose([s[:, 1] for bar in axis.collections for s in bar.get_segments()], [[0.3, 0.9]])
+
+
 def test_names_at_line_ends_keep_apart() -> None:
     axis = figures.curves({name: [(1, entry(0.5)), (2, entry(0.5 + 0.001 * i))] for i, name in enumerate("abc")})
     figures.name_ends(axis)
