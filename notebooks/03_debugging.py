@@ -111,7 +111,7 @@ expect(
 # ## The latents that separate best
 #
 # Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
-# card. Three read style: the full stop, “Write”, the question mark. Two read what the requests are about: danger, and war.
+# card. Three or more read style: the full stop, “write” and the question mark among them. Another reads of war.
 
 # %%
 display(pages.CONTENT_NOTE)
@@ -120,8 +120,8 @@ for latent in best:
     title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"
     display(pages.card(title, latent["contexts"]))
 expect(
-    {".", "?", "Write"} < {peak(latent) for latent in best},
-    "of the five latents that separate best, three read the full stop, the question mark and “Write”",
+    {".", "?", "write", "war"} <= {peak(latent).lower() for latent in best},
+    "of the five latents that separate best, three read the full stop, the question mark and “write”, and one of war",
 )
 
 # %% [markdown]
