@@ -19,15 +19,17 @@ ifneq ($(shell cat .venv/installed 2>/dev/null),$(MADE))
 endif
 PEERS := $(ENV)/peers
 RUN := $(ENV)/bin/python -m lib.report
-PIP := $(ENV)/bin/python -m pip --disable-pip-version-check --quiet --quiet
-SETTINGS := $(foreach s,$(SET),--set $(s))
+# On a terminal pip shows what it fetches, how large that is and how far it is.
+PIP := $(ENV)/bin/python -m pip --disable-pip-version-check $(shell test -t 2 || echo --quiet --quiet)
+export SET DATA
+SETTINGS := $(if $(SET),--set "$$SET")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report probe test bench lab drift clean
+.PHONY: help setup report probe test test-all bench lab drift clean
 
 help:  ## show this text
 	@echo "usage: make TARGET [PROFILE=smoke|report|gpu|paper] [SET='field=value ...']"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(ENV)/installed data/cache/.fetched  ## install the packages into .venv and fetch the data; every other target does so itself
 
@@ -35,16 +37,19 @@ report: $(ENV)/installed data/cache/.fetched  ## run all notebooks at PROFILE, d
 	$(RUN) run --profile $(PROFILE) $(SETTINGS)
 
 probe: $(ENV)/installed data/cache/.fetched  ## probes of your own prompts: DATA=file.csv (see README)
-	$(RUN) probe "$(DATA)" --profile $(PROFILE) $(SETTINGS)
+	$(RUN) probe "$$DATA" --profile $(PROFILE) $(SETTINGS)
 
 test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
 	$(ENV)/bin/python -m pytest
+
+test-all: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## the same, and README's examples as printed
+	$(ENV)/bin/python -m pytest -m ""
 
 bench: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## speed of training and harvest beside the peers, in one run
 	$(ENV)/bin/python -m tests.bench.bench
 
 lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .py sources
-	$(ENV)/bin/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_summary.ipynb
+	$(RUN) lab
 
 drift: $(ENV)/installed  ## compare the last report run under build/ with what is committed
 	$(RUN) drift
@@ -57,7 +62,7 @@ $(ENV)/installed: pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) $(FITS) || { echo "error: Python 3.11, 3.12 or 3.13 is needed, found $(or $(FOUND),none):" \
 	  "install one, or name it: make PYTHON=…" >&2; exit 2; }
 	@test "$$(cat $@ 2>/dev/null)" = "$(MADE)" || $(PYTHON) -m venv --clear $(ENV)
-	@echo "installing packages, which takes some minutes"
+	@echo "installing packages: fetches 0.9 GB (with the CUDA build of torch, 3 GB more), takes 2.5 GB (6 GB) of disk, some minutes"
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@echo "$(MADE)" > $@
@@ -66,6 +71,7 @@ $(ENV)/installed: pyproject.toml constraints.txt
 $(PEERS)/installed: $(ENV)/installed tests/bench/peers.txt
 	$(ENV)/bin/python -m venv $(PEERS)
 	$(ENV)/bin/python -c "import site; print(site.getsitepackages()[0])" > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	@echo "installing the peers that tests compare with"
 	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r tests/bench/peers.txt
 	@touch $@
 

@@ -1,8 +1,5 @@
-"""The claims ledger: each of the post's claims with its measure and its test, and what a run says of it.
-
-The rows are ``data/claims.yaml``, fixed before the numbers that they are applied to were seen. A notebook hands
-:func:`judge` the parts of a claim, each a value with its 95 % interval; a test is where those intervals must lie.
-"""
+"""The claims ledger: each of the post's claims with its measure and its test, and what a run says of it. The rows are
+``data/claims.yaml``, fixed before the numbers that they are applied to were seen."""
 
 import datetime
 import functools

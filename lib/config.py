@@ -1,9 +1,5 @@
 """Profiles: every number a run depends on, typed, with the values of ``report``; the others are rows of ``data/profiles.yaml``.
-
-A profile is a frozen pydantic model; unknown or ill-typed fields are errors. All profiles take the same code path and
-differ in values only. ``load("smoke", {"layer": 8, "training.latents": 512})`` gives a profile with two fields
-overridden by their dotted names.
-"""
+All take the same code path and differ in values only."""
 
 import os
 from pathlib import Path
@@ -100,6 +96,10 @@ class ProbeSection(_Section):
     """Probing protocol of notebook 02. No choice looks at OOD data."""
 
     data: str = ""  # your prompts, a file or hub:owner/name as lib/texts/files.py takes them; "": the report's
+    text: str = "text"  # the column of your prompts, their label's, and which label is harmful ("": harmful, 1, yes …)
+    label: str = "label"
+    positive: str = ""
+    limit: int = Field(1024, ge=1)  # tokens of a prompt that are read; how many are cut is said
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
     places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of SAEs beside the dense probe, a control; those the template has
@@ -163,7 +163,6 @@ class Profile(_Section):
     debugging: DebuggingSection = DebuggingSection()
 
 
-# What each has other than the defaults above, which are those of ``report``.
 PROFILES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "data" / "profiles.yaml").read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,15 @@ import functools
 import sys
 from typing import Any
 
+import joblib
+import numba
 import torch
+
+# No more threads than this process may run at once: torch and numba count the cores of the machine, not of a container.
+# Numba first: its start sets OpenMP's threads, which torch runs on too.
+_FOUND = torch.get_num_threads()
+numba.set_num_threads(min(numba.get_num_threads(), joblib.cpu_count()))
+torch.set_num_threads(min(_FOUND, joblib.cpu_count()))
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h

@@ -17,10 +17,6 @@ from matplotlib.figure import Figure
 
 from lib import config, store
 
-CONTENT_NOTE = Markdown(
-    "> **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut "
-    "short; no model answers to them are kept."
-)
 MARK = "> **Not so in this run.** This sentence is about the committed one: "  # what a failed expectation shows
 WORDS = 40  # of a caption, at most
 
@@ -74,6 +70,11 @@ def interval(entry: Mapping[str, Any], value: str = "auroc", digits: int = 3) ->
     """ "0.987 [0.981, 0.992]"."""
     low, high = entry.get(f"{value}_interval", entry.get("interval"))
     return f"{entry[value]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def share(value: float | None) -> str:
+    """ "93 %"; blank where there is none."""
+    return "" if value is None else f"{value:.0%}"
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> Markdown:

@@ -1,13 +1,11 @@
-"""One profile's shared inputs by name: prompts, texts, activations; SAEs and probes with the profile's settings filled in.
-
-Only recipes are here, nothing is computed until it is read; so a notebook runs alone and in any order. What is compared with
-what stands in the notebooks.
-"""
+"""One profile's shared inputs by name: prompts, texts, activations; SAEs and probes with the profile's settings filled in. Only
+recipes are here, so a notebook runs alone and in any order. What is compared with what stands in the notebooks."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from IPython import get_ipython
@@ -19,10 +17,10 @@ from lib.lm.sequences import Part
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
 from lib.probes.changes import Change
-from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Logistic, Probe
+from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Logistic, Probe, SingleLatent
 from lib.probes.tables import Pick
 from lib.probes.views import Embedding, Error, Latents, Reconstruction, Residual, Surface, View, Words
-from lib.sae import metrics, training
+from lib.sae import controls, exchange, metrics, training
 from lib.sae.variants import SAEConfig
 from lib.store import Artifact
 from lib.texts import corpora, files, prompts, transforms
@@ -40,7 +38,6 @@ class Study:
 
     @cached_property
     def lm(self) -> model.Pinned:
-        """The chat model."""
         return model.pinned(self.profile.model)
 
     @cached_property
@@ -53,16 +50,21 @@ class Study:
     @cached_property
     def labelled(self) -> Artifact:
         """What probes are fit on and scored with: the report's prompts, or those of ``probes.data``."""
-        where = self.profile.probes.data
-        return files.prompt_file(where, files.digest(where)) if where else self.prompts
+        q = self.profile.probes
+        named = files.Named(q.text, q.label, q.positive)
+        return files.prompt_file(q.data, files.digest(q.data), named) if q.data else self.prompts
+
+    @cached_property
+    def conversations(self) -> Artifact:
+        """The labelled prompts in the chat template, as tokens."""
+        return sequences.labelled(self.labelled, self.lm, "all", self.profile.probes.limit)
 
     @cached_property
     def prompt_activations(self) -> Artifact:
         """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
         site also of every token."""
         p = self.profile
-        conversations = sequences.labelled(self.labelled, self.lm, "all")
-        return harvest.harvest_prompts(conversations, self.lm, p.probes.layers, p.layer)
+        return harvest.harvest_prompts(self.conversations, self.lm, p.probes.layers, p.layer)
 
     def text(self, corpus: Corpus, part: Part) -> Artifact:
         """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them."""
@@ -112,12 +114,6 @@ class Study:
         held_out = self.activations(corpus, "eval")
         return metrics.evaluate(trained, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
-    def loss_recovered(self, trained: dict[str, Artifact], name: str) -> Artifact:
-        """:func:`lib.sae.metrics.loss_recovered` on held-out chat."""
-        p, held_out = self.profile, (self.text("chat", "eval"), self.activations("chat", "eval"))
-        settings = (p.corpora.loss_tokens, p.probes.bootstrap, p.seed)
-        return metrics.loss_recovered(trained, *held_out, self.lm, p.layer, *settings, name=name)
-
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, runs: int = 0) -> Artifact:
         """A probe fit in every run on what it sees there; one view serves all runs, as many as the profile has unless told."""
         p = self.profile
@@ -136,7 +132,6 @@ class Study:
 
     @cached_property
     def embedding(self) -> Embedding:
-        """MiniLM sentence embeddings of the labelled prompts."""
         return Embedding(views.embeddings(self.labelled, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0])))
 
     @cached_property
@@ -175,20 +170,36 @@ class Study:
             for name, trained in {"pretraining": before, "finetuned": after, "chat": chat}.items()
         }
 
+    def bring(self, path: Path | str, to_finetune: bool = False, any_place: bool = False) -> Artifact:
+        """An SAE from elsewhere (:func:`lib.sae.exchange.bring`), read at the site; to finetune, it is scaled to chat."""
+        harvested = self.activations("chat", "train") if to_finetune else None
+        return exchange.bring(path, self.lm, self.profile.layer, harvested, any_place)
+
+    def on_sae(self, sae: Artifact) -> tuple[dict[str, Artifact], Artifact]:
+        """Probes on an SAE and on an untrained one of its size and sparsity, and what each :func:`lib.probes.views.kept`."""
+        p, q = self.profile, self.profile.probes
+        random = controls.untrained(sae, self.labelled, self.prompt_activations, p.layer, q.position, p.seed)
+        linear, seen, found = Logistic(q.penalties), dict[str, dict[str, Latents]](), dict[str, Artifact]()
+        for name, one in {"the SAE": sae, "an untrained SAE": random}.items():
+            latents, rebuilt, missed = (self.see(kind, [one]) for kind in (Latents, Reconstruction, Error))
+            seen[name] = {str(q.position): latents[0]}
+            found |= {
+                f"best latent, {name}": self.fit(SingleLatent(), *latents),
+                f"k latents, {name}": self.fit(self.few(ByMeanDifference()), *latents),
+                f"all latents, {name}": self.fit(linear, *latents),
+                f"reconstruction, {name}": self.fit(linear, *rebuilt),
+                f"error, {name}": self.fit(linear, *missed),
+            }
+        return found, views.kept(self.labelled, self.prompt_activations, p.layer, seen)
+
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
-        """:func:`lib.probes.tables.table` of probes by name."""
         picks = {label: _pick(one) for label, one in fitted.items()}
         return tables.table(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, **how, name=name)
 
-    def differences(self, pairs: Mapping[str, tuple[Fitted, Fitted]], name: str) -> Artifact:
-        """:func:`lib.probes.tables.differences`, first minus second."""
-        picks = {label: (_pick(a), _pick(b)) for label, (a, b) in pairs.items()}
-        return tables.differences(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, name=name)
-
-    def closed(self, triples: Mapping[str, tuple[Fitted, Fitted, Fitted]], name: str) -> Artifact:
-        """:func:`lib.probes.tables.closed`: (top, low, high)."""
-        picks = {label: (_pick(a), _pick(b), _pick(c)) for label, (a, b, c) in triples.items()}
-        return tables.closed(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, name=name)
+    def compare(self, step: Callable[..., Artifact], named: Mapping[str, Sequence[Fitted]], name: str) -> Artifact:
+        """:func:`lib.probes.tables.differences`, first minus second, or :func:`lib.probes.tables.closed`: (top, low, high)."""
+        picks = {label: tuple(_pick(one) for one in several) for label, several in named.items()}
+        return step(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, name=name)
 
 
 def _pick(fitted: Fitted) -> Pick:
@@ -208,12 +219,8 @@ def _refuse_unknown_parameters() -> None:
 
 
 def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bool = False) -> Study:
-    """Open a profile's store and return its recipes: a notebook's first line.
-
-    Raises:
-        ConfigError: unknown profile or field, or a value that does not fit.
-        ModelError: the model has no such layer.
-    """
+    """Open a profile's store and return its recipes: a notebook's first line. ConfigError if there is no such profile or field, or
+    a value does not fit; ModelError if the model has no such layer."""
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
     store.open_store(profile, frozen)

@@ -23,7 +23,7 @@ from IPython.display import Markdown
 
 from lib import figures, pages
 from lib.pages import expect
-from lib.sae import training
+from lib.sae import metrics, training
 from lib.sae.gradients import JumpReLUFunction
 from lib.store import values
 from lib.study import open_study
@@ -173,7 +173,17 @@ expect(
 # to one with the stream left alone.
 
 # %%
-recovered = study.loss_recovered(saes, "01_loss_recovered").value
+recovered = metrics.loss_recovered(
+    saes,
+    study.text("chat", "eval"),
+    study.activations("chat", "eval"),
+    study.lm,
+    p.layer,
+    p.corpora.loss_tokens,
+    p.probes.bootstrap,
+    p.seed,
+    name="01_loss_recovered",
+).value
 share = {name: entry["interval"] for name, entry in recovered["saes"].items()}
 expect(
     share["pretraining"][1] < min(share["finetuned"][0], share["chat"][0]),

@@ -32,10 +32,10 @@ import numpy as np
 from IPython.display import Markdown
 
 from lib import claims, config, figures, pages, stats
-from lib.lm import answers, model, spans
+from lib.lm import answers, sequences
 from lib.lm.activations import POOLS
 from lib.pages import expect
-from lib.probes import methods
+from lib.probes import methods, tables
 from lib.probes.changes import Fewer, Mislabelled, OneLength, OneStyle, Plain, Shuffled, Wrapped
 from lib.probes.methods import (
     AtRandom,
@@ -51,7 +51,7 @@ from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, 
 from lib.sae.penalties import QuadraticFrequency
 from lib.store import result
 from lib.study import open_study
-from lib.texts import examples, transforms
+from lib.texts import examples, files, transforms
 
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
@@ -216,7 +216,7 @@ pages.table(
             name,
             pages.interval(probes[name]["val"]),
             pages.interval(probes[name]["ood"]),
-            f"{probes[name]['ood']['recall']:.0%}",
+            pages.share(probes[name]["ood"]["recall"]),
         )
         for name in shown
     ),
@@ -267,6 +267,15 @@ pages.table(
     ),
     ("split", "harmful", "harmless"),
 )
+
+# %% tags=["hide-input"]
+cut = sequences.cut(study.conversations, name="02_cut").value
+drawn = files.drawn(study.labelled, name="02_drawn").value if q.data else []
+said = [
+    f"{cut:,} prompts are longer than {q.limit:,} tokens, or than what the model can read: only their beginnings are."
+] * (cut > 0)
+said += [f"Rows for {' and '.join(drawn)} are drawn from train, by cluster and class."] * bool(drawn)
+Markdown(" ".join(said)) if said else None
 
 # %% [markdown]
 # **Which latents.** Rank them by how far the class means lie apart, on training prompts only. On four prompts and three latents:
@@ -340,10 +349,9 @@ pairs["QF - JumpReLU, k"] = ((latents["QF"], few), (latents["chat"], few))
 pairs["attention - dense"] = (study.baselines["attention"], dense)
 for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
     pairs[f"dense - {name}"] = (dense, study.baselines[name])
-gaps = study.differences(pairs, name="02_differences").value
-closed = study.closed(
-    {"finetuning": (dense, (latents["pretraining"], few), (latents["finetuned"], few))}, name="02_closed_gap"
-).value["finetuning"]
+gaps = study.compare(tables.differences, pairs, name="02_differences").value
+triples = {"finetuning": (dense, (latents["pretraining"], few), (latents["finetuned"], few))}
+closed = study.compare(tables.closed, triples, name="02_closed_gap").value["finetuning"]
 
 # %%
 lost = {
@@ -383,12 +391,12 @@ expect(
 
 # %%
 @result
-def positions(lm):
+def positions(conversations):
     """How many tokens of the chat template follow the user's text."""
-    return len(spans.chat(model.tokenizer(lm), "x").tail)
+    return json.loads((conversations.path / "spans.json").read_text())["tail"]
 
 
-after = range(positions(study.lm, name="02_positions").value)
+after = range(positions(study.conversations, name="02_positions").value)
 where = [*sorted({q.position, *q.places} & set(after)), "mean user", "max user"]
 there, at_place = {}, {}
 for place in where:
@@ -401,14 +409,8 @@ for place in where:
         there[f"k latents, {name}, {place}"] = study.fit(few_there, *study.see(Latents, saes[name], place))
         at_place.setdefault(name, []).append(place)
 places = study.table(there, name="02_places", slices=False).value
-place_gaps = study.differences(
-    {
-        name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit)
-        for name, fit in there.items()
-        if not name.startswith("dense")
-    },
-    name="02_place_differences",
-).value
+pairs = {name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit) for name, fit in there.items() if name[:5] != "dense"}
+place_gaps = study.compare(tables.differences, pairs, name="02_place_differences").value
 
 # %%
 told = {
@@ -512,9 +514,9 @@ if not q.data:
 
 # %% [markdown]
 # Three prompts on which probes go wrong, the ends of them:
-
-# %%
-pages.CONTENT_NOTE
+#
+# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
+# > to them are kept.
 
 
 # %% tags=["hide-input"]

@@ -112,9 +112,11 @@ expect(
 #
 # Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
 # card. Three or more read style: the full stop, “write” and the question mark among them. Another reads of war.
+#
+# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
+# > to them are kept.
 
 # %%
-display(pages.CONTENT_NOTE)
 best = sorted(latents, key=lambda latent: -abs(latent["auroc"] - 0.5))[:5]
 for latent in best:
     title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"

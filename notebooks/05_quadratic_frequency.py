@@ -161,19 +161,19 @@ pages.source(QuadraticFrequency)
 # times as much. As a control, with a huge $\omega_0$ it is the L0 penalty again.
 
 # %%
-omega = torch.tensor([0.001, 0.1, 0.5], requires_grad=True)
+rates = torch.tensor([0.001, 0.1, 0.5], requires_grad=True)
 penalties = {"QF, ω₀=0.1": QuadraticFrequency(0.1), "QF, ω₀=1e9": QuadraticFrequency(1e9), "L0": L0()}
-gradients = {name: torch.autograd.grad(penalty.of(omega), omega)[0] for name, penalty in penalties.items()}
+gradients = {name: torch.autograd.grad(penalty.of(rates), rates)[0] for name, penalty in penalties.items()}
 expect(
-    torch.allclose(gradients["QF, ω₀=0.1"], 1 + 2 * omega / 0.1)
+    torch.allclose(gradients["QF, ω₀=0.1"], 1 + 2 * rates / 0.1)
     and torch.allclose(gradients["QF, ω₀=1e9"], gradients["L0"]),
     "the gradient is that of L0 times one plus twice the frequency over omega nought, and becomes it",
 )
 
 # %% tags=["hide-input"]
 pages.table(
-    ((name, *(f"{value:.2f}" for value in gradient.tolist())) for name, gradient in gradients.items()),
-    ("gradient of", *(f"at ω = {value:g}" for value in omega.tolist())),
+    ((name, *(f"{value:.2f}" for value in of.tolist())) for name, of in gradients.items()),
+    ("gradient of", *(f"at ω = {value:g}" for value in rates.tolist())),
 )
 
 # %% [markdown]

@@ -90,6 +90,16 @@ def mute_sae(out: Path) -> None:
     training.save(sae, [], out)
 
 
+@store.cached
+def dense_sae(out: Path) -> None:
+    """Latents that always fire."""
+    sae = training.load(identity_sae())
+    with torch.no_grad():
+        sae.b_enc.fill_(1e3)
+        sae.theta.fill_(1e-6)
+    training.save(sae, [], out)
+
+
 def fit(probe: Probe, *views: View, change: Change | None = None, runs: int = 2) -> store.Artifact:
     """Fits on the planted data, one view for all runs or one for each."""
     every = views * (runs if len(views) == 1 else 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from sae_lens import SAE
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
@@ -46,4 +47,31 @@ def main(folder: Path) -> None:
         save_file({key: value.contiguous() for key, value in out.items()}, folder / f"{name}_out.safetensors")
 
 
+def batchtopk(folder: Path) -> None:
+    """BatchTopK as SAELens keeps it while it is trained, with decoder rows of other norms, and what it makes of that in use."""
+    x = load_file(folder / "x.safetensors")["x"]
+    for by_norm in (False, True):
+        torch.manual_seed(0)
+        shape = {"d_in": x.shape[1], "d_sae": 48, "k": 4.0, "rescale_acts_by_decoder_norm": by_norm, "device": "cpu"}
+        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shape))
+        with torch.no_grad():
+            sae.W_dec *= torch.linspace(2, 20, 48)[:, None]
+            sae.b_enc.normal_()
+            sae.b_dec.normal_()
+            sae.topk_threshold.fill_(0.5)
+        sae.save_model(folder / f"batchtopk_{by_norm}_training")
+        sae.save_inference_model(folder / f"batchtopk_{by_norm}_use")
+        used = SAE.load_from_disk(folder / f"batchtopk_{by_norm}_use")
+        with torch.no_grad():
+            out = {
+                "latents": used.encode(x),
+                "reconstruction": used.decode(used.encode(x)),
+                "norm": used.W_dec.norm(dim=1),
+            }
+        save_file(
+            {key: value.contiguous() for key, value in out.items()}, folder / f"batchtopk_{by_norm}_out.safetensors"
+        )
+
+
 main(Path(sys.argv[1]))
+batchtopk(Path(sys.argv[1]))

@@ -30,7 +30,7 @@ def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
                 mine.append(int(lm.model(torch.tensor([mine])).logits[0, -1].argmax()))
             total = 0.0
             for opening in answers.OPENINGS:
-                piece = spans.plain_ids(lm.tokenizer, opening)
+                piece = spans.opening(lm.tokenizer, opening)
                 logs = lm.model(torch.tensor([ids + piece])).logits[0].log_softmax(1)
                 total += math.exp(sum(float(logs[len(ids) - 1 + i, token]) for i, token in enumerate(piece)))
         assert got[index][0] == lm.tokenizer.decode(mine[len(ids) :], skip_special_tokens=True)

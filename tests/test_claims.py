@@ -8,6 +8,7 @@ import pytest
 
 from lib import claims, store
 from lib.claims import Test as Bounds
+from lib.store import artifacts
 
 ALIKE = {  # parts of a run that agrees with the post in everything
     "B1": {"train": 1.0, "validation": 1.0, "OOD": 0.999},
@@ -124,7 +125,7 @@ def test_verdicts_on_the_committed_numbers_are_what_they_were(id_: str) -> None:
 def test_records_are_complete_and_survive_the_store(empty_store: store.Store) -> None:
     records = [judge(id_) for id_ in ALIKE]
     artifact = claims.filed(records, name="claims")
-    assert artifact.value == store.plain([record.model_dump() for record in records])
+    assert artifact.value == artifacts.plain([record.model_dump() for record in records])
     assert [claims.Record(**row).verdict for row in artifact.value] == [record.verdict for record in records]
     fields = {"id", "statement", "measure", "test", "value", "interval", "decided_by", "parts", "n", "seeds"}
     assert set(json.loads(artifact.path.read_text())["payload"][0]) == fields | {"verdict", "figure"}

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import textwrap
 
+import joblib
 import numpy as np
 import pytest
 import torch
 
+from lib.config import ROOT
 from lib.cpu import product
 
 
@@ -66,3 +68,16 @@ def test_memory_of_a_step_goes_back_to_the_system() -> None:
     if sys.platform == "linux" and "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or ""):
         kept, given = map(int, done.stdout.split())
         assert kept < 20e6 < 150e6 < given  # of 200 MB
+
+
+def test_threads_keep_to_a_containers_limit() -> None:
+    """What joblib makes of affinity and limits, which its own variable stands in for here."""
+    script = "import torch, numba, lib.cpu; print(torch.get_num_threads(), numba.get_num_threads())"
+    for limit, most in (("1", {"1"}), ("1000", {str(joblib.cpu_count())})):
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")} | {
+            "LOKY_MAX_CPU_COUNT": limit
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+        )
+        assert set(done.stdout.split()) <= most, done.stderr

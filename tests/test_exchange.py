@@ -1,6 +1,7 @@
 """SAEs in and out, against SAELens itself (run by the interpreter that `make test` prepares)."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from planted import LABELS, dense_sae, identity_sae, mute_sae, prompt_set
+from planted import harvest as prompts
 from safetensors.torch import load_file, save_file
 from test_sae import harvest_of
 
 from lib import config, store
-from lib.config import TrainingSection
-from lib.lm import activations
-from lib.sae import exchange, training
+from lib.config import ModelSection, TrainingSection
+from lib.lm import activations, model
+from lib.lm.model import Pinned
+from lib.probes.views import Data, Residual
+from lib.sae import controls, exchange, training
 from lib.sae.variants import SAE, SAEConfig, make
 
 PEERS = config.ROOT / ".venv" / "peers" / "bin" / "python"
@@ -30,6 +36,15 @@ CONFIGS = {
     "batchtopk": SAEConfig(variant="batchtopk", latents=M, k=4),
 }
 DEAD = 9  # latents of the TopK SAE that count as dead
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Pinned:
+    """A model's folder, of which the config alone is read: residuals of width 24."""
+    transformers.LlamaConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2).save_pretrained(
+        tmp_path / "small"
+    )
+    return model.pinned(ModelSection(name=str(tmp_path / "small")))
 
 
 def trained(name: str) -> store.Artifact:
@@ -55,6 +70,8 @@ def ours(sae: SAE, unit: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, SAE], torch.Tensor]:
     """Every SAE exported, and what SAELens made of it."""
+    if not PEERS.exists():
+        pytest.skip("SAELens is not installed: make test does it")
     base = tmp_path_factory.mktemp("oracle")
     store.use(store.Store("report", base / "cache", base / "results", None))
     folder = base / "exports"
@@ -151,6 +168,19 @@ def test_what_saelens_saves_comes_back(name: str, oracle: tuple[Path, dict[str, 
     torch.testing.assert_close(back.reconstruct(x), sae.reconstruct(x), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["training", "use"])
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_batchtopk_of_saelens(kind: str, by_norm: bool, oracle: tuple[Path, dict[str, SAE], torch.Tensor]) -> None:
+    """Kept in the middle of training or for use, with decoder rows of any norm."""
+    folder, _, x = oracle
+    theirs = load_file(folder / f"batchtopk_{by_norm}_out.safetensors")
+    mine = exchange.read(folder / f"batchtopk_{by_norm}_{kind}")
+    close = {"rtol": 1e-4, "atol": 1e-4 * float(theirs["reconstruction"].abs().max())}
+    torch.testing.assert_close(mine.reconstruct(x), theirs["reconstruction"], **close)
+    torch.testing.assert_close(mine.encode(x), theirs["latents"] * theirs["norm"], **close)
+    assert 0.05 < float((theirs["latents"] > 0).float().mean()) < 0.95
+
+
 def test_export_has_a_card_with_provenance(tmp_path: Path, empty_store: store.Store) -> None:
     folder = exchange.export(trained("jumprelu"), tmp_path / "jumprelu", "test/{model}", 0, 64)
     text = (folder / "README.md").read_text()
@@ -182,7 +212,7 @@ def gemma_scope(path: Path, width: int = 24, latents: int = 40) -> dict[str, np.
     return tensors
 
 
-def test_gemma_scope_import_is_exact(tmp_path: Path, empty_store: store.Store) -> None:
+def test_gemma_scope_import_is_exact(tmp_path: Path, empty_store: store.Store, here: Pinned) -> None:
     """Against the formula of their tutorial; then renormalised to unit inputs, which changes nothing outside."""
     w = gemma_scope(tmp_path / "params.npz")
     x = activations.read(harvest_of(0), 0).gather(np.arange(300))
@@ -193,13 +223,13 @@ def test_gemma_scope_import_is_exact(tmp_path: Path, empty_store: store.Store) -
     torch.testing.assert_close(sae.reconstruct(x).numpy(), latents @ w["W_dec"] + w["b_dec"], rtol=1e-4, atol=1e-3)
 
     to_train = SAEConfig(variant="jumprelu", latents=40, coefficient=1e-2)
-    brought = training.load(exchange.bring(tmp_path / "params.npz", harvest_of(0), 0))
+    brought = training.load(exchange.bring(tmp_path / "params.npz", here, 0, harvest_of(0), any_place=True))
     assert float(brought.scale) > 1.5
     torch.testing.assert_close(brought.reconstruct(x), sae.reconstruct(x), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(brought.encode(x) * brought.scale, sae.encode(x), rtol=1e-4, atol=1e-4)
     assert brought.config == SAEConfig(variant="jumprelu", latents=40)
 
-    start = exchange.bring(tmp_path / "params.npz", harvest_of(0), 0)
+    start = exchange.bring(tmp_path / "params.npz", here, 0, harvest_of(0), any_place=True)
     section = TrainingSection(latents=40, steps=5, batch=64)
     tuned = training.load(training.train(to_train, harvest_of(0), 0, section, 0, start))
     assert float(tuned.scale) == float(brought.scale)
@@ -222,8 +252,8 @@ def test_b_dec_on_the_input_and_other_decoder_norms_are_folded(tmp_path: Path) -
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
 
 
-def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store) -> None:
-    def write(cfg: dict[str, object], drop: str = "") -> None:
+def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store, here: Pinned) -> None:
+    def write(cfg: object, drop: str = "") -> None:
         sae = make(SAEConfig(variant="topk", latents=8, k=2), 4)
         torch.nn.init.normal_(sae.W_dec)
         tensors = {n: getattr(sae, m).detach().contiguous() for n, m in exchange.NAMES["topk"].items() if n != drop}
@@ -233,7 +263,17 @@ def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store) -> None
     with pytest.raises(exchange.ExchangeError, match="not a SAELens folder"):
         exchange.read(tmp_path)
     for cfg, message in (
-        ({"architecture": "standard"}, "'standard' is not one of"),
+        ({"architecture": "transcoder"}, "'transcoder' is not one of jumprelu, gated, topk, standard, batchtopk"),
+        ({"architecture": "standard", "activation_fn": "tanh-relu"}, "activation_fn = 'tanh-relu' is not understood"),
+        ({"architecture": "topk", "k": 2, "ignore_sign": True, "metadata": {}}, "ignore_sign = True is not understood"),
+        ({"architecture": "standard", "hook_head_index": 3}, "hook_head_index = 3 is not understood"),
+        ({"architecture": "topk", "k": None, "rescale_acts_by_decoder_norm": True}, "k = None of 8 latents"),
+        ({"architecture": "topk", "k": "a", "rescale_acts_by_decoder_norm": True}, "k = 'a' of 8 latents"),
+        ({"architecture": "standard", "metadata": ["x"]}, "holds no object"),
+        ({"architecture": "topk", "k": 0, "rescale_acts_by_decoder_norm": True}, "k = 0 of 8 latents"),
+        ({"architecture": "topk", "k": 9, "rescale_acts_by_decoder_norm": True}, "k = 9 of 8 latents"),
+        ({"architecture": "standard", "finetuning_scaling_factor": True}, "no finetuning_scaling_factor among"),
+        ([], "cfg.json, or a part of it, holds no object"),
         ({"architecture": "topk", "k": 2, "normalize_activations": "layer_norm"}, "layer_norm"),
         ({"architecture": "topk", "k": 2}, "ranks latents differently"),
     ):
@@ -252,7 +292,7 @@ def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store) -> None
         np.savez(tmp_path / "odd.npz", **{**gemma_scope(tmp_path / "good.npz"), **change})
         with pytest.raises(exchange.ExchangeError, match=message):
             exchange.read(tmp_path / "odd.npz")
-    named = exchange.bring(tmp_path / "good.npz", harvest_of(0), 0)
+    named = exchange.bring(tmp_path / "good.npz", here, 0, harvest_of(0), any_place=True)
     (tmp_path / "good.npz").write_bytes((tmp_path / "odd.npz").read_bytes())
     with pytest.raises(exchange.ExchangeError, match="has changed"):
         named.path
@@ -260,8 +300,137 @@ def test_bad_files_are_refused(tmp_path: Path, empty_store: store.Store) -> None
     with pytest.raises(exchange.ExchangeError, match="not a Gemma Scope"):
         exchange.read(tmp_path / "bad.npz")
     with pytest.raises(exchange.ExchangeError, match="no such"):
-        exchange.bring(tmp_path / "none", harvest_of(0), 0)
+        exchange.bring(tmp_path / "none", here, 0, harvest_of(0), any_place=True)
     gemma_scope(tmp_path / "wide.npz", width=5)
-    wide = exchange.bring(tmp_path / "wide.npz", harvest_of(0), 0)
+    wide = exchange.bring(tmp_path / "wide.npz", here, 0, harvest_of(0), any_place=True)
     with pytest.raises(exchange.ExchangeError, match="is for width 5"):
         wide.path
+
+
+def folder_of(path: Path, cfg: dict[str, object], **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A SAELens folder of 32 latents and width 24, with decoder rows of norms from 0.5 to 2."""
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.randn(32, 24, generator=generator)
+    W_dec = W_dec / W_dec.norm(dim=1, keepdim=True) * torch.linspace(0.5, 2, 32)[:, None]
+    biases = {"b_enc": torch.randn(32, generator=generator), "b_dec": torch.randn(24, generator=generator)}
+    tensors = {"W_enc": W_dec.T.contiguous() * 0.8, "W_dec": W_dec, **biases, **more}
+    path.mkdir(exist_ok=True)
+    save_file(tensors, path / "sae_weights.safetensors")
+    place = {"model_name": "someone/small", "hook_name": "blocks.0.hook_resid_post"}
+    new = {} if "hook_point" in cfg else {"metadata": place, "apply_b_dec_to_input": True}
+    (path / "cfg.json").write_text(json.dumps(new | cfg))
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["standard", "before 6.0", "jumprelu, scaled", "batchtopk", "batchtopk, by norm"])
+def test_saes_as_others_publish_them(tmp_path: Path, name: str) -> None:
+    """ReLU, finetuned and BatchTopK folders, by the formulas of SAELens: encode x - b_dec, activate, scale, decode."""
+    x = torch.randn(60, 24, generator=torch.Generator().manual_seed(1))
+    cfg: dict[str, object] = {"architecture": name.split(",")[0]}
+    more: dict[str, torch.Tensor] = {}
+    if name == "before 6.0":
+        cfg = {"hook_point": "blocks.0.hook_resid_post", "activation_fn_str": "relu", "normalize_activations": False}
+    if name.startswith("jumprelu"):
+        more = {"threshold": torch.tensor(0.3), "finetuning_scaling_factor": torch.linspace(0.5, 1.5, 32)}
+        cfg |= {"finetuning_scaling_factor": True}
+    if name.startswith("batchtopk"):
+        more, cfg = (
+            {"topk_threshold": torch.tensor(0.4)},
+            cfg | {"k": 4, "rescale_acts_by_decoder_norm": "norm" in name},
+        )
+    w = folder_of(tmp_path, cfg, **more)
+    norm = w["W_dec"].norm(dim=1)
+    pi = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * (norm if "norm" in name else 1)
+    latents = pi * (pi > more.get("threshold", more.get("topk_threshold", torch.tensor(0.0))))
+    scaled = latents * more.get("finetuning_scaling_factor", 1) / (norm if "norm" in name else 1)
+    sae = exchange.read(str(tmp_path))
+    torch.testing.assert_close(sae.reconstruct(x), scaled @ w["W_dec"] + w["b_dec"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae.encode(x), scaled * norm, rtol=1e-4, atol=1e-4)
+    assert 0.1 < float((latents > 0).float().mean()) < 0.9
+
+
+def test_old_topk_folders_have_their_k_elsewhere(tmp_path: Path) -> None:
+    for more in ({"activation_fn": "topk"}, {"activation_fn_str": "topk", "architecture": "standard"}):
+        cfg = {"activation_fn_kwargs": {"k": 5}, "rescale_acts_by_decoder_norm": True, "hook_point": "x", **more}
+        folder_of(tmp_path, cfg)
+        sae = exchange.read(tmp_path)
+        assert (sae.config.variant, sae.config.k) == ("topk", 5)
+
+
+def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"architecture": "jumprelu"}, threshold=torch.ones(32), W_skip=torch.ones(24, 24))
+    with pytest.raises(exchange.ExchangeError, match=r"W_skip: tensors that are not understood"):
+        exchange.read(tmp_path)
+    scaled = {"architecture": "topk", "k": 3, "finetuning_scaling_factor": True, "rescale_acts_by_decoder_norm": True}
+    folder_of(tmp_path, scaled, finetuning_scaling_factor=torch.linspace(0.5, 1.5, 32))
+    with pytest.raises(exchange.ExchangeError, match="a finetuning_scaling_factor of TopK"):
+        exchange.read(tmp_path)
+    folder_of(tmp_path, {"architecture": "standard"}, scaling_factor=torch.ones(32))
+    assert exchange.read(tmp_path)
+    ones = torch.full((32,), 2.0)
+    folder_of(tmp_path, {"architecture": "jumprelu"}, threshold=torch.ones(32), finetuning_scaling_factor=ones)
+    with pytest.raises(exchange.ExchangeError, match="finetuning_scaling_factor: tensors that are not"):
+        exchange.read(tmp_path)
+    for name, maker in (("ae.pt", "dictionary_learning"), ("sae.safetensors", "sparsify")):
+        (tmp_path / maker).mkdir()
+        (tmp_path / maker / name).write_bytes(b"")
+        with pytest.raises(exchange.ExchangeError, match=f"not a SAELens folder.*; {maker}'s are not read"):
+            exchange.read(tmp_path / maker)
+
+
+def test_an_sae_of_another_place_is_refused(tmp_path: Path, empty_store: store.Store, here: Pinned) -> None:
+    """Of another block, hook or model, or one that does not say; unless it is said that it may be."""
+
+    def says(hook: str, name: str = "someone/Small") -> Path:
+        folder_of(tmp_path / "sae", {"architecture": "standard", "metadata": {"hook_name": hook, "model_name": name}})
+        return tmp_path / "sae"
+
+    for hook in ("blocks.1.hook_resid_post", "blocks.2.hook_resid_pre", "model.layers.1"):
+        assert exchange.bring(says(hook), here, 1).path.is_dir()
+    for hook, name in (
+        ("blocks.0.hook_resid_post", "someone/small"),
+        ("blocks.1.hook_resid_pre", "someone/small"),
+        ("blocks.1.hook_mlp_out", "someone/small"),
+        ("blocks.1.hook_resid_post", "someone/large"),
+    ):
+        with pytest.raises(
+            exchange.ExchangeError, match=f"says that it reads {name} at {hook}; here .*small is read after block 1"
+        ):
+            exchange.bring(says(hook, name), here, 1)
+        assert exchange.bring(says(hook, name), here, 1, any_place=True).path.is_dir()
+    place = {"hook_name": "blocks.1.hook_resid_post", "model_name": "someone/small"}
+    place |= {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    folder_of(tmp_path / "sae", {"architecture": "standard", "metadata": place})
+    with pytest.raises(exchange.ExchangeError, match="reads someone/small with centred weights at"):
+        exchange.bring(tmp_path / "sae", here, 1)
+    gemma_scope(tmp_path / "params.npz")
+    with pytest.raises(exchange.ExchangeError, match="says that it reads None at None"):
+        exchange.bring(tmp_path / "params.npz", here, 1)
+
+
+def test_an_untrained_sae_is_as_large_and_as_sparse(empty_store: store.Store) -> None:
+    """Its directions are random, so that it shows what an SAE of this size and sparsity keeps without having learnt."""
+    sae, x = identity_sae(), torch.from_numpy(Residual(1).matrix(Data(prompt_set(), prompts(), 0), LABELS))
+    x = x[torch.from_numpy(LABELS.split == "train")]
+
+    def untrained(like: store.Artifact, seed: int = 0) -> SAE:
+        return training.load(controls.untrained(like, prompt_set(), prompts(), 0, 1, seed))
+
+    random = untrained(sae)
+    active = [float((each.encode(x) > 0).sum(1).float().mean()) for each in (training.load(sae), random)]
+    assert random.config.latents == training.load(sae).config.latents
+    assert active[1] == pytest.approx(active[0], rel=0.1)
+    assert not torch.equal(untrained(sae, 1).W_dec, random.W_dec)
+    assert not (untrained(mute_sae()).encode(x) > 0).any(), "of a dead SAE a dead one"
+    assert (untrained(dense_sae()).encode(x) > 0).float().mean() > 0.3, "of a dense one all that a JumpReLU can"
+
+
+def test_exported_files_can_be_read_by_others(tmp_path: Path, empty_store: store.Store) -> None:
+    """Modes follow the umask, as of any new file: a shared folder or an image must not hold files of one user alone."""
+    mask = os.umask(0o022)
+    try:
+        folder = exchange.export(trained("topk"), str(tmp_path / "out"), "test/model", 0, 64)
+        files = [*folder.iterdir(), *trained("topk").path.rglob("*")]
+        assert {oct(path.stat().st_mode & 0o777) for path in files if path.is_file()} == {"0o644"}
+    finally:
+        os.umask(mask)

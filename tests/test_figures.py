@@ -1,13 +1,17 @@
 """Figures: one look per entity, and what is drawn is what was given."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from lib import figures
+from lib import config, figures
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +121,24 @@ def test_panels_share_axes_and_have_their_names() -> None:
 def test_a_title_is_the_figures_own_and_wrapped() -> None:
     figure = figures.headed(plt.figure(), "A finding " * 10)
     assert figure.get_suptitle().count("\n") == 1
+
+
+def test_the_users_own_style_changes_no_figure(tmp_path: Path) -> None:
+    """Whatever a matplotlibrc says, settings are those of matplotlib's defaults and our file."""
+    script = (
+        "import json, matplotlib, lib.figures; skipped = ('backend', 'backend_fallback', 'interactive', 'toolbar', 'timezone');"
+        "print(json.dumps({k: repr(v) for k, v in matplotlib.rcParams.items() if not k.startswith(skipped)}))"
+    )
+    (tmp_path / "matplotlibrc").write_text("axes.grid: True\nsavefig.dpi: 30\nsavefig.bbox: tight\nfont.size: 30\n")
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | theirs,
+            cwd=config.ROOT,
+        ).stdout
+        for theirs in ({"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}, {"MATPLOTLIBRC": ""})
+    ]
+    assert found[0] == found[1]

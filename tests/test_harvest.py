@@ -232,3 +232,58 @@ def test_pooling_leaves_sinks_out() -> None:
     x[3] = 1e4
     pooled = harvest._pool(x, 2, 2)
     assert torch.equal(pooled, torch.ones(4, 4))
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 400,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "gpt2": transformers.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=400, n_positions=256),
+    "falcon": transformers.FalconConfig(**SMALL, num_kv_heads=4, new_decoder_architecture=True),
+    "bloom": transformers.BloomConfig(hidden_size=32, n_layer=3, n_head=4, vocab_size=400),
+    "gpt_neox": transformers.GPTNeoXConfig(**SMALL, intermediate_size=64),
+    "opt": transformers.OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32),
+    "mpt": transformers.MptConfig(d_model=32, n_layers=3, n_heads=4, vocab_size=400, max_seq_len=256),
+    "lfm2": transformers.Lfm2Config(
+        **SMALL, intermediate_size=64, num_key_value_heads=2, layer_types=["conv", "full_attention", "conv"]
+    ),
+    "mamba": transformers.MambaConfig(hidden_size=32, num_hidden_layers=3, vocab_size=400, state_size=4),
+    "qwen2": transformers.Qwen2Config(**SMALL, intermediate_size=64, num_key_value_heads=2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_architectures_with_other_blocks_and_caches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ones and hybrids, against plain passes: blocks are found, and a prefix is shared only where its cache can be."""
+    monkeypatch.setattr(harvest, "BATCH_TOKENS", 60)
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(MODELS[name]).eval()
+    lm = model.LM(network, type("Tokenizer", (), {"pad_token_id": None, "eos_token_id": 2})())
+    rows, groups = sequences_with_prefixes(1), None
+    shares = residual.shared_cache(lm) is not None
+    assert shares == (name not in ("lfm2", "mamba"))
+    groups = harvest.group_by_prefix(rows) if shares else [harvest.Group(0, list(range(len(rows))))]
+    for group in groups:
+        for index, kept in harvest.run_group(lm, group, rows, (1,)):
+            ids = torch.from_numpy(rows[index].astype(np.int64))[None]
+            with torch.inference_mode():
+                expected = network(input_ids=ids, output_hidden_states=True).hidden_states
+            at = 1 if name == "mamba" else 2  # which does not list what goes into its first block
+            here = slice(int(rows.keep_start[index]), int(rows.keep_stop[index]))
+            torch.testing.assert_close(kept[1], expected[at][0][here], rtol=2e-3, atol=2e-3)
+
+
+def test_a_text_longer_than_the_model_reads_is_refused(tiny: ModelSection, empty_store: store.Store) -> None:
+    with pytest.raises(
+        ModelError, match=r"a text has 600 tokens and the model reads 512 at once: lower corpora\.context"
+    ):
+        harvest.harvest(long_text(), model.pinned(tiny), (1,)).path
+
+
+@store.cached
+def long_text(out: Path) -> None:
+    Sequences.of([([5] * 600, 1, 600)]).save(out / "sequences.safetensors")

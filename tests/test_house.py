@@ -99,7 +99,7 @@ def test_names_of_lib_are_written_out() -> None:
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-IN_ALL = 7_200  # lines of lib, all its files together
+IN_ALL = 7_600  # lines of lib, all its files together
 
 
 def too_large(paths: list[Path]) -> Iterator[str]:
@@ -203,6 +203,18 @@ def test_ruff_and_mypy_are_clean() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_notebooks_call_what_is_there() -> None:
+    """Names and arguments of lib's functions in every cell, which otherwise only a whole run shows."""
+    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.py"))]
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", *notebooks]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert f"checked {len(notebooks)} source files" in done.stdout or "Success" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    wrong = [line for line in done.stdout.splitlines() if re.search(r"\[(attr-defined|call-arg|name-defined)\]", line)]
+    assert not wrong, wrong
+
+
 def requirement_names(lines: list[str]) -> set[str]:
     return {re.split(r"[<>=\[;~! ]", line.strip())[0].lower().replace("_", "-") for line in lines if line.strip()}
 
@@ -216,10 +228,10 @@ def test_one_environment() -> None:
     assert wanted <= requirement_names(lines)
     assert "torch==2.13.0" in lines
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-c constraints.txt -e .[dev]"]}]
+    assert environment["dependencies"] == ["python>=3.11,<3.14", "pip", {"pip": ["-c constraints.txt -e .[dev]"]}]
     make = (ROOT / "Makefile").read_text()
     assert "-c constraints.txt -e '.[dev]'" in make
-    assert project["requires-python"] == ">=3.11"
+    assert project["requires-python"] == ">=3.11,<3.14"
 
 
 def test_constraints_are_what_is_installed() -> None:
@@ -237,6 +249,8 @@ def test_constraints_are_what_is_installed() -> None:
 
 
 def test_top_level_is_what_was_agreed() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no .git, so nothing says what is committed")
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     top = {name.split("/")[0] for name in tracked}
     agreed = {"README.md", "environment.yml", "notebooks", "lib", "data", "figures", "tests"}

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
+from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
+from traitlets.config.loader import PyFileConfigLoader
 
 from lib import config
-from lib.report import notebooks
+from lib.report import __main__ as command
+from lib.report import notebooks, promotion, runner
 from lib.report.compare import Tolerant, drift, figure_drift
 
 NAMES = sorted(notebooks.names())
@@ -40,6 +45,55 @@ def test_an_edit_of_a_source_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "cell 22 of the .py differs" in notebooks.differences("01_training", executed)[-1]
     executed.unlink()
     assert "missing" in notebooks.differences("01_training", executed)[0]
+
+
+def test_an_edit_of_the_executed_notebook_alone_is_not_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As editors make it that know nothing of pairs: no run, promotion or JupyterLab goes on from the .py in silence."""
+    shutil.copytree(config.ROOT / "notebooks", tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "folder", lambda: tmp_path / "notebooks")
+    source, executed = (tmp_path / "notebooks" / f"01_training.{end}" for end in ("py", "ipynb"))
+    text, whole = source.read_text(), executed.read_text()
+    notebooks.refuse_lost_edits(NAMES)
+    source.write_text(text + "\n# %%\n1 + 1\n")
+    notebooks.refuse_lost_edits(NAMES)  # the .py was edited: the usual way
+    edited = nbformat.read(executed, as_version=4)
+    edited.cells[3].source += "\nprint(1)"
+    nbformat.write(edited, executed)
+    with pytest.raises(notebooks.ReportError, match=r"the .py was edited too: take them over by hand"):
+        notebooks.refuse_lost_edits(NAMES)
+    source.write_text(text)
+    monkeypatch.setattr(runner, "execute", None)
+    for refusing in (lambda: runner.run("smoke", ["01_training"], {}, 60), command._lab, promotion.promote):
+        with pytest.raises(
+            notebooks.ReportError, match=r"01_training.ipynb holds edits that 01_training.py lacks.*jupytext"
+        ):
+            refusing()
+    jupytext.write(edited, source, fmt="py:percent")  # both hold it now
+    notebooks.refuse_lost_edits(NAMES)
+    executed.write_text(whole)
+    notebooks.refuse_lost_edits(NAMES)
+
+
+def test_opened_and_saved_a_notebook_is_as_it_was(tmp_path: Path) -> None:
+    """With JupyterLab's own writer, set up as in this folder, after it has put in what its kernel says of itself."""
+    shutil.copytree(config.ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(config.ROOT / "pyproject.toml", tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "notebooks").iterdir() if path.is_file()}
+    manager = build_sync_jupytext_contents_manager_class(LargeFileManager)(
+        config=PyFileConfigLoader("jupyter_server_config.py", str(config.ROOT / "lib" / "report")).load_config(),
+        root_dir=str(tmp_path),
+    )
+    for name in NAMES:
+        opened = manager.get(f"notebooks/{name}.ipynb")
+        opened["content"].metadata |= {"language_info": {"name": "python", "version": "3.13.0"}}
+        opened["content"].metadata["kernelspec"] = {"display_name": "Mine", "language": "python", "name": "python3"}
+        manager.save(opened, f"notebooks/{name}.ipynb")
+        for ending in ("py", "ipynb"):
+            assert (tmp_path / "notebooks" / f"{name}.{ending}").read_bytes() == before[f"{name}.{ending}"]
+    opened = manager.get("notebooks/01_training.ipynb")
+    opened["content"].cells[3].source += "\nprint(1)"
+    manager.save(opened, "notebooks/01_training.ipynb")
+    assert (tmp_path / "notebooks" / "01_training.py").read_text().count("print(1)") == 1
 
 
 def checked_outputs(notebook: nbformat.NotebookNode) -> int:

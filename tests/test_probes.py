@@ -292,8 +292,8 @@ def test_too_few_columns_and_clusters_are_reasons(empty_store: store.Store) -> N
 
 @store.cached
 def without_spaces(out: Path) -> None:
-    """Text without spaces, no word twice."""
-    rows = [e.model_copy(update={"text": f"數{i}字{i}"}) for i, e in enumerate(examples())]
+    """Text without spaces, no character twice."""
+    rows = [e.model_copy(update={"text": chr(0x4E00 + i)}) for i, e in enumerate(examples())]
     (out / "examples.jsonl").write_text("\n".join(e.model_dump_json() for e in rows))
 
 

@@ -61,7 +61,7 @@ def test_anothers_kernel_and_package_are_not_run(
     (other / "__init__.py").write_text("raise ImportError('another project')")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    runner.run("smoke", ["01_a"])
+    runner.run("smoke", ["01_a"], {}, 60)
     done = nbformat.read(config.build_dir() / "smoke" / "notebooks" / "01_a.ipynb", as_version=4)
     assert done.cells[1].outputs[0].data["text/plain"] == repr(config.ROOT.name)
 
@@ -71,7 +71,7 @@ def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> No
     with pytest.raises(config.ConfigError, match="01_a has no parameter overrides"):
         runner.execute("01_a", "smoke", {}, 60)
     with pytest.raises(config.ConfigError, match="unknown parameter 'layr'"):
-        runner.run("smoke", ["01_a"], {"layr": 1})
+        runner.run("smoke", ["01_a"], {"layr": 1}, 60)
 
 
 def test_unknown_papermill_parameter_is_an_error(tmp_path: Path) -> None:

@@ -116,11 +116,20 @@ def test_recall_and_threshold_against_brute_force(rows: list[tuple[int, int]]) -
     y, score = (np.array(column) for column in zip(*rows, strict=True))
     if len(np.unique(y)) < 2:
         return
-    allowed = [t for t in [*score, -1] if (score[y == 0] > t).sum() <= int(0.01 * (y == 0).sum())]
-    assert stats.recall(y, score) == max((score[y == 1] > t).mean() for t in allowed)
+    many, scores = np.tile(y, 100), np.tile(score, 100)  # enough harmless ones for 1 % of them to be some
+    allowed = [t for t in [*score, -1] if (scores[many == 0] > t).sum() <= int(0.01 * (many == 0).sum())]
+    assert stats.recall(many, scores) == max((score[y == 1] > t).mean() for t in allowed)
     cut = stats.best_threshold(y, score)
     best = max(((score > t) == y).mean() for t in np.arange(-0.5, 7))
     assert ((score > cut) == y).mean() == pytest.approx(best)
+
+
+def test_recall_of_too_few_harmless_prompts_is_blank() -> None:
+    """Of 99 harmless prompts, 1 % is none: the operating point cannot be resolved."""
+    score = np.arange(120.0)
+    for harmless, known in ((2, False), (99, False), (100, True)):
+        y = (np.arange(120) >= harmless).astype(int)
+        assert (stats.recall(y, score) is not None) == known
 
 
 def test_recall_is_a_point_of_the_curve() -> None:

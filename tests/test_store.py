@@ -152,7 +152,7 @@ def test_failed_step_leaves_nothing(empty_store: store.Store) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_results_refuse_what_json_cannot_hold(value: float) -> None:
     with pytest.raises(ValueError, match="NaN"):
-        store.plain({"x": [value]})
+        artifacts.plain({"x": [value]})
 
 
 def test_a_second_process_that_finishes_first_wins(empty_store: store.Store) -> None:

@@ -1,8 +1,7 @@
 """Autointerp without an LLM: explain a latent by token patterns, then predict its activation on unseen contexts.
 
-The score is the post's: the rank correlation of the quantised maximum activation of other contexts (:func:`choose`) with
-what the explanation alone predicts. The explainer is in the manner of Neuron-to-Graph (Foote 2023, arXiv:2305.19911): which
-token a latent fires on, and after which token.
+The :func:`score` is the post's. The explainer is in the manner of Neuron-to-Graph (Foote 2023, arXiv:2305.19911): which token a
+latent fires on, and after which token.
 """
 
 from collections import defaultdict

@@ -25,9 +25,8 @@ class Activations:
 
     Of several harvests the rows stand one after the other; a weight of 2 takes every row twice, of 0.5 a random half.
 
-    Attention sinks are left out unless ``sinks``: tokens whose norm is over :data:`SINK` times the harvest's median. The
-    first token of a text always is one and is never harvested; now and then (4 of 16,000 tokens of encyclopaedia text) the
-    second is one too, and so few would still dominate the mean square that inputs are scaled by.
+    Attention sinks are left out unless ``sinks``: tokens whose norm is over :data:`SINK` times the harvest's median. Few are
+    harvested (4 of 16,000 tokens of encyclopaedia text), but they would dominate the mean square that inputs are scaled by.
     """
 
     def __init__(self, folders: Sequence[tuple[Path, float]], layer: int, seed: int = 0, sinks: bool = False) -> None:

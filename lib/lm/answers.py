@@ -1,7 +1,6 @@
 """What the model writes: sampled answers to train on, and the start of greedy ones, which tells a refusal.
 
 Small chat models refuse little, so a graded quantity is measured beside the flag: the log-odds of opening with a refusal.
-Answers to harmful prompts are looked at and dropped.
 """
 
 import re
@@ -17,6 +16,7 @@ from lib import store
 from lib.config import RefusalSection
 from lib.lm import model, spans
 from lib.lm.model import LM, Pinned
+from lib.lm.residual import shared_cache
 from lib.texts import examples
 from lib.texts.examples import Example
 from lib.texts.transforms import Transform, apply
@@ -58,7 +58,7 @@ def rollouts(
     """
     sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 0.7}
     stops = lm.model.generation_config.eos_token_id
-    stops = {*(stops if isinstance(stops, list) else [stops]), lm.tokenizer.eos_token_id}
+    stops = {*(stops if isinstance(stops, list) else [stops]), lm.tokenizer.eos_token_id} - {None}
     done: list[list[int]] = []
     spent, rng = 0, np.random.default_rng(seed)
     with tqdm(total=budget, unit="tok", desc="rollouts", disable=None) as bar:
@@ -87,25 +87,29 @@ def refused(answer: str) -> bool:
 @torch.inference_mode()
 def answers(lm: LM, asked: Sequence[list[int]], tokens: int, batch: int = BATCH) -> Iterator[tuple[int, str, float]]:
     """(index, greedy answer of ``tokens`` > 1 tokens, log-odds that an answer opens with one of :data:`OPENINGS`), by length."""
-    openings = [spans.plain_ids(lm.tokenizer, text) for text in OPENINGS]
+    openings = [spans.opening(lm.tokenizer, text) for text in OPENINGS]
     order = sorted(range(len(asked)), key=lambda i: (len(asked[i]), i))
     greedy = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": -1, "output_logits": True}  # to the end
     for at in range(0, len(order), batch):
-        which, cache = order[at : at + batch], DynamicCache()
-        out, mask = _generate(lm, [asked[i] for i in which], tokens, past_key_values=cache, **greedy)
+        which, cache = order[at : at + batch], None if shared_cache(lm) is None else DynamicCache()
+        kept = {} if cache is None else {"past_key_values": cache}
+        out, mask = _generate(lm, [asked[i] for i in which], tokens, **greedy, **kept)
         texts = lm.tokenizer.batch_decode(out.sequences[:, mask.shape[1] :], skip_special_tokens=True)
-        cache.crop(1 - tokens)  # of the answer it holds all but the last token
+        if cache is not None:
+            cache.crop(1 - tokens)  # of the answer it holds all but the last token
         first, opening = out.logits[0].log_softmax(1), torch.full((len(which),), -torch.inf, device=lm.model.device)
         for piece in openings:
             score = first[:, piece[0]]
             if len(piece) > 1:
                 more = torch.tensor([piece[:-1]] * len(which), device=lm.model.device)
-                positions = mask.sum(1, keepdim=True) + torch.arange(more.shape[1], device=lm.model.device)
+                ids = torch.cat([out.sequences[:, : mask.shape[1]], more], 1)
                 seen = torch.cat([mask, torch.ones_like(more)], 1)
-                given = {"attention_mask": seen, "position_ids": positions, "past_key_values": cache}
-                logits = lm.model(input_ids=more, **given).logits.float().log_softmax(2)
-                score = score + sum(logits[:, i, token] for i, token in enumerate(piece[1:]))
-                cache.crop(1 - len(piece))
+                to_run = more.shape[1] if cache is not None else ids.shape[1]
+                given = {"attention_mask": seen, "position_ids": (seen.cumsum(1) - 1).clamp_min(0)[:, -to_run:], **kept}
+                logits = lm.model(input_ids=ids[:, -to_run:], **given).logits[:, -more.shape[1] :].float()
+                score = score + sum(logits.log_softmax(2)[:, i, token] for i, token in enumerate(piece[1:]))
+                if cache is not None:
+                    cache.crop(1 - len(piece))
             opening = torch.logaddexp(opening, score)
         odds = (opening - torch.log(-torch.expm1(opening.clamp(max=-1e-6)))).tolist()
         yield from zip(which, texts, odds, strict=True)
@@ -134,7 +138,8 @@ def measure(
     """Step: of every prompt of :func:`asked`, in columns {kind, transform, base, group, refused, log_odds}; no answer is kept."""
     loaded = model.load(lm)
     rows = asked(examples.read(labelled), section, transforms, seed)
-    chats = [spans.chat(loaded.tokenizer, row["text"], limit=1024).ids for row in rows]
+    most = model.positions(lm) - section.tokens
+    chats = [spans.chat(loaded.tokenizer, row["text"], 1024, most).ids for row in rows]
     with tqdm(total=len(rows), unit="answer", desc="refusals", disable=None) as bar:
         for index, text, odds in answers(loaded, chats, section.tokens):
             rows[index] |= {"refused": refused(text), "log_odds": odds}

@@ -1,8 +1,6 @@
 """The residual stream, harvested once and read many times (:mod:`lib.lm.activations`).
 
-The model runs up to the last block asked for and no further. Common prefixes (system prompt, jailbreak templates) run
-once and share their key-value cache; batches are sorted by length and packed to a token budget; shards are streamed to
-disk, so that memory does not grow with the number of tokens.
+Common prefixes (system prompt, jailbreak templates) run once and share their key-value cache.
 """
 
 import copy
@@ -17,13 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
 from lib import store
 from lib.lm import model
 from lib.lm.activations import POOLS, SINK
 from lib.lm.model import LM, ModelError, Pinned
-from lib.lm.residual import residuals
+from lib.lm.residual import residuals, shared_cache
 from lib.lm.sequences import SequenceError, Sequences
 from lib.lm.sequences import read as read_sequences
 
@@ -100,7 +97,7 @@ def run_group(lm: LM, group: Group, sequences: Sequences, layers: tuple[int, ...
     """The kept tokens of every member, the prefix run once."""
     p, shared, cache = group.prefix, None, None
     if p:
-        shared = DynamicCache(config=lm.model.config.get_text_config())
+        shared = copy.deepcopy(shared_cache(lm))
         prefix = torch.from_numpy(sequences[group.members[0]][:p].astype(np.int64))[None].to(lm.model.device)
         before = {layer: x[0] for layer, x in residuals(lm, prefix, layers, shared).items()}
     for batch in batches(group, sequences):
@@ -120,10 +117,13 @@ def run_group(lm: LM, group: Group, sequences: Sequences, layers: tuple[int, ...
 def _run(sequences: store.Artifact, lm: Pinned, layers: tuple[int, ...]) -> tuple[Sequences, Iterable[Kept]]:
     """The sequences, and what :func:`run_group` gives of all their groups."""
     model.check_layers(lm.section, layers)
-    loaded, rows = model.load(lm), read_sequences(sequences)
+    loaded, rows, most = model.load(lm), read_sequences(sequences), model.positions(lm)
     if not rows.kept:
         raise SequenceError("no tokens to harvest: the data set is empty")
-    found = (kept for group in group_by_prefix(rows) for kept in run_group(loaded, group, rows, layers))
+    if (longest := int(np.diff(rows.offsets).max())) > most:
+        raise ModelError(f"a text has {longest} tokens and the model reads {most} at once: lower corpora.context")
+    groups = group_by_prefix(rows) if shared_cache(loaded) is not None else [Group(0, list(range(len(rows))))]
+    found = (kept for group in groups for kept in run_group(loaded, group, rows, layers))
     return rows, tqdm(found, "harvest", len(rows), unit="text", disable=None)
 
 
@@ -183,7 +183,8 @@ def harvest_prompts(out: Path, sequences: store.Artifact, lm: Pinned, layers: tu
     rows, found = _run(sequences, lm, every)
     lengths = json.loads((sequences.path / "spans.json").read_text(encoding="utf-8"))
     tail, start = lengths["tail"], max(lengths["system"] - 1, 0)  # of the user's text, in what is kept
-    shapes = {name: (len(rows), n, model.load(lm).width) for name, n in (("tail", tail), ("pools", len(POOLS)))}
+    width = model.settings(lm).hidden_size
+    shapes = {"tail": (len(rows), tail, width), "pools": (len(rows), len(POOLS), width)}
     whole = {f"{n}_{layer}": torch.zeros(s, dtype=torch.float16) for n, s in shapes.items() for layer in every}
 
     def parts() -> Iterator[dict[str, torch.Tensor]]:

@@ -1,6 +1,7 @@
 """Load a chat model by hub name, by folder, or from the packaged GGUF; its pin for keys, and where its blocks are."""
 
 import functools
+import sys
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,11 +37,11 @@ class Pinned:
 
 @functools.cache
 def _commit(name: str) -> str:
-    """What a hub name stands for, asked of the hub or, without a connection, of its cache."""
+    """What a hub name stands for, asked of the hub or, without a connection, of its cache; ModelError if neither has it."""
     try:
         return Path(hf_hub_download(name, "config.json")).parent.name
-    except (OSError, ValueError):
-        return "main"  # there is no such model, or it cannot be had: loading it says so
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
 
 
 def pinned(section: ModelSection) -> Pinned:
@@ -48,6 +49,8 @@ def pinned(section: ModelSection) -> Pinned:
     if section.name == "packaged":
         return Pinned(section, wheels.wheel_hash(wheels.MODEL_WHEEL[0]))
     if not Path(section.name).is_dir():
+        if section.name.startswith((".", "/", "~")):
+            raise ModelError(f"there is no model folder {section.name!r}: give a folder, or a hub name")
         return Pinned(section, _commit(section.name))
     files = (path for path in Path(section.name).iterdir() if path.is_file())
     return Pinned(section, store.digest({path.name: wheels.file_hash(path) for path in files}))
@@ -65,8 +68,28 @@ def folder(lm: Pinned) -> str:
 def _loaded(auto: Any, where: str, pin: str, **how: Any) -> Any:
     try:
         return auto.from_pretrained(where, revision=pin, **how)  # which a folder ignores
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the model {where!r}: {error}. Give a folder or a hub name.") from error
+    except Exception as error:  # whatever its files and its code raise
+        raise _unloadable(where, error) from error
+
+
+def _unloadable(where: str, error: Exception) -> ModelError:
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(f"cannot load the model {where!r}: {said}. Give a folder or a hub name.")
+
+
+def settings(lm: Pinned) -> Any:
+    """Its text model's config; ModelError if it cannot be loaded."""
+    return _loaded(transformers.AutoConfig, folder(lm), lm.pin).get_text_config()
+
+
+def positions(lm: Pinned) -> int:
+    """How many tokens the model reads at once: beyond, its position embeddings end, or turn all tokens by other angles."""
+    config = settings(lm)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one for each kind of layer
+    turning = [part for part in kinds if part.get("rope_type") in ("dynamic", "longrope")]
+    ends = [part.get("original_max_position_embeddings") for part in turning]
+    return min(filter(None, [getattr(config, "max_position_embeddings", None), *ends]), default=sys.maxsize)
 
 
 def check_layers(section: ModelSection, layers: Iterable[int]) -> None:
@@ -87,18 +110,18 @@ class LM:
 
     @property
     def blocks(self) -> torch.nn.ModuleList:
-        return self.model.get_decoder().layers
-
-    @property
-    def width(self) -> int:
-        """d, the width of the residual stream."""
-        return int(self.model.config.get_text_config().hidden_size)
+        """The decoder's blocks, whatever it calls them; ModelError if they are not in one list."""
+        count, lists = self.model.config.get_text_config().num_hidden_layers, torch.nn.ModuleList
+        for module in self.model.get_decoder().modules():
+            if isinstance(module, lists) and len(module) == count:
+                return module
+        raise ModelError(f"cannot find the {count} blocks of a {type(self.model).__name__}")
 
     @property
     def pad(self) -> int:
         """A token id to pad with; padding is always masked or causally invisible."""
-        tok = self.tokenizer
-        return int(tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id)
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return int(next(token for token in known if token is not None))
 
 
 @store.cached
@@ -115,9 +138,8 @@ def dequantised(out: Path, package: str, member: str, digest: str) -> None:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
+    parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     del model.config.quantization_config  # the weights are plain float32 now
     model.hf_quantizer = None
     model.save_pretrained(out, safe_serialization=True)
@@ -139,8 +161,14 @@ def tokenizer(lm: Pinned) -> Any:
 def load(lm: Pinned) -> LM:
     """The model without gradients on its device; ModelError if it cannot be loaded, or the device is not there."""
     device, dtype = lm.section.device, getattr(torch, lm.section.dtype)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} is not there: set model.device=cpu, or use a machine with a GPU")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        said = f"device {device!r} is not there: set model.device=cpu, or use a machine with a GPU"
+        raise ModelError(said) from None
     tok = tokenizer(lm)
-    model = _loaded(transformers.AutoModelForCausalLM, folder(lm), lm.pin, dtype=dtype, use_safetensors=True)
+    how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, found = _loaded(transformers.AutoModelForCausalLM, folder(lm), lm.pin, **how)
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        raise ModelError(f"{lm.section.name!r} lacks {len(missing)} of the model's tensors, {missing[0]} the first")
     return LM(speed_up(model.to(device).eval().requires_grad_(False)), tok)

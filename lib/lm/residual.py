@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from copy import deepcopy
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from lib.lm.model import LM
 
@@ -31,8 +33,26 @@ def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | N
     with ExitStack() as hooks, suppress(_Stop), torch.inference_mode():
         for layer in layers:
             hooks.enter_context(lm.blocks[layer].register_forward_hook(partial(read, layer)))
-        lm.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+        given = {} if cache is None else {"past_key_values": cache}
+        lm.model.get_decoder()(input_ids=ids, use_cache=cache is not None, **given)
     return found
+
+
+@lru_cache(maxsize=1)
+def shared_cache(lm: LM) -> Any | None:
+    """An empty cache that texts with a common beginning can share, or None. Tried on a few tokens, since architectures differ
+    in what they keep of a text, and not all of it can be repeated."""
+    ids, last = torch.arange(8, device=lm.model.device)[None], len(lm.blocks) - 1
+    try:
+        empty = DynamicCache(config=lm.model.config.get_text_config())
+        cache = deepcopy(empty)
+        residuals(lm, ids[:, :4], (last,), cache)
+        cache.batch_repeat_interleave(2)
+        after = residuals(lm, ids[:, 4:].repeat(2, 1), (last,), cache)[last]
+        whole = residuals(lm, ids, (last,))[last][:, 4:]
+    except (AttributeError, TypeError, ValueError, LookupError, NotImplementedError, RuntimeError):
+        return None
+    return empty if (after - whole).norm() <= 0.01 * after.norm() else None
 
 
 Replace = Callable[[torch.Tensor], torch.Tensor]  # residuals [n, d] to what stands in for them

@@ -1,13 +1,13 @@
 """Token sequences to run the model on: windows of documents, chat contexts, rollouts, prompts.
 
-Each sequence says which of its tokens are kept when the residual stream is read. The first token is never kept: it is
-an attention sink whose norm is two orders of magnitude above the rest. Template tokens that open every chat context
-alike are not kept either: their activations are constants.
+The first token is never kept: it is an attention sink whose norm is two orders of magnitude above the rest. Template tokens that
+open every chat context alike are not kept either: their activations are constants.
 """
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,7 +46,6 @@ class Sequences:
 
     @property
     def kept(self) -> int:
-        """Number of tokens kept."""
         return int((self.keep_stop - self.keep_start).sum())
 
     @classmethod
@@ -99,6 +98,13 @@ def _windows(tokenizer: Any, documents: Iterable[str], context: int) -> Iterable
                 yield window, max(1, len(opening)), len(window)
 
 
+def _unchanged(make: Callable[..., Any], tokenizer: Any, found: Iterable[Any], *how: Any) -> Iterator[Any]:
+    """Chats or transcripts of what is found, without texts that the model's template would change."""
+    for each in found:
+        with suppress(ValueError):
+            yield make(tokenizer, each, *how)
+
+
 def _chat_rows(tokenizer: Any, found: Iterable[list[int]]) -> Iterable[Row]:
     constant = max(1, spans.chat(tokenizer, "x").user.start)
     return ((ids, constant, len(ids)) for ids in found if len(ids) > constant)
@@ -118,8 +124,8 @@ def on_policy(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusS
     loaded = model.load(lm)
     constant, asked, found = spans.chat(loaded.tokenizer, "x").user.start, 0, list[list[int]]()
     # From the end of the seeded order, which transcripts reach last: the two parts of the chat corpus do not overlap.
-    for turns in reversed(_part(corpora.read(documents), "train")):
-        chat = spans.chat(loaded.tokenizer, turns[0]["content"])
+    first = (turns[0]["content"] for turns in reversed(_part(corpora.read(documents), "train")))
+    for chat in _unchanged(spans.chat, loaded.tokenizer, first):
         if len(chat.user) <= 64:
             found.append(chat.ids)
             asked += len(chat.ids) - constant
@@ -137,29 +143,39 @@ def chat(
     tokenizer, own = model.tokenizer(lm), Sequences.of([]) if rolled is None else read(rolled)
     budget = section.train_tokens if part == "train" else section.eval_tokens
     longest = spans.chat(tokenizer, "x").user.start + section.context
-    transcripts = (spans.transcript(tokenizer, turns, longest) for turns in _part(corpora.read(documents), part))
+    transcripts = _unchanged(spans.transcript, tokenizer, _part(corpora.read(documents), part), longest)
     rows = _chat_rows(tokenizer, itertools.chain((own[i].tolist() for i in range(len(own))), transcripts))
     Sequences.of(_within(rows, budget, f"chat text ({part})")).save(out / "sequences.safetensors")
 
 
 @store.cached
 def labelled(out: Path, prompts: store.Artifact, lm: Pinned, part: Literal["all", "user"], limit: int = 1024) -> None:
-    """Step: every prompt of a labelled set, its text cut to ``limit`` tokens; kept is all but the first token, or the
-    user's text alone. ``spans.json`` has the tokens before the user's text and after it: {system, tail}.
-
-    Raises:
-        SequenceError: nothing of a prompt is kept; it says which.
-    """
-    tokenizer, chats = model.tokenizer(lm), []
+    """Step: every prompt of a labelled set, its text cut to ``limit`` tokens or what the model can read; kept is all but the
+    first token, or the user's text alone. ``spans.json`` has the tokens before the user's text and after it, and how many
+    prompts were cut: {system, tail, cut}. A token that joins text and template counts as the text's. SequenceError names a
+    prompt of which nothing is kept."""
+    tokenizer, chats = model.tokenizer(lm), list[spans.Chat]()
+    most = model.positions(lm)
     for number, example in enumerate(examples.read(prompts)):
         which = f"prompt {number} ({example.base})"
         try:
-            chats.append(spans.chat(tokenizer, example.text, limit=limit))
+            chats.append(spans.chat(tokenizer, example.text, limit, most))
         except ValueError as error:
             raise SequenceError(f"{which}: {error}") from None
         if chats[-1].user.stop <= 1:  # possible where the template has nothing before it
             raise SequenceError(f"{which} is the first token alone, which is never kept: drop it")
+        if not chats[-1].tail:
+            raise SequenceError(
+                f"{which} has no token of the template after it, which probes read: use another template"
+            )
     kept = ((1, len(c.ids)) if part == "all" else (max(1, c.user.start), c.user.stop) for c in chats)
     Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
-    lengths = {"system": chats[0].user.start, "tail": len(chats[0].tail)}  # of the template, so the same for all
-    (out / "spans.json").write_text(json.dumps(lengths), encoding="utf-8")
+    # Of the template, so the same for all but where one of its tokens holds a text's end too: then places count from the end.
+    lengths = {"system": min(c.user.start for c in chats), "tail": min(len(c.tail) for c in chats)}
+    (out / "spans.json").write_text(json.dumps(lengths | {"cut": sum(c.cut for c in chats)}), encoding="utf-8")
+
+
+@store.result
+def cut(sequences: store.Artifact) -> int:
+    """Step: how many prompts of :func:`labelled` were cut."""
+    return int(json.loads((sequences.path / "spans.json").read_text(encoding="utf-8"))["cut"])

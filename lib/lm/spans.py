@@ -1,19 +1,29 @@
-"""Chat prompts as tokens, with the parts of the template found by offset, for any template.
+"""Chat prompts as tokens: the ids that the model's own template gives, and which of them are the user's text.
 
-The template is rendered once with a stand-in for the user's text; what stands before and after it is the template's
-own. The user's text is tokenised apart from the template, as plain text: ``<|im_start|>`` inside a prompt is nine
-characters, never a special token.
+A rendering is tokenised once, as the model's users do it, for many a tokenizer treats a text's beginning in a way of its own;
+the user's text is found by its place among the characters. Only where a text holds a special token's string it is tokenised
+apart from the template around it: ``<|im_start|>`` inside a prompt is nine characters, never a special token.
 """
 
 import functools
+import itertools
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import jinja2
+
+from lib.lm.model import ModelError
 
 _STAND_IN = "zqstandinqz"
 _DAY = datetime(2025, 3, 26)  # what a template that asks for the date is told: else tokens change from day to day
 _CLOCK = "".join(f"|replace('%{part}', '{_DAY.strftime(f'%{part}')}')" for part in "aAbBdHIjmMpSyY")
 _DATED = f"{{% macro strftime_now(format) %}}{{{{ format{_CLOCK} }}}}{{% endmacro %}}\n"
+
+Message = dict[str, str]  # role and content
+Token = tuple[int, int, int]  # id, and the characters that it stands for: first, and after the last
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,8 @@ class Chat:
     """A tokenised single-turn prompt: before the user's text stand system turn and user header."""
 
     ids: list[int]
-    user: range  # the tokens of the user's text
+    user: range  # the tokens that hold characters of the user's text
+    cut: bool = False  # the text was longer
 
     @property
     def tail(self) -> range:
@@ -29,9 +40,12 @@ class Chat:
         return range(self.user.stop, len(self.ids))
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-    how = {"chat_template": _DATED + tokenizer.get_chat_template(), "tokenize": False}
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **how)
+def _render(tokenizer: Any, messages: Sequence[Message], generate: bool) -> str:
+    try:
+        how = {"chat_template": _DATED + tokenizer.get_chat_template(), "tokenize": False}
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=generate, **how)
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        raise ModelError(f"the model's chat template fails on a {len(messages)}-turn conversation: {error}") from None
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -39,48 +53,73 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def _template_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _tokenised(tokenizer: Any, frames: Sequence[str], contents: Sequence[str] = ()) -> list[Token]:
+    """The tokens of a rendering: the template's ``frames`` and between them the ``contents``."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pieces = [*itertools.chain(*itertools.zip_longest(frames, contents, fillvalue=""))]
+    hostile = any(token in content for content in contents for token in special)
+    found, start = list[Token](), 0
+    for number, piece in enumerate(pieces if hostile else ["".join(pieces)]):
+        how = {"add_special_tokens": False, "split_special_tokens": number % 2 == 1}
+        given = tokenizer(piece, return_offsets_mapping=True, **how)
+        places = zip(given["input_ids"], given["offset_mapping"], strict=True)
+        found += [(token, start + first, start + last) for token, (first, last) in places]
+        start += len(piece)
+    return found
 
 
 @functools.lru_cache(maxsize=8)
-def _template(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of the template before the user's text and after it."""
+def _template(tokenizer: Any) -> tuple[str, str]:
+    """The template's text before the user's and after it."""
     message = [{"role": "user", "content": _STAND_IN}]
     closed, opened = _render(tokenizer, message, False), _render(tokenizer, message, True)
     if closed.count(_STAND_IN) != 1 or not opened.startswith(closed):
-        raise ValueError("this chat template does not keep the user's text in one piece, the assistant header after it")
-    before, end = closed.split(_STAND_IN)
-    header = opened.removeprefix(closed)
-    return _template_ids(tokenizer, before), _template_ids(tokenizer, end) + _template_ids(tokenizer, header)
+        raise ModelError(
+            "its chat template does not keep the user's text in one piece, the assistant's header after it"
+        )
+    before, _, after = opened.partition(_STAND_IN)
+    return before, after
 
 
-def chat(tokenizer: Any, text: str, limit: int | None = None) -> Chat:
-    """A prompt whose user turn is ``text``, of it at most ``limit`` tokens, ready for the assistant to answer.
+def chat(tokenizer: Any, text: str, limit: int = sys.maxsize, most: int = sys.maxsize) -> Chat:
+    """A prompt whose user turn is ``text``, of it at most ``limit`` tokens and at most ``most`` in all, ready for the assistant to
+    answer. A text that is too long is cut between characters, so that its ids too are the template's. ModelError if the template
+    fails, does not keep a text in one piece or leaves no room for it; ValueError if a text has no tokens, or it changes one."""
+    (before, after), text, cut = _template(tokenizer), text.strip(), False
+    while True:
+        if _render(tokenizer, [{"role": "user", "content": text}], True) != before + text + after:
+            raise ValueError("the chat template changes this text")
+        tokens = _tokenised(tokenizer, (before, after), (text,))
+        end = len(before) + len(text)
+        user = [number for number, (_, first, last) in enumerate(tokens) if last > len(before) and first < end]
+        if not user:
+            raise ValueError("an empty prompt has no tokens")
+        if (room := min(limit, most - len(tokens) + len(user))) >= len(user):
+            return Chat([token for token, _, _ in tokens], range(user[0], user[-1] + 1), cut)
+        if room < 1:
+            raise ModelError(f"its chat template leaves no room for a prompt in {most} tokens")
+        text, cut = text[: tokens[user[room]][1] - len(before)].strip(), True
 
-    Raises:
-        ValueError: the text has no tokens, or the template does not keep it in one piece or alters it for the assistant.
-    """
+
+def opening(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of ``text`` at the beginning of an answer, as they follow a template's or, if its end would change, apart."""
     before, after = _template(tokenizer)
-    user = plain_ids(tokenizer, text.strip())[:limit]
-    if not user:
-        raise ValueError("an empty prompt has no tokens")
-    return Chat([*before, *user, *after], range(len(before), len(before) + len(user)))
+    asked, both = ([t for t, _, _ in _tokenised(tokenizer, (before + "x" + after + said,))] for said in ("", text))
+    return both[len(asked) :] if both[: len(asked)] == asked else plain_ids(tokenizer, text)
 
 
-def transcript(tokenizer: Any, turns: list[dict[str, str]], limit: int) -> list[int]:
-    """Tokens of a conversation in the template, at most ``limit``; ValueError if it drops or rewrites a turn.
-
-    The contents are plain text; the template's text around them is found by rendering the conversation with stand-ins.
-    """
+def transcript(tokenizer: Any, turns: Sequence[Message], limit: int) -> list[int]:
+    """Tokens of a conversation in the template, at most ``limit``; ValueError if it drops or rewrites a turn."""
     stand_ins = [f"{_STAND_IN}{number}q" for number in range(len(turns))]
-    messages = [{"role": turn["role"], "content": name} for turn, name in zip(turns, stand_ins, strict=True)]
-    rest, ids = _render(tokenizer, messages, False), []
+    rest = _render(tokenizer, [t | {"content": name} for t, name in zip(turns, stand_ins, strict=True)], False)
+    rendered, frames, contents, at = _render(tokenizer, turns, False), list[str](), list[str](), 0
     for turn, name in zip(turns, stand_ins, strict=True):
-        frame, found, rest = rest.partition(name)
-        if not found:
-            raise ValueError("this chat template drops or rewrites a turn")
-        ids += _template_ids(tokenizer, frame) + plain_ids(tokenizer, turn["content"])
-        if len(ids) >= limit:
-            return ids[:limit]
-    return (ids + _template_ids(tokenizer, rest))[:limit]
+        frame, _, rest = rest.partition(name)
+        at += len(frame)
+        kept = (text for text in (turn["content"], turn["content"].strip()) if rendered.startswith(text, at))
+        contents.append(next(kept, ""))
+        frames.append(frame)
+        at += len(contents[-1])
+    if "".join([*itertools.chain(*zip(frames, contents, strict=True)), rest]) != rendered:
+        raise ValueError("this chat template drops or rewrites a turn")
+    return [token for token, _, _ in _tokenised(tokenizer, [*frames, rest], contents)[:limit]]

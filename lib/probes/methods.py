@@ -1,7 +1,6 @@
 """Probes, and the one step that fits them: on train, choosing on validation, scoring every prompt.
 
-A *run* is one draw of the split into train and validation together with one SAE seed. OOD prompts are scored like all
-others and looked at by no choice.
+A *run* is one draw of the split into train and validation together with one SAE seed. No choice looks at OOD prompts.
 """
 
 import json
@@ -22,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from lib.probes.changes import Change
 from lib.probes.views import Data, Matrix, View
 from lib.stats import column_aurocs
-from lib.store import Artifact, apart, plain
+from lib.store import Artifact, apart
+from lib.store.artifacts import plain
 from lib.texts import examples
 from lib.texts.examples import Labels, TooFew
 

@@ -1,8 +1,7 @@
 """Results made of probes' scores: tables of AUROCs by split and slice, paired differences, shares of a gap.
 
 Figures are means over runs, with 95 % intervals over runs and clusters of base prompts (:func:`lib.stats.interval`), since a
-prompt and its jailbroken copies are not independent. Probes are compared on the same prompts and runs: differences are
-paired. What cannot be fit is left out with its reason, {"left out": why}, and the others stand.
+prompt and its jailbroken copies are not independent. What cannot be fit is left out with its reason, {"left out": why}.
 """
 
 import functools
@@ -51,7 +50,7 @@ def table(
     """Step: {probe: {split: entry; slices: {name: entry}; choices: what each run chose}}, looking at ``splits`` only.
 
     An entry is {auroc, interval, seeds, n, harmful, recall, accuracy, alarms}: AUROC with its interval and its value in
-    each run; recall at 1 % false positives; accuracy, and share of harmless prompts flagged, at the threshold that is
+    each run; recall at 1 % false positives, None where too few are harmless; accuracy, and share of harmless prompts flagged, at the threshold that is
     best on validation. Slices are of OOD data, each ``against`` prompts of the other class, and ``n`` counts both.
     """
 
@@ -97,14 +96,15 @@ def _entry(
         y, s = labels.y[here], score[here]
         samples.append(stats.aurocs(y, s, weights[:, here]))
         rows.append((roc_auc_score(y, s), stats.recall(y, s), ((s > cut) == y).mean(), (s[y == 0] > cut).mean()))
-    seeds, *others = (list(column) for column in zip(*rows, strict=True))
+    seeds, recalls, *others = (list(column) for column in zip(*rows, strict=True))
     return {
         "auroc": np.mean(seeds),
         "interval": stats.interval(samples, seeds, (0.0, 1.0)),
         "seeds": seeds,
         "n": where[0].sum(),
         "harmful": runs[0].y[where[0]].sum(),
-        **dict(zip(("recall", "accuracy", "alarms"), map(np.mean, others), strict=True)),
+        "recall": None if None in recalls else np.mean(recalls),
+        **dict(zip(("accuracy", "alarms"), map(np.mean, others), strict=True)),
     }
 
 

@@ -108,13 +108,16 @@ class Surface(View):
 
 
 class Words(View):
-    """A bag of words and pairs, TF-IDF [n, terms], sparse."""
+    """A bag of words and pairs, TF-IDF [n, terms], sparse; of texts without spaces one of characters, up to three in a row."""
 
     def matrix(self, data: Data, labels: Labels) -> Matrix:
-        vectorizer = TfidfVectorizer(min_df=2, ngram_range=(1, 2), sublinear_tf=True)
+        train = [data.texts[i] for i in np.flatnonzero(labels.where("train"))]
+        words = np.median([len(text.split()) for text in train]) > 1
+        how = {"ngram_range": (1, 2)} if words else {"ngram_range": (1, 3), "analyzer": "char"}
+        vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, **how)
         try:
-            vectorizer.fit([data.texts[i] for i in np.flatnonzero(labels.where("train"))])
-        except ValueError as error:  # of text without spaces, no term stands in two prompts
+            vectorizer.fit(train)
+        except ValueError as error:  # no term stands in two prompts
             raise TooFew(f"no words to learn from: {error}") from error
         return vectorizer.transform(data.texts).tocsr()
 
@@ -209,7 +212,6 @@ def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict
             sums.add(x, again, f)
             found[name][place] = sums.fidelity()
             if view.pooled is not None:
-                found[name][place]["l0"] = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))[
-                    "l0"
-                ]
+                of_tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
+                found[name][place]["l0"] = of_tokens["l0"]
     return found

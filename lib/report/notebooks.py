@@ -2,6 +2,7 @@
 outputs in a normal form: fixed cell ids, no timings, no machine paths, no injected parameters."""
 
 import re
+from collections.abc import Iterable
 from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jupytext
 import nbformat
 
 from lib import config, pages
+from lib.store import digest
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -27,6 +29,11 @@ def names() -> list[str]:
     """Notebook names ("00_summary", ...) in the order they are run: the summary last, since it draws on all."""
     found = sorted(path.stem for path in folder().glob("[0-9][0-9]_*.py"))
     return [*found[1:], *found[:1]]
+
+
+def metadata(notebook: Any) -> dict[str, Any]:
+    """Of a notebook in normal form: with a hash of its cells, by which an edit is noticed."""
+    return {"inputs": inputs(notebook), "kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
 def source(name: str) -> Any:
@@ -63,7 +70,7 @@ def normalise(notebook: Any) -> Any:
             if "metadata" in output:  # what a picture shows, for those who do not see it
                 said = output.metadata.items()
                 output.metadata = {kind: {"alt": m["alt"]} for kind, m in said if isinstance(m, dict) and "alt" in m}
-    out.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    out.metadata = nbformat.from_dict(metadata(out))
     out.nbformat, out.nbformat_minor = 4, 5
     return out
 
@@ -79,6 +86,25 @@ def differences(name: str, executed: Path) -> list[str]:
     mine, theirs = _cells(source(name)), _cells(nbformat.read(executed, as_version=4))
     unlike = [number for number, (a, b) in enumerate(zip_longest(mine, theirs)) if a != b]
     return [f"{name}: cell {n} of the .py differs from the executed .ipynb: run make report" for n in unlike]
+
+
+def inputs(notebook: Any) -> str:
+    """Hash of a notebook's cells by type, source and tags."""
+    return digest(_cells(notebook))
+
+
+def refuse_lost_edits(which: Iterable[str]) -> None:
+    """ReportError if an ``.ipynb`` was edited, by the hash that it holds, and its ``.py`` says other things: what is run, opened in
+    JupyterLab or promoted is the ``.py``, and the edit would be written over."""
+    for name in which:
+        path = folder() / f"{name}.ipynb"
+        executed, text = nbformat.read(path, as_version=4) if path.is_file() else source(name), source(name)
+        then = executed.metadata.get("inputs", inputs(executed))
+        if inputs(executed) not in (then, inputs(text)):
+            take = f"take them over with .venv/bin/jupytext --to py:percent notebooks/{name}.ipynb"
+            merge = f"the .py was edited too: take them over by hand, cell by cell, then delete {name}.ipynb"
+            said = f"{name}.ipynb holds edits that {name}.py lacks, which would be lost"
+            raise ReportError(f"{said}: {take if inputs(text) == then else merge}")
 
 
 def failed(executed: Path) -> list[str]:

@@ -25,6 +25,7 @@ def with_headline(readme: str, headline: str) -> str:
 def promote() -> None:
     """Stage the ``report`` run and put it in place; broken off, :func:`finish` completes it at the next run. ReportError if the
     run was not complete, lacks a notebook, a figure or a result, or a sentence is not true of it."""
+    notebooks.refuse_lost_edits(notebooks.names())
     built = config.build_dir() / "report"
     if not (built / COMPLETE).exists():
         raise ReportError("the last report run was partial, failed or had overrides: run make report")

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,25 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """("layer", 8) from "layer=8": values are JSON, or text where they are not. ConfigError if there is no "="."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise config.ConfigError(f"cannot read the setting {text!r}: write name=value, e.g. --set layer=8")
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value
+def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
+    """{"layer": 8, "model.name": "/a b"} from "layer=8 model.name=/a b": values are JSON, or text where they are not; of files
+    and folders the whole path, as notebooks run elsewhere. ConfigError if there is no "="."""
+    found: dict[str, Any] = {}
+    for setting in (part for text in texts for part in re.split(r"\s+(?=[\w.]+=)", text.strip())):
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise config.ConfigError(f"cannot read the setting {setting!r}: write name=value, e.g. --set layer=8")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found | {name: located(str(value)) for name, value in found.items() if name in ("model.name", "probes.data")}
+
+
+def located(name: str) -> str:
+    """The whole path of a file or folder, "~" included; other names as they are."""
+    path = Path(os.path.expanduser(name))
+    return str(path.resolve()) if name not in ("", "packaged") and path.exists() else name
 
 
 @contextmanager
@@ -114,16 +125,13 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
     raise ReportError(f"{name}: {said}")
 
 
-def run(
-    profile: str, only: list[str] | None = None, overrides: dict[str, Any] | None = None, cell_timeout: int = 14_400
-) -> dict[str, float]:
+def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: int) -> dict[str, float]:
     """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook. Finished
     steps are kept, so a run that was broken off goes on where it was. Errors are those of :func:`execute`, and ConfigError if
     the profile has no such field."""
     config.load(profile, overrides)  # fail before a kernel starts
     wanted = only or notebooks.names()
-    for name in wanted:
-        notebooks.source(name)
+    notebooks.refuse_lost_edits(wanted)
     folder = config.build_dir() / profile
     folder.mkdir(parents=True, exist_ok=True)
     (folder / promotion.COMPLETE).unlink(missing_ok=True)
@@ -139,7 +147,7 @@ def run(
         for number, name in enumerate(wanted, 1):
             print(f"[{number}/{len(wanted)}] {name}", flush=True)
             start = time.perf_counter()
-            execute(name, profile, overrides or {}, cell_timeout)
+            execute(name, profile, overrides, cell_timeout)
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"[{number}/{len(wanted)}] {name} took {seconds[name]:.0f} s", flush=True)
     return seconds

@@ -49,13 +49,12 @@ def build(profile: str) -> Path:
             raise ReportError(f"{name} was not executed at profile {profile}: run make report PROFILE={profile}")
         notebook = nbformat.read(executed, as_version=4)
         for cell in notebook.cells:  # what its picture shows, where myst-nb reads it
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("metadata", {}):
-                    if "mystnb" in cell.metadata:
-                        raise ReportError(
-                            f"{name}: two figures in one cell, which has one text to describe them: split it"
-                        )
-                    cell.metadata["mystnb"] = {"image": dict(output.metadata["image/png"])}
+            outputs = cell.get("outputs", [])
+            shown = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("metadata", {})]
+            if len(shown) > 1:
+                raise ReportError(f"{name}: two figures in one cell, which has one text to describe them: split it")
+            if shown:
+                cell.metadata["mystnb"] = {"image": dict(shown[0])}
         if name == names[0]:
             notebook.cells.append(nbformat.v4.new_markdown_cell("```{toctree}\n:hidden:\n:glob:\n*\n```"))
         nbformat.write(notebook, source / f"{name}.ipynb")

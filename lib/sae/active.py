@@ -1,10 +1,8 @@
 """A batch's latents as autograd sees them: all of them (dense), or only those that can matter (sparse, CPU float32).
 
-A variant writes its loss once, element by element on ``z.pi``, with three operations that both forms have:
-``z.of(parameter)`` (a per-latent parameter beside the values), ``z.by_latent(values)`` (sums over tokens) and
-``z.decode(values, W_dec)``. Dense is the reference: plain PyTorch on [n, M] tensors. Sparse keeps a value for each entry
-that a *rule* selects, and touches nothing else after the encoder product. :class:`Encoder` takes sparse where it is
-available and pays, by the density measured on the batch at hand.
+A variant writes its loss once, element by element on ``z.pi``, with the three methods of :class:`Dense`, which both forms have.
+Dense is the reference: plain PyTorch on [n, M] tensors. Sparse keeps a value for each entry that a *rule* selects, and touches
+nothing else after the encoder product.
 """
 
 import itertools

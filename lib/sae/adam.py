@@ -26,11 +26,8 @@ class Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Update every parameter from its gradient with learning rate ``rate``, then drop the gradients.
-
-        Raises:
-            FloatingPointError: on a CPU, the gradient is not finite; nothing is updated then.
-        """
+        """Update every parameter from its gradient with learning rate ``rate``, then drop the gradients. On a CPU, if the gradient
+        is not finite, nothing is updated: FloatingPointError."""
         self.steps += 1
         grads = {name: p.grad for name, p in self.sae.named_parameters() if p.grad is not None}
         fast = all(g.device.type == "cpu" and g.dtype == torch.float32 for g in grads.values())

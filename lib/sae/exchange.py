@@ -1,11 +1,12 @@
 """SAEs in and out: SAELens folders (``cfg.json``, ``sae_weights.safetensors``) and Gemma Scope ``params.npz``.
 
-Outside, an SAE takes the model's own residuals; :meth:`lib.sae.variants.SAE.rescale` goes there and back, exactly.
-Decoder rows that are not of unit norm are brought there by moving the norm into the encoder.
+Outside, an SAE takes the model's own residuals; :meth:`lib.sae.variants.SAE.rescale` goes there and back, exactly. Decoder rows
+that are not of unit norm are brought there by moving the norm into the encoder.
 """
 
-import hashlib
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from lib import store
 from lib.config import Expected
-from lib.lm import activations
+from lib.lm import activations, model
+from lib.lm.model import Pinned
 from lib.sae import training
 from lib.sae.variants import SAE, SAEConfig, make
+from lib.wheels import file_hash
 
 _SHARED = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 # SAELens' names and ours, by SAELens' architecture
@@ -27,21 +30,38 @@ NAMES: dict[str, dict[str, str]] = {
     "gated": {**_SHARED, "b_gate": "b_enc", "b_mag": "b_mag", "r_mag": "r_mag"},
     "topk": {**_SHARED, "b_enc": "b_enc"},
 }
+# What is read beside: ReLU, which is a JumpReLU of threshold 0, and BatchTopK as it is kept while it is trained.
+_READ = NAMES | {"standard": NAMES["topk"], "batchtopk": {**NAMES["topk"], "topk_threshold": "theta"}}
+# Settings of SAELens' folders from 6.0 on that are used here, or say nothing about what an SAE computes. Older folders hold all
+# of how it was trained beside, so of theirs only those below are looked at.
+_KNOWN = "architecture apply_b_dec_to_input rescale_acts_by_decoder_norm finetuning_scaling_factor k"
+_KNOWN += " activation_fn_kwargs d_in d_sae dtype device metadata"
+# and, of folders kept for going on, how they are trained
+_KNOWN += " topk_threshold_lr aux_loss_coefficient use_sparse_activations decoder_init_norm l1_coefficient lp_norm"
+_KNOWN += " l1_warm_up_steps l0_coefficient l0_warm_up_steps pre_act_loss_coefficient jumprelu_init_threshold"
+_KNOWN += " target_l0 jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input"
+# understood at these values only
+_PLAIN: dict[str, Any] = {"normalize_activations": ("none", None, False), "reshape_activations": ("none", None)}
+_PLAIN |= dict.fromkeys(("activation_fn", "activation_fn_str"), ("relu", "topk"))
+_PLAIN |= dict.fromkeys(("hook_head_index", "hook_point_head_index"), (None,))
+_INNER = ("metadata", "activation_fn_kwargs")  # settings that hold others
+_HOOK = re.compile(r"(?:blocks|model\.layers|transformer\.h)\.(\d+)(?:\.hook_resid_(pre|post))?")
 SAELENS_VERSION = "6.54.12"  # the format written here; from 6.0.0 on it is read without legacy defaults
+PACKAGED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what others call the packaged model
 
 
 class ExchangeError(Expected, ValueError):
     """A file that cannot be taken over as an SAE: says which, why, and what would do."""
 
 
-def export(trained: store.Artifact, folder: Path, model: str, layer: int, context: int) -> Path:
+def export(trained: store.Artifact, folder: Path | str, name: str, layer: int, context: int) -> Path:
     """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
 
-    ``model`` is the name under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
+    ``name`` is that under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
     the number of tokens of a training text. BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE
     becomes its whole dictionary.
     """
-    sae = training.load(trained)
+    sae, folder = training.load(trained), Path(folder)
     scale, config = float(sae.scale), sae.config
     sae.rescale(1.0)
     tensors = sae.state_dict()
@@ -62,7 +82,7 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,
-            "model_name": model,
+            "model_name": name,
             "hook_name": f"blocks.{layer}.hook_resid_post",
             "context_size": context,
             "prepend_bos": False,
@@ -72,7 +92,8 @@ def export(trained: store.Artifact, folder: Path, model: str, layer: int, contex
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
     weights = {theirs: tensors[ours].contiguous() for theirs, ours in NAMES[architecture].items()}
-    save_file(weights, folder / "sae_weights.safetensors")
+    save_file(weights, file := folder / "sae_weights.safetensors")
+    store.by_umask(file)
     store.write_atomic(folder / "cfg.json", json.dumps(cfg, indent=1) + "\n")
     store.write_atomic(folder / "README.md", _card(trained, sae=config, cfg=cfg, layer=layer, scale=scale))
     return folder
@@ -92,33 +113,53 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         if not npz:
             cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+            if not isinstance(cfg, dict) or not all(isinstance(cfg.get(name) or {}, dict) for name in _INNER):
+                raise ValueError("cfg.json, or a part of it, holds no object")
             return cfg, load_file(path / "sae_weights.safetensors")
         with np.load(path, allow_pickle=False) as file:
             tensors = {name: torch.from_numpy(file[name]) for name in file.files}
         return {"architecture": "jumprelu", "apply_b_dec_to_input": False}, tensors
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         kind = "Gemma Scope params.npz" if npz else "SAELens folder, which has cfg.json and sae_weights.safetensors"
-        raise ExchangeError(f"{path}: not a {kind} ({error})") from None
+        others = {"ae.pt": "dictionary_learning", "sae.safetensors": "sparsify"}
+        other = next((f"; {maker}'s are not read" for name, maker in others.items() if (path / name).is_file()), "")
+        raise ExchangeError(f"{path}: not a {kind} ({error}){other}") from None
 
 
-def read(path: Path) -> SAE:
-    """An SAE of a SAELens folder or a Gemma Scope ``params.npz``, in the model's own units (scale 1).
-
-    Raises:
-        ExchangeError: it cannot be read, or does something that our architectures do not.
-    """
-    cfg, theirs = _contents(path)
-    architecture = cfg.get("architecture")
-    if architecture not in NAMES:
-        raise ExchangeError(f"{path}: architecture {architecture!r} is not one of {', '.join(NAMES)}")
-    for setting in ("normalize_activations", "reshape_activations"):
-        if cfg.get(setting, "none") != "none":
-            raise ExchangeError(f"{path}: {setting} {cfg[setting]!r} cannot be folded into weights; fold it first")
-    names = NAMES[architecture]
-    if missing := names.keys() - theirs.keys():
+def _understood(path: Path, cfg: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Our names by theirs, of an architecture all of whose settings and tensors are understood."""
+    names = dict(_READ.get(str(cfg["architecture"]), {}))
+    if not names:
+        raise ExchangeError(f"{path}: architecture {cfg['architecture']!r} is not one of {', '.join(_READ)}")
+    for name, value in cfg.items():
+        known = name in _KNOWN.split() or ("metadata" not in cfg and name not in _PLAIN)
+        if not known and value not in _PLAIN.get(name, ()):
+            raise ExchangeError(f"{path}: {name} = {value!r} is not understood; fold it into the weights first")
+    if cfg.get("finetuning_scaling_factor"):
+        names["finetuning_scaling_factor"] = "factor"
+    if missing := names.keys() - tensors.keys():
         raise ExchangeError(f"{path}: no {', '.join(sorted(missing))} among its tensors")
+    ones = {name for name, tensor in tensors.items() if "scaling_factor" in name and (tensor == 1).all()}
+    if more := tensors.keys() - names.keys() - ones:
+        raise ExchangeError(f"{path}: {', '.join(sorted(more))}: tensors that are not understood")
+    return names
+
+
+def read(path: Path | str) -> SAE:
+    """An SAE of a SAELens folder or a Gemma Scope ``params.npz``, in the model's own units (scale 1); ExchangeError if it cannot
+    be read, or has or does something that our architectures do not."""
+    path = Path(path)
+    cfg, theirs = _contents(path)
+    cfg |= {"architecture": cfg.get("architecture") or "standard"}
+    if "topk" in (cfg.get("activation_fn"), cfg.get("activation_fn_str")):  # of before 6.0, where it is no architecture
+        cfg |= {"architecture": "topk", "k": cfg.get("k") or (cfg.get("activation_fn_kwargs") or {}).get("k")}
+    architecture, names = cfg["architecture"], _understood(path, cfg, theirs)
     tensors = {ours: theirs[name].float() for name, ours in names.items()}
     width, latents = tensors["b_dec"].numel(), tensors["b_enc"].numel()
+    if architecture == "standard":
+        tensors["theta"] = torch.zeros(latents)
+    if "theta" in tensors and tensors["theta"].numel() == 1:
+        tensors["theta"] = tensors["theta"].expand(latents)
     shapes = {"W_dec": (latents, width), "W_enc": (width, latents), "b_dec": (width,)}
     for name, tensor in tensors.items():
         if tensor.shape != (shape := shapes.get(name, (latents,))):
@@ -136,15 +177,42 @@ def read(path: Path) -> SAE:
     norm = tensors["W_dec"].norm(dim=1)
     if not norm.all():
         raise ExchangeError(f"{path}: {int((norm == 0).sum())} decoder rows are zero; leave these latents out")
+    by_norm = bool(cfg.get("rescale_acts_by_decoder_norm"))
     if (norm - 1).abs().max() > 1e-4:
-        if architecture == "topk" and not cfg.get("rescale_acts_by_decoder_norm"):
+        if architecture == "topk" and not by_norm:
             raise ExchangeError(f"{path}: TopK with decoder rows of other norms ranks latents differently once scaled")
+        if architecture == "batchtopk" and by_norm:
+            tensors["theta"] = tensors["theta"] / norm  # which is of latents once they are scaled
         tensors["W_dec"] = tensors["W_dec"] / norm[:, None]
         tensors |= {name: tensors[name] * norm for name in ("W_enc", "b_enc", "theta", "b_mag") if name in tensors}
-    config = SAEConfig(variant=architecture, latents=latents, k=int(cfg.get("k", 0)))
-    sae = make(config, width)
+    if (factor := tensors.pop("factor", None)) is not None:  # of latents, before they are decoded
+        if architecture == "topk" or not (factor > 0).all():
+            raise ExchangeError(f"{path}: a finetuning_scaling_factor of TopK, or not above 0, cannot be folded in")
+        tensors |= {name: tensors[name] * factor for name in ("W_enc", "b_enc", "theta", "b_mag") if name in tensors}
+    variant = "jumprelu" if "theta" in tensors else architecture
+    k = cfg.get("k") if architecture == "topk" else 0
+    if architecture == "topk" and not (isinstance(k, int) and 1 <= k <= latents):
+        raise ExchangeError(f"{path}: k = {k!r} of {latents} latents")
+    sae = make(SAEConfig(variant=variant, latents=latents, k=k), width)
     sae.load_state_dict({**sae.state_dict(), **tensors})
     return sae.eval().requires_grad_(False)
+
+
+def _refuse_elsewhere(path: Path, lm: Pinned, layer: int) -> None:
+    """ExchangeError unless an SAE says that it reads this model after block ``layer``."""
+    cfg = _contents(path)[0]
+    given = cfg | (cfg.get("metadata") or {})
+    centred = (given.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
+    hook, trained_on = str(given.get("hook_name") or given.get("hook_point")), str(given.get("model_name"))
+    found = _HOOK.fullmatch(hook)
+    block = int(found[1]) - (found[2] == "pre") if found else None
+    names = {PACKAGED_NAME if lm.section.name == "packaged" else lm.section.name, Path(model.folder(lm)).name}
+    known = {name.rsplit("/")[-1].lower() for name in names}
+    if block != layer or trained_on.rsplit("/")[-1].lower() not in known or centred:
+        raise ExchangeError(
+            f"{path} says that it reads {trained_on}{' with centred weights' * bool(centred)} at {hook}; here {lm.section.name} is read after block {layer}: "
+            "choose layer and model.name, or say that it may be of any place (--any-place, any_place=True)"
+        )
 
 
 def _digest(path: Path) -> str:
@@ -152,21 +220,30 @@ def _digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(x for x in path.glob("*") if x.is_file()) if path.is_dir() else []
     if not files:
         raise ExchangeError(f"{path}: no such SAELens folder or params.npz")
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    return store.digest({file.name: file_hash(file) for file in files})
 
 
 @store.cached
-def imported(out: Path, path: str, digest: str, harvested: store.Artifact, layer: int) -> None:
-    """Step: an SAE from elsewhere, ready to finetune: scaled so that the mean squared norm of ``harvested`` is one."""
+def imported(out: Path, path: str, digest: str, lm: Pinned, layer: int, harvested: store.Artifact | None) -> None:
+    """Step: an SAE from elsewhere; ready to finetune where ``harvested`` is given, whose mean squared norm it is scaled to be one."""
     if _digest(Path(path)) != digest:
         raise ExchangeError(f"{path} has changed since it was named: call bring again")
-    sae, source = read(Path(path)), activations.read(harvested, layer)
-    if source.width != sae.W_dec.shape[1]:
-        raise ExchangeError(f"{path} is for width {sae.W_dec.shape[1]}; layer {layer} has width {source.width}")
-    sae.rescale(float(training.sample(source, 0).double().square().sum(1).mean().sqrt()))
+    sae, width = read(Path(path)), model.settings(lm).hidden_size
+    if sae.W_dec.shape[1] != width:
+        raise ExchangeError(f"{path} is for width {sae.W_dec.shape[1]}; the model's residual stream has width {width}")
+    if harvested is not None:
+        sample = training.sample(activations.read(harvested, layer), 0)
+        sae.rescale(float(sample.double().square().sum(1).mean().sqrt()))
     training.save(sae, [], out)
 
 
-def bring(path: Path, harvested: store.Artifact, layer: int) -> store.Artifact:
-    """The :func:`imported` recipe of a folder or file, keyed by its content: a ``start`` to finetune from."""
-    return imported(str(path), _digest(path), harvested, layer)
+def bring(
+    path: Path | str, lm: Pinned, layer: int, harvested: store.Artifact | None = None, any_place: bool = False
+) -> store.Artifact:
+    """The :func:`imported` recipe of a folder or file, keyed by its content: to probe with or, with activations to be scaled to,
+    a ``start`` to finetune from. ExchangeError if it is not of this model and block, or does not say so, unless ``any_place``."""
+    path = Path(path).expanduser().resolve()
+    found = _digest(path)
+    if not any_place:
+        _refuse_elsewhere(path, lm, layer)
+    return imported(str(path), found, lm, layer, harvested)

@@ -8,9 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from lib import store
-from lib.lm import activations
+from lib.lm import activations, model
 from lib.lm.model import LM, Pinned
-from lib.lm.model import load as load_lm
 from lib.lm.residual import Replace, spliced
 from lib.lm.sequences import read as read_sequences
 from lib.sae import training
@@ -38,7 +37,6 @@ class Sums:
 
     @classmethod
     def of(cls, sae: SAE, source: activations.Activations) -> Self:
-        """An SAE over harvested tokens."""
         _, which = np.unique(source.column("sequence"), return_inverse=True)
         sums, at = cls(int(which.max()) + 1, source.width, sae.config.latents), 0
         with torch.inference_mode():
@@ -96,10 +94,9 @@ def evaluate(
     """Step: {n, sinks, fvu, fvu_interval, l0, l0_interval, bias, latents, dead, frequent, frequent_share, high,
     high_share, max_frequency, histogram}.
 
-    ``sinks`` are tokens left out as attention sinks. Intervals are 95 % percentile bootstrap over sequences. ``bias`` is
-    the reconstruction bias (:meth:`Sums.bias`). ``dead`` counts latents that never fire here, ``frequent`` and ``high`` those that fire on at
-    least 1 % and 10 % of tokens, ``*_share`` their share of all firing; ``histogram`` counts latents by log10 frequency
-    in :data:`BINS` (dead ones are not in it).
+    ``sinks`` are tokens left out as attention sinks. Intervals are 95 % percentile bootstrap over sequences. ``dead`` counts
+    latents that never fire here, ``frequent`` and ``high`` those that fire on at least 1 % and 10 % of tokens, ``*_share`` their
+    share of all firing; ``histogram`` counts latents by log10 frequency in :data:`BINS` (dead ones are not in it).
     """
     source = activations.read(harvested, layer)
     sums = Sums.of(training.load(trained), source)
@@ -150,7 +147,7 @@ def loss_recovered(
     alone, set to zero, and set to an SAE's reconstruction, at all kept tokens that are not attention sinks by the
     standard of ``harvested``, the activations of these sequences. Loss recovered is (zero - sae) / (zero - clean); intervals are 95 % bootstrap over texts.
     """
-    loaded, rows = load_lm(lm), read_sequences(sequences)
+    loaded, rows = model.load(lm), read_sequences(sequences)
     lengths = np.diff(rows.offsets)
     norms = activations.read(harvested, layer, sinks=True).column(f"norm_{layer}")
     limit = activations.SINK * float(np.median(norms))

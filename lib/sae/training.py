@@ -1,6 +1,5 @@
 """Train SAEs on harvested activations: from scratch, from another SAE, or several in one pass.
 
-A step is one dense encoder product; what follows touches active latents only (:mod:`lib.sae.active`, :mod:`lib.sae.adam`).
 Training is the same to the bit when it is repeated, when it is killed and goes on, and whether an SAE is trained alone or
 beside others.
 """
@@ -23,7 +22,7 @@ from lib import store
 from lib.config import Expected, TrainingSection
 from lib.cpu import keep_memory
 from lib.lm import activations
-from lib.lm.activations import Activations
+from lib.lm.activations import Activations, Harvests
 from lib.sae.adam import Adam
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -31,7 +30,6 @@ DIVERGED = 1e3  # reconstruction loss of unit inputs above which training has fa
 SAVE_SECONDS = 30.0  # work that a kill may cost
 SAMPLE = 16_384  # tokens that set the input scale and the initial biases
 
-Sources = store.Artifact | tuple[tuple[store.Artifact, float], ...]  # one harvest, or several with weights
 Tensors = dict[str, torch.Tensor]
 
 
@@ -60,7 +58,6 @@ def _write(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None)
 
 
 def _digest(tensors: Tensors) -> str:
-    """Hash of names and contents."""
     found = hashlib.sha256()
     for name in sorted(tensors):  # one at a time: a copy of all may be more than there is room for
         found.update(serialised({name: tensors[name].contiguous()}))
@@ -79,11 +76,8 @@ class Trainee:
         self.error: TrainingError | None = None  # why it was left behind
 
     def advance(self, x: torch.Tensor) -> None:
-        """One step on residuals x [batch, d].
-
-        Raises:
-            FloatingPointError: the loss has exploded, or it or a gradient or a weight is no longer finite.
-        """
+        """One step on residuals x [batch, d]; FloatingPointError if the loss has exploded, or it, a gradient or a weight is no
+        longer finite."""
         section, step = self.section, self.step
         warm = section.sparsity_warmup * section.steps
         losses = self.sae.losses(x.to(section.device) / self.sae.scale, min(1.0, (step + 1) / max(1.0, warm)))
@@ -118,7 +112,6 @@ class Trainee:
         return {f"{group}.{name}": x for group, tensors in groups.items() for name, x in tensors.items()}
 
     def save(self, path: Path) -> None:
-        """Store everything that the next step depends on, and the checkpoints."""
         kept = {f"kept.{step}.{name}": x for step, weights in self.kept.items() for name, x in weights.items()}
         tensors = self._state() | kept
         _write(tensors, path, {"step": str(self.step), "log": json.dumps(self.log), "sha256": _digest(tensors)})
@@ -143,24 +136,18 @@ class Trainee:
 
 
 def fit(trainees: Sequence[Trainee], source: Activations, seed: int, states: Sequence[Path] = ()) -> None:
-    """Train in place, all on the same batches, each for as many steps as its section says.
+    """Train in place, all on the same :func:`row_batches`, each for as many steps as its section says.
 
-    Every batch is drawn without replacement until all tokens have been seen. With ``states``, one file for each trainee
-    is written now and then, and read first. One that diverges is left behind, with its ``error``.
-
-    Raises:
-        ValueError: the trainees differ in batch size, or the source has no tokens.
+    With ``states``, one file for each trainee is written now and then, and read first. One that diverges is left behind, with
+    its ``error``. ValueError if the source has no tokens.
     """
     if not trainees:
         return
-    batches = {trainee.section.batch for trainee in trainees}
-    if len(batches) > 1:
-        raise ValueError(f"SAEs that are trained in one pass share its batches: one batch size, not {sorted(batches)}")
     if not len(source):
         raise ValueError("there are no tokens to train on")
     for trainee, state in zip(trainees, states, strict=False):
         trainee.resume(state)
-    rows = row_batches(len(source), max(t.section.steps for t in trainees), batches.pop(), seed)
+    rows = row_batches(len(source), max(t.section.steps for t in trainees), trainees[0].section.batch, seed)
     names = ", ".join(dict.fromkeys(t.sae.name for t in trainees))
     first, saved = min(t.step for t in trainees), time.monotonic()
     steps = tqdm(rows[first:], f"train {names}", initial=first, total=len(rows), unit="step", disable=None)
@@ -203,7 +190,6 @@ def _prepare(
     redrawn: float,
     **others: object,
 ) -> Trainee:
-    """A trainee at its first step."""
     if not 0 <= redrawn <= 1 or (start is None and (redrawn or checkpoint is not None)):
         raise ValueError(f"redrawn={redrawn} must be a share from 0 to 1, and it and checkpoint need a start")
     sae, generator = make(config, source.width), torch.Generator().manual_seed(seed)
@@ -223,18 +209,12 @@ def _prepare(
     return Trainee(sae, section)
 
 
-def _batches(
-    config: SAEConfig, sources: Sources, layer: int, section: TrainingSection, seed: int, *others: object
-) -> list[object]:
-    """What SAEs that are trained in one pass have in common."""
-    return [sources, layer, section.batch, seed]
-
-
-@store.together(_batches)
+# Those of one pass have sources, layer, batch size and seed in common.
+@store.together(lambda config, sources, layer, section, seed, *others: [sources, layer, section.batch, seed])
 def train(
     jobs: list[store.Job],
     config: SAEConfig,
-    sources: Sources,
+    sources: Harvests,
     layer: int,
     section: TrainingSection,
     seed: int,
@@ -271,11 +251,8 @@ def train(
 
 
 def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
-    """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps, in eval mode, without gradients.
-
-    Raises:
-        ValueError: no such checkpoint.
-    """
+    """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps (ValueError if there is none), in eval
+    mode, without gradients."""
     meta = json.loads((trained.path / "sae.json").read_text(encoding="utf-8"))
     name = "sae.safetensors" if checkpoint is None else f"step_{checkpoint:06d}.safetensors"
     if not (trained.path / name).is_file():

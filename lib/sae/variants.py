@@ -1,11 +1,9 @@
 """SAE architectures: one class each for training and for use. A new one is a class and an entry in :data:`VARIANTS`.
 
 Inside, an SAE works on *unit* inputs, whose mean squared norm is one: x / s with s = sqrt(E ||x||^2), kept as ``scale``.
-``encode`` and ``reconstruct`` take and give the model's own units. Notation: pre-activations pi = x W_enc + b_enc, latents
-f, reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with unit rows.
-
-Losses are written once, on the latents of :mod:`lib.sae.active`. Any variant can be nested (Matryoshka): with ``prefixes``
-its reconstruction loss is the mean over reconstructions from the first m latents, m in prefixes.
+Notation: pre-activations pi = x W_enc + b_enc, latents f, reconstruction f W_dec + b_dec; W_enc is [d, M], W_dec [M, d] with
+unit rows. Any variant can be nested (Matryoshka): with ``prefixes`` its reconstruction loss is the mean over reconstructions
+from the first m latents, m in prefixes.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -119,7 +117,6 @@ class SAE(nn.Module):
         return product(f, self.W_dec) + self.b_dec
 
     def encoder(self, x: torch.Tensor) -> Encoder:
-        """The batch's pre-activations, to select latents from."""
         return Encoder(x, self.W_enc, self.b_enc, self.prefixes, self.sparse)
 
     def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
@@ -237,7 +234,6 @@ class TopK(SAE):
             raise ValueError(f"{type(self).__name__} needs 1 <= k <= {config.latents} latents, not k={config.k}")
 
     def rule(self) -> Rule:
-        """Which latents are active in training."""
         return Largest(self.config.k)
 
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
@@ -299,11 +295,7 @@ VARIANTS: dict[str, type[SAE]] = {kind.name: kind for kind in (JumpReLU, Gated, 
 
 
 def make(config: SAEConfig, width: int) -> SAE:
-    """An untrained SAE of the configured variant for residuals of ``width`` d.
-
-    Raises:
-        ValueError: no such variant, or settings that do not fit it.
-    """
+    """An untrained SAE for residuals of ``width`` d; ValueError if there is no such variant, or settings do not fit it."""
     if config.variant not in VARIANTS:
         raise ValueError(f"unknown variant {config.variant!r}: choose one of {', '.join(VARIANTS)}")
     return VARIANTS[config.variant](config, width)

@@ -1,17 +1,5 @@
 """The store: every heavy step is a recipe, kept under a content key, written atomically and checked when read."""
 
-from lib.store.artifacts import (
-    Artifact,
-    ArtifactError,
-    Job,
-    active,
-    apart,
-    cached,
-    plain,
-    result,
-    together,
-    use,
-    values,
-)
+from lib.store.artifacts import Artifact, ArtifactError, Job, active, apart, cached, result, together, use, values
 from lib.store.keys import canonical, digest
-from lib.store.store import Store, atomic, open_store, write_atomic
+from lib.store.store import Store, atomic, by_umask, open_store, write_atomic

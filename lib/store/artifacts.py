@@ -63,9 +63,7 @@ def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
     return getattr(importlib.import_module(module), function)(**arguments, name=name)
 
 
-def _step(
-    kind: Kind, by: Callable[[Any], Any] | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+def _step(kind: Kind, by: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step, signature = f"{function.__module__}.{function.__name__}", inspect.signature(function)
         kept = function.__module__.startswith("lib.")  # a cell's code, and what it names, may change until it is called
@@ -99,11 +97,8 @@ class Job(NamedTuple):
 
 
 def together(by: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
-    """Make ``function(jobs, ...)`` a cache step that makes several artifacts at once.
-
-    Those are the missing ones for which ``by(*arguments)`` is the same. The function is given a list of :class:`Job`, and
-    the arguments of the first; it returns for each job an error or None.
-    """
+    """Make ``function(jobs, ...)`` a cache step that makes the missing artifacts for which ``by(*arguments)`` is the same, all at
+    once. It is given a list of :class:`Job`, and the arguments of the first, and returns for each job an error or None."""
     return _step("together", by)
 
 
@@ -129,12 +124,8 @@ def inputs_of(value: Any) -> Iterator[Artifact]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` with numpy and torch scalars and arrays turned into plain JSON values, floats rounded to 7 digits.
-
-    Raises:
-        TypeError: for anything without a JSON form.
-        ValueError: for NaN or infinity, which JSON cannot hold: a result must say ``None`` where it has no number.
-    """
+    """``value`` with numpy and torch scalars and arrays turned into plain JSON values, floats rounded to 7 digits. TypeError for
+    what has no JSON form; ValueError for NaN or infinity: a result must say ``None`` where it has no number."""
     if isinstance(value, BaseModel):
         value = value.model_dump()
     if isinstance(value, dict):
@@ -163,11 +154,7 @@ def use(reader: Any) -> Any:
 
 
 def active() -> Any:
-    """The store in use.
-
-    Raises:
-        ArtifactError: none has been opened.
-    """
+    """The store in use; ArtifactError if none has been opened."""
     if _active is None:
         raise ArtifactError("no store is open: call lib.study.open_study(profile) first")
     return _active

@@ -2,9 +2,8 @@
 
 A key hashes a step's arguments and its *code*: the definition of the step and every definition of ``lib`` that it reaches by
 name, nothing else of their modules. Positions, comments, docstrings and formatting do not count. An object that is passed
-as an argument (a probe, a view, a penalty) is hashed as what it is: its fields and the code of its class. So a definition
-that no step reaches renews nothing, and a step needs no list of the kinds that it may be given. What stands outside ``lib``
-(a notebook's cell, a reader's script, a test) is hashed by its source and by what its names stand for when it is called.
+as an argument (a probe, a view, a penalty) is hashed as what it is: its fields and the code of its class. What stands outside
+``lib`` (a notebook's cell, a reader's script) is hashed by its source and by what its names stand for when it is called.
 
 Names are followed as they are written: ``getattr`` on a module and imports inside functions are not.
 """
@@ -253,11 +252,8 @@ def _meant(value: Any, rest: Use, seen: list[Any]) -> Any:
 
 
 def canonical(value: Any, seen: list[Any] | None = None) -> Any:
-    """A JSON form of an argument, the same in every process; ``seen`` are the functions and classes that it stands in.
-
-    Raises:
-        TypeError: for what has none (an open file, an array), also where a cell's function or class names it.
-    """
+    """A JSON form of an argument, the same in every process; ``seen`` are the functions and classes that it stands in. TypeError
+    for what has none (an open file, an array), also where a cell's function or class names it."""
     seen = [] if seen is None else seen
     if isinstance(value, Keyed):
         return {"artifact": value.key}

@@ -61,6 +61,13 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def by_umask(*paths: Path) -> None:
+    """Give files the mode that this process gives new ones: safetensors keeps all others from reading its own."""
+    os.umask(mask := os.umask(0))
+    for path in paths:
+        path.chmod(0o666 & ~mask)
+
+
 class Store:
     """``mode``: "auto" reads committed results whose key is current and computes the rest; "fresh" ignores committed
     results (a run that regenerates them); "frozen" reads committed results only and computes nothing."""
@@ -69,8 +76,6 @@ class Store:
         self.profile, self.cache, self.results, self.committed, self.mode = profile, cache, results, committed, mode
         self._verified: set[Path] = set()
         self._used: set[tuple[str, str]] = set()
-
-    # looking up
 
     def _filed(self, name: str, key: str | None = None) -> tuple[Path, Any] | None:
         """(file, payload) of the undamaged result of a name, and of ``key`` if one is given; None if there is none."""
@@ -87,11 +92,7 @@ class Store:
         return None
 
     def filed(self, name: str) -> Any:
-        """Payload of the result filed under ``name``, whatever its key; a committed one comes before a run's own.
-
-        Raises:
-            ArtifactError: there is none.
-        """
+        """Payload of the result filed under ``name``, whatever its key, a committed one before a run's own; or ArtifactError."""
         if (found := self._filed(name)) is None:
             raise ArtifactError(f"no result {name!r} yet: run the notebooks first, make report PROFILE={self.profile}")
         return found[1]
@@ -119,14 +120,8 @@ class Store:
             self._verified |= {folder} if whole else set()
         return folder in self._verified
 
-    # reading
-
     def path(self, artifact: Artifact) -> Path:
-        """Folder or file of an artifact, computed first where the mode allows it.
-
-        Raises:
-            ArtifactError: the store is frozen and the artifact is not there as a current committed result.
-        """
+        """Folder or file of an artifact, computed first; ArtifactError if a frozen store has no current committed result of it."""
         return self._current(artifact)[0]
 
     def value(self, artifact: Artifact) -> Any:
@@ -155,14 +150,9 @@ class Store:
             for part in inputs_of(artifact.arguments):
                 self._note_used(part)
 
-    # computing
-
     def ensure(self, wanted: Iterable[Artifact]) -> None:
         """Compute what is missing of these artifacts, their inputs first: fits side by side, SAEs of one pass together.
-
-        Raises:
-            ArtifactError: as :meth:`path`, or a step changed meanwhile, wrote nothing, or its process was killed.
-        """
+        ArtifactError as for :meth:`path`, or if a step changed meanwhile, wrote nothing, or its process was killed."""
         missing = {(a.key, a.name if a.kind == "result" else ""): a for a in wanted if not self.has(a)}
         for artifact in missing.values():
             self._refuse_if_frozen(artifact)
@@ -219,6 +209,7 @@ class Store:
         try:
             yield temporary
             paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+            by_umask(*paths)
             if not paths:  # of a pass, one that failed
                 return
             files = {str(path.relative_to(temporary)): _file_hash(path) for path in paths}
@@ -247,7 +238,6 @@ class Store:
                 raise error
 
     def _compute_apart(self, missing: list[Artifact]) -> None:
-        """Compute cache artifacts in processes of their own."""
         settings = (self.profile, self.cache, self.results, self.committed, self.mode)
         count, name = _processes(), missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
@@ -301,10 +291,7 @@ def _check(artifact: Artifact) -> None:
         raise ArtifactError(f"{artifact.step}, or what it names, changed since its recipe was made: make it again")
 
 
-@functools.cache
-def _store_here(*settings: Any) -> Store:
-    """One for all that a process computes: what it has verified stays verified."""
-    return Store(*settings)
+_store_here = functools.cache(Store)  # one for all that a process computes: what it has verified stays verified
 
 
 def _compute_here(settings: tuple[Any, ...], artifact: Artifact, key: str) -> None:
@@ -318,10 +305,9 @@ def _compute_here(settings: tuple[Any, ...], artifact: Artifact, key: str) -> No
 def _note(artifact: Artifact, **event: Any) -> None:
     """Add a line to ``$SAE_REPORT_STEPS``, which the runner reads: which steps run, which results a run uses."""
     if log := os.environ.get("SAE_REPORT_STEPS"):
+        line = json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event})
         with Path(log).open("a", encoding="utf-8") as stream:
-            stream.write(
-                json.dumps({"step": artifact.step, "name": artifact.name, "key": artifact.key, **event}) + "\n"
-            )
+            stream.write(f"{line}\n")
 
 
 @contextmanager

@@ -1,35 +1,55 @@
-"""Anyone's labelled prompts as probes want them, from a file or from the hub.
+"""Anyone's labelled prompts as probes want them, from a file (:data:`READERS`, also with ``.gz``) or from the hub.
 
-A file (CSV, JSON lines or parquet, by its ending) has a row for each prompt, with the columns *text*, *label* (1 or harmful,
-0 or harmless) and *split* (train, val or ood), and if you have them *group* (prompts that must not be parted, e.g. a prompt
-and its jailbroken copies; by default clusters of near-duplicates, in which a long jailbreak's text ties all its prompts
-together: then give groups), *slice* (a kind of prompt to report on its own) and *id*. ``hub:owner/name`` is a data set of the
-Hugging Face hub, whose own splits serve if it has no such column.
+Columns are *text*, *label* (:data:`LABELS`) and, if you have them, *split* (train, val, ood), *group* (prompts that must not be
+parted, e.g. a prompt and its jailbroken copies; by default clusters of near-duplicates, in which a long jailbreak's text ties all
+its prompts together: then give groups), *slice* (a kind of prompt to report on its own) and *id*. What there is no split of is
+drawn by cluster (:func:`lacking`). A data set of the hub, ``hub:owner/name``, lends its own splits if it has no such column.
 """
 
+import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import pyarrow
-import pyarrow.parquet
+import huggingface_hub
+import numpy as np
+import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from lib import store
 from lib.config import Expected
 from lib.texts import likeness, sources
-from lib.texts.examples import Example, Labels, LeakError, Split, TooFew, write
+from lib.texts.examples import Example, Labels, Split, TooFew, write
 
-LABELS = {"1": 1, "1.0": 1, "true": 1, "harmful": 1, "0": 0, "0.0": 0, "false": 0, "harmless": 0, "benign": 0}
+HARMFUL, HARMLESS = "1 1.0 true yes harmful unsafe jailbreak", "0 0.0 false no harmless safe benign"
+LABELS = {word: label for label, words in ((1, HARMFUL), (0, HARMLESS)) for word in words.split()}
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "ood": "ood", "test": "ood"}
+DRAWN = 0.2  # share of the clusters of each class that a drawn split holds
 LONGEST = 100_000  # characters of a prompt
 SHOWN = 10  # faults of a file that are told
 
 Given = dict[str, Any] | str  # a row as it comes, or why it is none
+Fault = tuple[Any, str]  # where it sorts among others, and what is told
+
+
+class Named(NamedTuple):
+    """What a file calls its columns, and which label is harmful, all others being harmless ("": by :data:`LABELS`)."""
+
+    text: str = "text"
+    label: str = "label"
+    positive: str = ""
+
+
+NAMED = Named()
 
 
 class DataError(Expected, ValueError):
@@ -37,17 +57,36 @@ class DataError(Expected, ValueError):
 
 
 def digest(where: str) -> str:
-    """SHA-256 of a file, so that a changed file is another artifact; of the name for a hub data set. Or DataError."""
+    """SHA-256 of a file, so that a changed file is another artifact; of a hub data set's name and, if it can be asked for, its
+    commit. DataError if there is no such file."""
     try:
         data = where.encode() if where.startswith("hub:") else Path(where).read_bytes()
     except OSError as error:
-        remedy = "Give a CSV, JSONL or parquet file, or hub:owner/name"
+        remedy = "Give a CSV, JSON or parquet file, or hub:owner/name"
         raise DataError(f"cannot read {where}: {error.strerror}. {remedy}") from None
+    if where.startswith("hub:"):
+        with suppress(Exception):  # without a connection, what is in the hub's cache is read
+            data += str(huggingface_hub.dataset_info(where.removeprefix("hub:")).sha).encode()
     return hashlib.sha256(data).hexdigest()
 
 
+def _text(data: bytes) -> str:
+    """Decoded as its byte order mark says, or as UTF-8."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
 def _csv(data: bytes) -> Iterator[Given]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+    """By our own loop: pandas fills short rows up, and does not say which row it cannot read."""
+    text = _text(data)
+    header, _, rest = text.partition("\n")
+    if header.startswith("sep="):  # as spreadsheets write it
+        text, header = rest, rest.partition("\n")[0]
+    fields = {mark: len(next(csv.reader([header], delimiter=mark, skipinitialspace=True), ())) for mark in ",;\t|"}
+    delimiter = max(fields, key=fields.__getitem__)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    if twice := _twice(reader.fieldnames or ()):
+        raise ValueError(twice)  # the last would win
     try:
         for row in reader:
             whole = None not in row and None not in row.values()
@@ -56,36 +95,61 @@ def _csv(data: bytes) -> Iterator[Given]:
         yield str(error)  # of the row that was being read; what follows cannot be
 
 
+def _twice(columns: Iterable[Any]) -> str:
+    """What is wrong with names of columns of which two are one, blanks around them aside; empty ones may be many."""
+    names = [str(column).strip() for column in columns]
+    found = sorted({name for name in names if name and names.count(name) > 1})
+    return f"two columns are named {found[0]!r}: rename one" if found else ""
+
+
+def _json(data: bytes) -> Iterable[Given]:
+    """A list of objects, columns as pandas writes them, or JSON lines."""
+    try:
+        found = json.loads(_text(data))
+    except ValueError:
+        return _json_lines(data)
+    if isinstance(found, dict) and all(isinstance(column, dict | list) for column in found.values()):
+        return pd.DataFrame(found).to_dict("records")  # a ValueError if columns differ in length
+    return [_object(row) for row in (found if isinstance(found, list) else [found])]
+
+
 def _json_lines(data: bytes) -> Iterator[Given]:
-    for line in filter(str.strip, data.decode("utf-8-sig").split("\n")):
+    for line in filter(str.strip, _text(data).split("\n")):
         try:
-            row = json.loads(line)
+            yield _object(json.loads(line))
         except ValueError as error:
             yield f"no JSON ({error})"
-        else:
-            yield row if isinstance(row, dict) else "each line must be an object with text, label and split"
+
+
+def _object(row: Any) -> Given:
+    return row if isinstance(row, dict) else "it is no object with text and label"
 
 
 def _parquet(data: bytes) -> Iterable[Given]:
-    return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    return pd.read_parquet(io.BytesIO(data)).to_dict("records")
 
 
-READERS = {".csv": _csv, ".jsonl": _json_lines, ".ndjson": _json_lines, ".parquet": _parquet, ".pq": _parquet}
+READERS = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines}
+READERS |= {".parquet": _parquet, ".pq": _parquet}
 
 
 def rows_of(where: str) -> list[Given]:
     """The rows of a file or hub data set, as they come; DataError if it cannot be read."""
     path = Path(where)
+    name = path.name.lower()
+    reader = READERS.get(Path(name.removesuffix(".gz")).suffix)
     try:
         if where.startswith("hub:"):
             found = sources.hub_data(where.removeprefix("hub:"), {})
             return [{"split": split, **row} for split, part in found.items() for row in part]
-        if path.suffix not in READERS:
-            raise DataError(f"{path.name}: the ending must be .csv, .jsonl or .parquet")
-        return list(READERS[path.suffix](path.read_bytes()))
+        if reader is None:
+            endings = ", ".join(READERS)
+            raise DataError(f"{path.name}: the ending must be one of {endings}, or one of them and .gz; save it as CSV")
+        data = path.read_bytes()
+        return list(reader(gzip.decompress(data) if name.endswith(".gz") else data))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except (sources.SourceError, pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path.name} is not {error.encoding} at byte {error.start}: save it as UTF-8") from None
+    except (sources.SourceError, OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{where if where.startswith('hub:') else path.name} cannot be read: {error}") from None
 
 
@@ -111,48 +175,96 @@ class Row(BaseModel):
     id: Word
 
 
-def _fault(column: str, value: Any) -> str:
+def _fault(column: str, called: str, value: Any) -> str:
     long = isinstance(value, str) and len(value) > 40
     shown = f"{value[:40]!r}… ({len(value):,} characters)" if long else repr(value)
-    return f"column {column}: {shown} is {Row.model_fields[column].description}"
+    return f"column {called}: {shown} is {Row.model_fields[column].description}"
 
 
 def _cell(value: Any) -> Any:
-    """None for what a table holds where nothing was filled in: NaN, as a number or as it is written."""
-    return None if value != value or (isinstance(value, str) and value.strip().lower() == "nan") else value
+    """None for what a table holds where nothing was filled in: NaN, as a number or as it is written, or blanks. Whole numbers
+    without a point: a column with an empty cell has one in some formats."""
+    if isinstance(value, float):
+        return None if value != value else int(value) if value.is_integer() else value
+    return None if isinstance(value, str) and value.strip().lower() in ("", "nan") else value
 
 
-def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
-    """Checked examples of rows; DataError of ``name`` tells all columns and values that cannot be used, LeakError all groups
-    or near-duplicates in two splits."""
+def _cells(row: dict[str, Any], named: Named, open_: Sequence[str]) -> dict[str, Any]:
+    """A row under our names of columns."""
+    given = {str(column).strip(): value for column, value in row.items()}
+    cells = {column: _cell(given.get(named._asdict().get(column, column))) for column in Row.model_fields}
+    if named.positive and cells["label"] is not None:
+        cells["label"] = int(str(cells["label"]).strip().lower() == named.positive.strip().lower())
+    if len(open_) == 2 and ("split" not in given or _split(row) is not None):
+        cells["split"] = "train"
+    return cells
+
+
+def _split(row: dict[str, Any]) -> str | None:
+    named = {str(column).strip(): value for column, value in row.items()}
+    return SPLIT_NAMES.get(str(named.get("split")).strip().lower())
+
+
+def lacking(rows: Sequence[Given]) -> list[str]:
+    """Splits that are drawn from train by cluster: those that no row is in, ood and val where all rows are in one."""
+    given = {_split(row) for row in rows if isinstance(row, dict)} - {None}
+    return [name for name in ("ood", "val") if name not in given or len(given) == 1]
+
+
+def _draw(rows: Sequence[Row], groups: Sequence[int], which: Sequence[str]) -> list[Row]:
+    """Rows once the splits of ``which`` are drawn from train, by cluster and class; groups that share a text stay together."""
+    split, (_, folded) = np.array([row.split for row in rows], "U5"), np.unique(_folded(rows), return_inverse=True)
+    links = sparse.coo_matrix((np.ones(len(rows)), (groups, folded)), (len(rows), len(rows)))
+    group = connected_components(sparse.bmat([[None, links], [links.T, None]]), directed=False)[1][groups]
+    inside, rng = split == "train", np.random.default_rng(0)
+    free = np.unique(group[inside])
+    harmful = np.isin(free, group[np.array([row.label == 1 for row in rows], bool)])
+    for mine in (rng.permutation(free[harmful == kind]) for kind in (True, False)):
+        count = max(1, round(DRAWN * len(mine)))
+        for number, name in enumerate(which):
+            split[inside & np.isin(group, mine[number * count : (number + 1) * count])] = name
+    return [row.model_copy(update={"split": str(name)}) for row, name in zip(rows, split, strict=True)]
+
+
+def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[Example]:
+    """Checked examples of rows, splits that are :func:`lacking` drawn; DataError of ``name`` tells all that cannot be used:
+    columns and values, texts under both labels, groups or near-duplicates in two splits."""
     if not rows:
         raise DataError(f"{name} holds no rows")
     first = next((row for row in rows if isinstance(row, dict)), None)
-    if first and (missing := {"text", "label", "split"} - set(first)):
-        raise DataError(f"{name} lacks the column {', '.join(sorted(missing))}; it has {', '.join(map(str, first))}")
-    checked: dict[int, Row] = {}
-    faults: list[tuple[int, str]] = []
+    has = [str(column).strip() for column in first or ()]
+    if twice := _twice(has):
+        raise DataError(f"{name}: {twice}")
+    if first and (missing := {named.text, named.label} - set(has)):
+        remedy = "name yours: --text COLUMN --label COLUMN"
+        raise DataError(f"{name} lacks the column {', '.join(sorted(missing))}; it has {', '.join(has)}: {remedy}")
+    open_, checked, faults = lacking(rows), dict[int, Row](), list[Fault]()
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):
             faults.append((number, f"row {number}: {row}"))
             continue
-        cells = {column: _cell(row.get(column)) for column in Row.model_fields}
+        cells = _cells(row, named, open_)
         try:
             checked[number] = Row.model_validate(cells)
         except ValidationError as error:
-            wrong = [str(e["loc"][0]) for e in error.errors()]
-            faults += [(number, f"row {number}, {_fault(column, cells[column])}") for column in wrong]
+            for column in (str(e["loc"][0]) for e in error.errors()):
+                told = _fault(column, named._asdict().get(column, column), cells[column])
+                faults.append((number, f"row {number}, {told}"))
+    if named.positive and not any(row.label for row in checked.values()):
+        raise DataError(f"{name}: no row has {named.positive!r} in the column {named.label}")
     bare = [number for number, row in checked.items() if not row.group]
     if 0 < len(bare) < len(checked):
         why = "empty, but other rows have one; fill in all or none"
         faults += [(number, f"row {number}, column group: {why}") for number in bare]
-    if faults:
-        raise DataError(f"{name}, {_listed(faults)}")
-
     good = list(checked.values())
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in good))}
-    groups = likeness.clusters([row.text for row in good]).tolist() if bare else [numbers[row.group] for row in good]
-    _refuse_leaks(good, groups, "near-duplicates" if bare else "of one group", name)
+    groups = np.unique([row.group for row in good], return_inverse=True)[1].tolist()
+    if bare:
+        groups = likeness.clusters([row.text for row in good]).tolist()
+    conflicts = _conflicts(list(checked), good, groups, "near-duplicates" if bare else "of one group")
+    if faults or conflicts:
+        remedy = ": give a text one label and one split, or say in a column group what belongs together"
+        raise DataError(f"{name}, {_listed(faults + conflicts)}{remedy if conflicts else ''}")
+    good = _draw(good, groups, open_) if open_ else good
     examples = [
         Example(
             **row.model_dump(include={"text", "label", "split"}),
@@ -161,38 +273,56 @@ def examples_of(rows: Sequence[Given], name: str) -> list[Example]:
             base=row.id or str(number),
             group=group,
         )
-        for (number, row), group in zip(checked.items(), groups, strict=True)
+        for number, row, group in zip(checked, good, groups, strict=True)
     ]
     try:
         Labels.of(examples)
     except TooFew as error:
-        raise DataError(f"{name}: {error}") from None
+        drawn = f"; {' and '.join(open_)} were drawn, from {len(set(groups))} clusters" if open_ else ""
+        raise DataError(f"{name}: {error}{drawn}") from None
     return examples
 
 
-def _listed(faults: Iterable[tuple[Any, str]]) -> str:
+def _folded(rows: Sequence[Row]) -> list[str]:
+    return [" ".join(row.text.lower().split()) for row in rows]
+
+
+def _conflicts(numbers: Sequence[int], rows: Sequence[Row], groups: Sequence[int], what: str) -> list[Fault]:
+    """Rows of one cluster, or of one text, in two splits; texts under both labels."""
+    found: dict[tuple[int, int], Fault] = {}
+    folded = _folded(rows)
+    kinds = (  # clusters of our own hold equal texts; given groups may not
+        (folded, "label", "have the same text under both labels"),
+        (groups, "split", f"are {what} and in different splits"),
+        (folded, "split", "have the same text and are in different splits"),
+    )
+    for marks, column, told in kinds:
+        first: dict[Any, tuple[int, Any]] = {}
+        for number, row, mark in zip(numbers, rows, marks, strict=True):
+            value = getattr(row, column)
+            before, other = first.setdefault(mark, (number, value))
+            if value != other:
+                found.setdefault((before, number), (before, f"rows {before} and {number} ({other}, {value}) {told}"))
+    return list(found.values())
+
+
+def _listed(faults: Sequence[Fault]) -> str:
     found = [told for _, told in sorted(faults)]
     more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
 
-def _refuse_leaks(rows: Sequence[Row], groups: Sequence[int], what: str, name: str) -> None:
-    found: dict[tuple[int, int], str] = {}
-    folded = [" ".join(row.text.lower().split()) for row in rows]
-    # Clusters of our own hold equal texts; given groups may not.
-    for marks, why in ((groups, f"are {what} and"), (folded, "have the same text and are")):
-        first: dict[Any, tuple[int, str]] = {}
-        for number, (row, mark) in enumerate(zip(rows, marks, strict=True), 1):
-            before, split = first.setdefault(mark, (number, row.split))
-            if split != row.split:
-                told = f"rows {before} and {number} {why} in different splits ({split}, {row.split})"
-                found.setdefault((before, number), told)
-    if found:
-        remedy = "keep them in one split, or say in a column group what belongs together"
-        raise LeakError(f"{name}: {_listed(found.items())}: {remedy}")
-
-
 @store.cached
-def prompt_file(out: Path, where: str, content: str) -> None:
-    """Step: somebody's prompts as ``examples.jsonl``; ``content`` is their :func:`digest`."""
-    write(out, examples_of(rows_of(where), where if where.startswith("hub:") else Path(where).name))
+def prompt_file(out: Path, where: str, content: str, named: Named = NAMED) -> None:
+    """Step: somebody's prompts as ``examples.jsonl``, ``content`` their :func:`digest`; ``drawn.json`` has the splits that were
+    drawn."""
+    rows, name = rows_of(where), where if where.startswith("hub:") else Path(where).name
+    write(out, examples_of(rows, name, named))
+    (out / "drawn.json").write_text(json.dumps(lacking(rows)), encoding="utf-8")
+
+
+@store.result
+def drawn(prompts: store.Artifact) -> list[str]:
+    """Step: the splits of a :func:`prompt_file` that were drawn."""
+    found: list[str] = json.loads((prompts.path / "drawn.json").read_text(encoding="utf-8"))
+    return found

@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,6 +37,7 @@ from lib.lm import sequences as texts
 from lib.sae.penalties import TargetL0
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
+from lib.store.artifacts import plain
 from tests.bench import gated
 from tests.bench.gated import MENDED
 from tests.bench.peers import memory
@@ -163,7 +165,7 @@ def products_only(lm: models.LM, layer: int, length: int) -> float:
     inputs = {m.in_features: torch.randn(size, m.in_features) for m in linear}
     settings = lm.model.config.get_text_config()
     texts, heads = max(1, size // length), settings.num_attention_heads
-    q = torch.randn(texts * heads, length, getattr(settings, "head_dim", None) or lm.width // heads)
+    q = torch.randn(texts * heads, length, getattr(settings, "head_dim", None) or settings.hidden_size // heads)
     share = size / (texts * length) / 2  # of whole batches, causal
     times = []
     for _ in range(4):
@@ -314,7 +316,7 @@ def machine() -> dict[str, str]:
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "processor": name or platform.machine(),
-        "cores": str(os.cpu_count()),
+        "cores": str(joblib.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
@@ -378,7 +380,7 @@ def run() -> None:
     finally:
         for left in folder.glob("*.safetensors"):
             left.unlink()
-    record = store.plain(record)
+    record = plain(record)
     store.write_atomic(RECORD, json.dumps(record, indent=1) + "\n")
     store.write_atomic(PAGE, table(record))
     print(table(record))
