@@ -23,8 +23,8 @@ SECTION = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_b
 
 
 def jaccard(a: str, b: str) -> float:
-    """Of the sets of character trigrams, white space folded and one blank on either side."""
-    folded = [f" {' '.join(text.lower().split())} " for text in (a, b)]
+    """Of the sets of character trigrams, white space folded and two blanks on either side."""
+    folded = [f"  {' '.join(text.lower().split())}  " for text in (a, b)]
     one, two = ({text[i : i + 3] for i in range(len(text) - 2)} for text in folded)
     return len(one & two) / len(one | two)
 

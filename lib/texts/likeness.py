@@ -7,13 +7,15 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 
+_BLANK = "\2"
 LEAK = 0.4  # Jaccard index from which two base prompts count as neighbours
 
 
 def neighbours(texts: Sequence[str], block: int = 512) -> sparse.csr_matrix:
     """Boolean [n, n]: pairs whose sets of character trigrams have a Jaccard index of at least :data:`LEAK`."""
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), binary=True, lowercase=True, dtype=np.float32)
-    grams = counter.fit_transform([f"  {' '.join(text.split())}  " for text in texts]).tocsr()
+    # Two blanks at either end weigh first and last letters as others; as real ones they would be taken for one.
+    grams = counter.fit_transform([_BLANK.join(["", "", *text.split(), "", ""]) for text in texts]).tocsr()
     sizes = np.asarray(grams.sum(axis=1)).ravel()
     near = []
     for start in range(0, len(texts), block):
