@@ -13,6 +13,7 @@ from typing import Any
 import joblib
 import numba
 import torch
+from torch import nn
 
 # No more threads than this process may run at once: torch and numba count the cores of the machine, not of a container.
 # Numba first: its start sets OpenMP's threads, which torch runs on too.
@@ -56,6 +57,22 @@ def fits(*tensors: torch.Tensor) -> bool:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T (+ bias) through oneDNN, for tensors that :func:`fits`, without a gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def use_onednn(model: nn.Module) -> nn.Module:
+    """The model itself, its linear layers through :func:`linear` wherever that can be; one with a forward of its own keeps it."""
+    keep_memory()
+    for module in model.modules():
+        if type(module) is nn.Linear and "forward" not in vars(module) and fits(module.weight):
+            module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
+    return model
+
+
+def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *module.parameters()))
+    if wanted or torch.is_autocast_enabled("cpu") or not fits(x, *module.parameters()):
+        return type(module).forward(module, x)
+    return linear(x, module.weight, module.bias)
 
 
 class _Product(torch.autograd.Function):

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from lib import store, wheels
 from lib.config import Expected, ModelSection
-from lib.lm.fused import speed_up
+from lib.cpu import use_onednn
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -171,4 +171,4 @@ def load(lm: Pinned) -> LM:
     model, found = _loaded(transformers.AutoModelForCausalLM, folder(lm), lm.pin, **how)
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise ModelError(f"{lm.section.name!r} lacks {len(missing)} of the model's tensors, {missing[0]} the first")
-    return LM(speed_up(model.to(device).eval().requires_grad_(False)), tok)
+    return LM(use_onednn(model.to(device).eval().requires_grad_(False)), tok)

