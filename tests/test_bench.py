@@ -29,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
     return folder, x[3000:]
 
 
-@pytest.mark.parametrize("variant", bench.VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.all] * (name != "jumprelu")) for name in bench.VARIANTS]
+)
 def test_after_equal_tokens_ours_is_where_saelens_is(
     variant: str, data: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
