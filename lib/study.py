@@ -220,10 +220,16 @@ def _refuse_unknown_parameters() -> None:
 
 def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bool = False) -> Study:
     """Open a profile's store and return its recipes: a notebook's first line. ConfigError if there is no such profile or field, or
-    a value does not fit; ModelError if the model has no such layer."""
+    a value does not fit; ModelError if the model has no such layer, or fewer embeddings than its tokenizer has ids."""
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
     store.open_store(profile, frozen)
+    study = Study(loaded)
     if overrides or profile != "report":
-        model.check_layers(loaded.model, (loaded.layer, *loaded.probes.layers))
-    return Study(loaded)
+        model.check_vocabulary(study.lm)
+        for field, layers in (("layer", (loaded.layer,)), ("probes.layers", loaded.probes.layers)):
+            try:
+                model.check_layers(loaded.model, layers)
+            except model.ModelError as error:
+                raise model.ModelError(f"{error}: set {field}") from None
+    return study

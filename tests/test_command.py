@@ -72,6 +72,7 @@ def test_what_was_done_to_a_file_stands_under_its_table(
     """Columns of other names, a split that is drawn, prompts that are cut; from a path with a blank, relative to where one is."""
     given = [{"prompt": r["text"], "kind": ("fine", "attack")[r["label"]]} for r in planted(80)]
     given[7]["prompt"] += " list" * 50
+    given[next(i for i, row in enumerate(given) if row["kind"] == "fine")]["kind"] = "unclear"
     (tmp_path / "my files").mkdir()
     write(tmp_path / "my files" / "mine.csv", given)
     monkeypatch.chdir(tmp_path)
@@ -80,6 +81,7 @@ def test_what_was_done_to_a_file_stands_under_its_table(
     out = capsys.readouterr().out
     (counts,) = re.findall(r"prompts: (\d+) train, (\d+) validation, (\d+) OOD", out)
     assert sum(map(int, counts)) == 80 and min(map(int, counts)) >= 6
+    assert "Harmless is all but 'attack': fine (39), unclear (1)." in out
     assert (
         "in one split, or in none: OOD and validation are a fifth of the clusters each, drawn by class: so OOD prompts"
         in out
@@ -117,7 +119,9 @@ def test_probes_on_ones_own_sae(
     for what in ("best latent", "k latents", "all latents", "reconstruction", "error"):
         for whose in ("the SAE", "an untrained SAE"):
             assert f"| {what}, {whose} |" in out
-    lost = re.findall(r"Of the variance between prompts, (.*) loses ([\d.]+), with (\d+) latents active", out)
+    lost = re.findall(
+        r"Of the variance between prompts, (.*) loses ([\d.]+) \(their mean alone 1\), with (\d+) latents active", out
+    )
     assert [name for name, _, _ in lost] == ["the SAE", "an untrained SAE"]
     assert all(4 <= int(active) <= 12 for _, _, active in lost)
 
@@ -129,6 +133,8 @@ def test_probes_on_ones_own_sae(
     assert command.main(arguments) == 2
     assert "reads " in (said := capsys.readouterr().err) and "choose layer and model.name" in said
     assert command.main([*arguments, "--any-place"]) == 0
+    told = "says that it reads [^ ]+ at blocks.2.hook_resid_post; here it reads [^ ]+ after block 3"
+    assert re.search(told, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)

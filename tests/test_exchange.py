@@ -378,6 +378,17 @@ def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
             exchange.read(tmp_path / maker)
 
 
+@pytest.mark.parametrize(("name", "size"), [("d_in", 48), ("d_sae", 100)])
+def test_a_cfg_that_contradicts_its_weights_is_refused(
+    tmp_path: Path, empty_store: store.Store, name: str, size: int
+) -> None:
+    folder = exchange.export(trained("jumprelu"), tmp_path / "out", "test/model", 0, 64)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**cfg, name: size}))
+    with pytest.raises(exchange.ExchangeError, match=rf"out: cfg.json says {name} = {size}, its tensors {cfg[name]}"):
+        exchange.read(folder)
+
+
 def test_an_sae_of_another_place_is_refused(tmp_path: Path, empty_store: store.Store, here: Pinned) -> None:
     """Of another block, hook or model, or one that does not say; unless it is said that it may be."""
 
@@ -404,7 +415,7 @@ def test_an_sae_of_another_place_is_refused(tmp_path: Path, empty_store: store.S
     with pytest.raises(exchange.ExchangeError, match="reads someone/small with centred weights at"):
         exchange.bring(tmp_path / "sae", here, 1)
     gemma_scope(tmp_path / "params.npz")
-    with pytest.raises(exchange.ExchangeError, match="says that it reads None at None"):
+    with pytest.raises(exchange.ExchangeError, match=r"params\.npz does not say what it reads; here"):
         exchange.bring(tmp_path / "params.npz", here, 1)
 
 

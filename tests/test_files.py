@@ -110,8 +110,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, second: str) -> Non
     [
         ({"label": "maybe"}, r"mine, row 3, column label: 'maybe' is neither 1 or harmful, nor 0"),
         ({"split": "holdout"}, r"mine, row 3, column split: 'holdout' is none of train, val, ood"),
-        ({"text": " "}, r"mine, row 3, column text: None is no text"),
-        ({"text": None}, r"mine, row 3, column text: None is no text"),
+        ({"text": " "}, r"mine, row 3, column text: an empty cell is no text"),
+        ({"text": None}, r"mine, row 3, column text: an empty cell is no text"),
         ({"text": "x" * 100_001}, r"mine, row 3, column text: .*100,001 characters.* is no text of 1 to 100,000"),
         ({"slice": "<b>x</b>"}, r"mine, row 3, column slice: '<b>x</b>' is not of up to 60 letters"),
         ({"group": "g"}, r"mine, row 1, column group: empty, but other rows have one"),
@@ -142,7 +142,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             b'{"text": ["a", "b"], "label": [1]}',
             "d5.json cannot be read: All arrays must be of the same length",
         ),
-        "d6.json": (b'{"text": {"0": "a", "1": "b"}, "label": {"1": 1}}', "row 1, column label: None is neither"),
+        "d6.json": (
+            b'{"text": {"0": "a", "1": "b"}, "label": {"1": 1}}',
+            "row 1, column label: an empty cell is neither",
+        ),
         "d7.csv": (b"sep=", "d7.csv holds no rows"),
         "e.csv": (b"\xff\xfa", "e.csv is not utf-8 at byte 0"),
         "e2.csv": (b"\xff\xfea", "e2.csv is not utf-16-le at byte 2"),
@@ -181,7 +184,9 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400
 
     many = [{**row, "label": "maybe"} for row in rows(40)]
-    with pytest.raises(DataError, match=r"; and 30 more$") as caught:
+    with pytest.raises(
+        DataError, match=r"; and 30 more; which label is harmful, --positive says: maybe are there$"
+    ) as caught:
         files.examples_of(many, "mine")
     assert str(caught.value).count("column label") == 10
 
@@ -206,7 +211,7 @@ def test_nan_is_an_empty_cell(tmp_path: Path, ending: str) -> None:
     for column, message in (("text", "is no text"), ("label", "is neither"), ("split", "is none of")):
         given = [{**row, column: str(row[column])} for row in rows()]
         given[4][column] = math.nan if ending != "parquet" else None
-        with pytest.raises(DataError, match=rf"row 5, column {column}: None {message}"):
+        with pytest.raises(DataError, match=rf"row 5, column {column}: an empty cell {message}"):
             taken(write(tmp_path / f"{column}.{ending}", given))
 
 
@@ -314,7 +319,7 @@ def test_columns_and_labels_by_the_names_that_they_have() -> None:
         files.examples_of(renamed, "x", Named(label="type"))
     for empty in (None, "", " ", float("nan")):
         renamed[4]["type"] = empty
-        with pytest.raises(DataError, match="row 5, column type: None is neither"):
+        with pytest.raises(DataError, match="row 5, column type: an empty cell is neither"):
             files.examples_of(renamed, "x", named)
 
 
@@ -350,6 +355,37 @@ def test_a_split_is_drawn_where_there_is_none(tmp_path: Path, empty_store: store
     assert {(e.split, e.label) for e in kept} == {(s, label) for s in ("train", "val", "ood") for label in (0, 1)}
     with pytest.raises(DataError, match=r"needs prompts of both labels; ood and val were drawn, from 4 clusters"):
         files.examples_of(found[2:6], "x")
+
+
+def test_no_split_is_drawn_of_rows_that_hang_together() -> None:
+    """As templates make them: drawn by cluster, most of the file would be in one split."""
+    frame = "Answer the following question of a customer as our assistant would, politely and in full: what is a {}?"
+    found = [{"text": frame.format(word), "label": i % 2} for i, word in enumerate(("hat", "cat", "bat", "rat") * 5)]
+    found += [{k: v for k, v in row.items() if k != "split"} for row in rows(16)]
+    with pytest.raises(
+        DataError, match=r"x: 20 of 36 rows are of one group, or near-duplicates .* give a column split"
+    ):
+        files.examples_of(found, "x")
+
+
+def test_what_is_taken_for_harmless_is_told(tmp_path: Path, empty_store: store.Store) -> None:
+    """A label that nobody named is not harmless for that: the table says which were. Without a name for harm it is asked for."""
+    found = [
+        {**row, "label": "attack" if row["label"] else ("fine", "unclear")[i % 3 == 0]} for i, row in enumerate(rows())
+    ]
+    path = write(tmp_path / "mine.csv", found)
+    made = files.prompt_file(str(path), files.digest(str(path)), Named(positive="Attack"))
+    told = files.harmless(made).value
+    assert set(told) == {"fine", "unclear"} and sum(told.values()) == sum(not row["label"] for row in rows())
+    assert files.harmless(files.prompt_file(str(write(tmp_path / "n.csv", rows())), "x")).value == {}
+    with pytest.raises(DataError, match=r"which label is harmful, --positive says: (\w+, ){2}\w+ are there"):
+        files.examples_of(found, "x")
+
+
+def test_names_of_columns_in_capitals() -> None:
+    """A column that is not seen would be drawn anew, or its groups parted."""
+    given = [{"Text": r["text"], "LABEL": r["label"], "Split ": r["split"]} for r in rows()]
+    assert files.examples_of(given, "x") == files.examples_of(rows(), "x")
 
 
 def test_a_text_under_both_labels_names_both_rows() -> None:

@@ -152,6 +152,19 @@ def test_weights_that_lack_tensors_are_refused(tiny: ModelSection, tmp_path: Pat
             model.load(model.pinned(ModelSection(name=str(tmp_path / "model"))))
 
 
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(tiny: ModelSection, tmp_path: Path) -> None:
+    """As where tokens were added and the model was not resized: some prompt would end in an IndexError."""
+    shutil.copytree(tiny.name, tmp_path / "model")
+    model.check_vocabulary(model.pinned(tiny))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.name)
+    tokenizer.add_tokens([f"<more-{i}>" for i in range(10_000)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        model.ModelError, match=r"its tokenizer has 1\d,\d+ ids, and it embeds \d+; resize its embeddings"
+    ):
+        model.check_vocabulary(model.pinned(ModelSection(name=str(tmp_path / "model"))))
+
+
 def test_a_hub_name_that_cannot_be_asked_for_has_no_pin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word in a commit's place would stand for whatever comes later."""
 

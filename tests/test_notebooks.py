@@ -59,7 +59,7 @@ def test_an_edit_of_the_executed_notebook_alone_is_not_lost(monkeypatch: pytest.
     edited = nbformat.read(executed, as_version=4)
     edited.cells[3].source += "\nprint(1)"
     nbformat.write(edited, executed)
-    with pytest.raises(notebooks.ReportError, match=r"the .py was edited too: take them over by hand"):
+    with pytest.raises(notebooks.ReportError, match=r"the .py may have been edited too: take them over by hand"):
         notebooks.refuse_lost_edits(NAMES)
     source.write_text(text)
     monkeypatch.setattr(runner, "execute", None)
@@ -70,6 +70,16 @@ def test_an_edit_of_the_executed_notebook_alone_is_not_lost(monkeypatch: pytest.
             refusing()
     jupytext.write(edited, source, fmt="py:percent")  # both hold it now
     notebooks.refuse_lost_edits(NAMES)
+    source.write_text(text)
+    del edited.metadata["inputs"]  # it does not say which cells it was made of
+    nbformat.write(edited, executed)
+    with pytest.raises(notebooks.ReportError, match=r"holds edits that 01_training.py lacks.*may have been edited too"):
+        notebooks.refuse_lost_edits(NAMES)
+    executed.write_text("<<<<<<< HEAD\n" + whole)
+    with pytest.raises(
+        notebooks.ReportError, match=r"01_training.ipynb cannot be read .*: mend it, or take the committed"
+    ):
+        notebooks.refuse_lost_edits(NAMES)
     executed.write_text(whole)
     notebooks.refuse_lost_edits(NAMES)
 

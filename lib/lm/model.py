@@ -101,6 +101,13 @@ def check_layers(section: ModelSection, layers: Iterable[int]) -> None:
         raise ModelError(f"layer {missing[0]}: the model has blocks 0 to {count - 1}")
 
 
+def check_vocabulary(lm: Pinned) -> None:
+    """ModelError if the tokenizer of somebody's model has ids that the model has no embedding of, as where it was not resized."""
+    if lm.section.name != "packaged" and len(tokenizer(lm)) > (embedded := settings(lm).vocab_size):
+        said = f"its tokenizer has {len(tokenizer(lm)):,} ids, and it embeds {embedded:,}"
+        raise ModelError(f"cannot use the model {lm.section.name!r}: {said}; resize its embeddings")
+
+
 @dataclass(frozen=True)
 class LM:
     """A causal chat model in eval mode with its tokenizer."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from lib import config, pages, store, wheels
 from lib.lm import sequences
 from lib.report import compare, notebooks, promotion, runner, site
+from lib.sae import exchange
 from lib.study import open_study
 from lib.texts import files
 
@@ -79,7 +80,8 @@ def _probe(options: argparse.Namespace) -> str:
     if not options.data.strip():
         raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .json, .parquet, hub:owner/name)")
     named = {f"probes.{name}": value for name in ("text", "label", "positive") if (value := getattr(options, name))}
-    overrides = runner.parse_settings(options.settings) | named | {"probes.data": runner.located(options.data)}
+    given = {"probes.layers": []} | runner.parse_settings(options.settings)  # no row is of a swept layer
+    overrides = given | named | {"probes.data": runner.located(options.data)}
     study = open_study(options.profile, overrides)
     profile = study.profile
     store.open_store("probe")  # its results do not stand among those of a run
@@ -107,13 +109,17 @@ def _probe(options: argparse.Namespace) -> str:
         like = ": so OOD prompts are of the same kinds as train" if "ood" in drawn else ""
         why = "All rows are in one split, or in none" if len(drawn) == 2 else f"No rows were given for {names}"
         said.append(f"{why}: {names} are a fifth of the clusters each, drawn by class{like}.")
+    if len(words := files.harmless(study.labelled).value) > 1:
+        said.append(f"Harmless is all but {options.positive!r}: {', '.join(f'{w} ({n:,})' for w, n in words.items())}.")
     if cut := sequences.cut(study.conversations).value:
         most = f"{profile.probes.limit:,} tokens, or what the model can read (probes.limit)"
         said.append(f"{cut:,} prompts are longer than {most}: only their beginnings are read.")
     for name, by_place in (kept.value if kept else {}).items():
         (one,) = by_place.values()
-        told = f"{name} loses {one['lost']:.2f}, with {one['l0']:.0f} latents active"
+        told = f"{name} loses {one['lost']:.2f} (their mean alone 1), with {one['l0']:.0f} latents active"
         said.append(f"Of the variance between prompts, {told}.")
+    if options.any_place:
+        said.append(f"{exchange.says(options.sae)}; here it reads {profile.model.name} after block {profile.layer}.")
     table = pages.table(rows, ("probe", *SPLITS.values(), "OOD recall at 1 % FP")).data
     return f"{table}\n\n" + "\n".join(said) + left_out
 

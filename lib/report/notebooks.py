@@ -75,6 +75,14 @@ def normalise(notebook: Any) -> Any:
     return out
 
 
+def _read(path: Path) -> Any:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, nbformat.ValidationError) as error:  # as of a merge that left its marks
+        said = str(error).partition("\n")[0][:100]
+        raise ReportError(f"{path} cannot be read ({said}): mend it, or take the committed one from git") from None
+
+
 def _cells(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(c.cell_type, c.source.strip(), tuple(sorted(c.metadata.get("tags", [])))) for c in notebook.cells]
 
@@ -83,7 +91,7 @@ def differences(name: str, executed: Path) -> list[str]:
     """What tells an executed notebook from its source, by type, source and tags of the cells; empty when they agree."""
     if not executed.is_file():
         return [f"{executed.name} is missing: run make report"]
-    mine, theirs = _cells(source(name)), _cells(nbformat.read(executed, as_version=4))
+    mine, theirs = _cells(source(name)), _cells(_read(executed))
     unlike = [number for number, (a, b) in enumerate(zip_longest(mine, theirs)) if a != b]
     return [f"{name}: cell {n} of the .py differs from the executed .ipynb: run make report" for n in unlike]
 
@@ -98,11 +106,11 @@ def refuse_lost_edits(which: Iterable[str]) -> None:
     JupyterLab or promoted is the ``.py``, and the edit would be written over."""
     for name in which:
         path = folder() / f"{name}.ipynb"
-        executed, text = nbformat.read(path, as_version=4) if path.is_file() else source(name), source(name)
-        then = executed.metadata.get("inputs", inputs(executed))
+        executed, text = _read(path) if path.is_file() else source(name), source(name)
+        then = executed.metadata.get("inputs")
         if inputs(executed) not in (then, inputs(text)):
             take = f"take them over with .venv/bin/jupytext --to py:percent notebooks/{name}.ipynb"
-            merge = f"the .py was edited too: take them over by hand, cell by cell, then delete {name}.ipynb"
+            merge = f"the .py may have been edited too: take them over by hand, cell by cell, then delete {name}.ipynb"
             said = f"{name}.ipynb holds edits that {name}.py lacks, which would be lost"
             raise ReportError(f"{said}: {take if inputs(text) == then else merge}")
 
@@ -111,7 +119,7 @@ def failed(executed: Path) -> list[str]:
     """Sentences of an executed notebook that its numbers do not bear out, each after the notebook's name."""
     texts = (
         str(output.get("data", {}).get("text/markdown", ""))
-        for cell in nbformat.read(executed, as_version=4).cells
+        for cell in _read(executed).cells
         for output in cell.get("outputs", [])
     )
     return [f"{executed.stem}: {text.removeprefix(pages.MARK)}" for text in texts if text.startswith(pages.MARK)]

@@ -109,6 +109,7 @@ def _card(trained: store.Artifact, **facts: Any) -> str:
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Settings, as in SAELens' cfg.json, and tensors."""
+    path = path / "params.npz" if (path / "params.npz").is_file() else path
     npz = path.suffix == ".npz"
     try:
         if not npz:
@@ -160,6 +161,9 @@ def read(path: Path | str) -> SAE:
         tensors["theta"] = torch.zeros(latents)
     if "theta" in tensors and tensors["theta"].numel() == 1:
         tensors["theta"] = tensors["theta"].expand(latents)
+    for name, size in (("d_in", width), ("d_sae", latents)):
+        if cfg.get(name, size) != size:
+            raise ExchangeError(f"{path}: cfg.json says {name} = {cfg[name]}, its tensors {size}")
     shapes = {"W_dec": (latents, width), "W_enc": (width, latents), "b_dec": (width,)}
     for name, tensor in tensors.items():
         if tensor.shape != (shape := shapes.get(name, (latents,))):
@@ -198,19 +202,32 @@ def read(path: Path | str) -> SAE:
     return sae.eval().requires_grad_(False)
 
 
-def _refuse_elsewhere(path: Path, lm: Pinned, layer: int) -> None:
-    """ExchangeError unless an SAE says that it reads this model after block ``layer``."""
+def _place(path: Path) -> tuple[str, str, bool]:
+    """(model, hook, whether weights that write to the residual stream were centred), as an SAE says."""
     cfg = _contents(path)[0]
     given = cfg | (cfg.get("metadata") or {})
     centred = (given.get("model_from_pretrained_kwargs") or {}).get("center_writing_weights")
-    hook, trained_on = str(given.get("hook_name") or given.get("hook_point")), str(given.get("model_name"))
+    return str(given.get("model_name")), str(given.get("hook_name") or given.get("hook_point")), bool(centred)
+
+
+def says(path: Path | str) -> str:
+    """What an SAE's folder or file says that it reads."""
+    trained_on, hook, centred = _place(Path(path).expanduser())
+    if "None" in (trained_on, hook):
+        return f"{path} does not say what it reads"
+    return f"{path} says that it reads {trained_on}{' with centred weights' * centred} at {hook}"
+
+
+def _refuse_elsewhere(path: Path, lm: Pinned, layer: int) -> None:
+    """ExchangeError unless an SAE says that it reads this model after block ``layer``."""
+    trained_on, hook, centred = _place(path)
     found = _HOOK.fullmatch(hook)
     block = int(found[1]) - (found[2] == "pre") if found else None
     names = {PACKAGED_NAME if lm.section.name == "packaged" else lm.section.name, Path(model.folder(lm)).name}
     known = {name.rsplit("/")[-1].lower() for name in names}
     if block != layer or trained_on.rsplit("/")[-1].lower() not in known or centred:
         raise ExchangeError(
-            f"{path} says that it reads {trained_on}{' with centred weights' * bool(centred)} at {hook}; here {lm.section.name} is read after block {layer}: "
+            f"{says(path)}; here {lm.section.name} is read after block {layer}: "
             "choose layer and model.name, or say that it may be of any place (--any-place, any_place=True)"
         )
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +84,7 @@ def _csv(data: bytes) -> Iterator[Given]:
     if header.startswith("sep="):  # as spreadsheets write it
         text, header = rest, rest.partition("\n")[0]
     fields = {mark: len(next(csv.reader([header], delimiter=mark, skipinitialspace=True), ())) for mark in ",;\t|"}
+    csv.field_size_limit(2**31 - 1)  # a text that is too long is told like any other fault
     delimiter = max(fields, key=fields.__getitem__)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     if twice := _twice(reader.fieldnames or ()):
@@ -96,10 +98,15 @@ def _csv(data: bytes) -> Iterator[Given]:
 
 
 def _twice(columns: Iterable[Any]) -> str:
-    """What is wrong with names of columns of which two are one, blanks around them aside; empty ones may be many."""
-    names = [str(column).strip() for column in columns]
+    """What is wrong with names of columns of which two are one (:func:`_name`); empty ones may be many."""
+    names = [_name(column) for column in columns]
     found = sorted({name for name in names if name and names.count(name) > 1})
     return f"two columns are named {found[0]!r}: rename one" if found else ""
+
+
+def _name(column: Any) -> str:
+    """A column's name as it is compared: without blanks around it, in small letters."""
+    return str(column).strip().lower()
 
 
 def _json(data: bytes) -> Iterable[Given]:
@@ -177,7 +184,9 @@ class Row(BaseModel):
 
 def _fault(column: str, called: str, value: Any) -> str:
     long = isinstance(value, str) and len(value) > 40
-    shown = f"{value[:40]!r}… ({len(value):,} characters)" if long else repr(value)
+    shown = (
+        f"{value[:40]!r}… ({len(value):,} characters)" if long else "an empty cell" if value is None else repr(value)
+    )
     return f"column {called}: {shown} is {Row.model_fields[column].description}"
 
 
@@ -191,8 +200,8 @@ def _cell(value: Any) -> Any:
 
 def _cells(row: dict[str, Any], named: Named, open_: Sequence[str]) -> dict[str, Any]:
     """A row under our names of columns."""
-    given = {str(column).strip(): value for column, value in row.items()}
-    cells = {column: _cell(given.get(named._asdict().get(column, column))) for column in Row.model_fields}
+    given = {_name(column): value for column, value in row.items()}
+    cells = {column: _cell(given.get(_name(named._asdict().get(column, column)))) for column in Row.model_fields}
     if named.positive and cells["label"] is not None:
         cells["label"] = int(str(cells["label"]).strip().lower() == named.positive.strip().lower())
     if len(open_) == 2 and ("split" not in given or _split(row) is not None):
@@ -201,8 +210,8 @@ def _cells(row: dict[str, Any], named: Named, open_: Sequence[str]) -> dict[str,
 
 
 def _split(row: dict[str, Any]) -> str | None:
-    named = {str(column).strip(): value for column, value in row.items()}
-    return SPLIT_NAMES.get(str(named.get("split")).strip().lower())
+    given = {_name(column): value for column, value in row.items()}
+    return SPLIT_NAMES.get(str(given.get("split")).strip().lower())
 
 
 def lacking(rows: Sequence[Given]) -> list[str]:
@@ -235,7 +244,7 @@ def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[
     has = [str(column).strip() for column in first or ()]
     if twice := _twice(has):
         raise DataError(f"{name}: {twice}")
-    if first and (missing := {named.text, named.label} - set(has)):
+    if first and (missing := {x for x in (named.text, named.label) if _name(x) not in map(_name, has)}):
         remedy = "name yours: --text COLUMN --label COLUMN"
         raise DataError(f"{name} lacks the column {', '.join(sorted(missing))}; it has {', '.join(has)}: {remedy}")
     open_, checked, faults = lacking(rows), dict[int, Row](), list[Fault]()
@@ -262,8 +271,17 @@ def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[
         groups = likeness.clusters([row.text for row in good]).tolist()
     conflicts = _conflicts(list(checked), good, groups, "near-duplicates" if bare else "of one group")
     if faults or conflicts:
-        remedy = ": give a text one label and one split, or say in a column group what belongs together"
-        raise DataError(f"{name}, {_listed(faults + conflicts)}{remedy if conflicts else ''}")
+        remedy = (
+            ": give a text one label and one split, or groups of your own, one of each row where rows only look alike"
+        )
+        said = f"{name}, {_listed(faults + conflicts)}{remedy if conflicts else ''}"
+        words = _words(rows, named)
+        if not named.positive and words and not any(word.lower() in LABELS for word in words):
+            said += f"; which label is harmful, --positive says: {', '.join(words)} are there"
+        raise DataError(said)
+    if open_ and 2 * (most := max(np.bincount(groups))) > len(groups):
+        told = f"{most:,} of {len(groups):,} rows are of one group, or near-duplicates of one another as a template makes them"
+        raise DataError(f"{name}: {told}, so that no split can be drawn: give a column split, or group")
     good = _draw(good, groups, open_) if open_ else good
     examples = [
         Example(
@@ -281,6 +299,14 @@ def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[
         drawn = f"; {' and '.join(open_)} were drawn, from {len(set(groups))} clusters" if open_ else ""
         raise DataError(f"{name}: {error}{drawn}") from None
     return examples
+
+
+def _words(rows: Sequence[Given], named: Named) -> dict[str, int]:
+    """How often each label but the harmful one stands in a file, the most frequent first."""
+    labels = (_cells(row, named._replace(positive=""), ())["label"] for row in rows if isinstance(row, dict))
+    words = (str(label).strip() for label in labels if label is not None)
+    counts = Counter(word for word in words if word.lower() != named.positive.strip().lower())
+    return dict(counts.most_common(SHOWN))
 
 
 def _folded(rows: Sequence[Row]) -> list[str]:
@@ -319,10 +345,18 @@ def prompt_file(out: Path, where: str, content: str, named: Named = NAMED) -> No
     rows, name = rows_of(where), where if where.startswith("hub:") else Path(where).name
     write(out, examples_of(rows, name, named))
     (out / "drawn.json").write_text(json.dumps(lacking(rows)), encoding="utf-8")
+    (out / "harmless.json").write_text(json.dumps(_words(rows, named) if named.positive else {}), encoding="utf-8")
 
 
 @store.result
 def drawn(prompts: store.Artifact) -> list[str]:
     """Step: the splits of a :func:`prompt_file` that were drawn."""
     found: list[str] = json.loads((prompts.path / "drawn.json").read_text(encoding="utf-8"))
+    return found
+
+
+@store.result
+def harmless(prompts: store.Artifact) -> dict[str, int]:
+    """Step: which words of a :func:`prompt_file` are taken for harmless because another was named the harmful one, and how often."""
+    found: dict[str, int] = json.loads((prompts.path / "harmless.json").read_text(encoding="utf-8"))
     return found
