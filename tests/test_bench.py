@@ -29,6 +29,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
     return folder, x[3000:]
 
 
+needs_peers = pytest.mark.skipif(not bench.PEERS.exists(), reason="the peers are not installed: make test does it")
+
+
+@needs_peers
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.all] * (name != "jumprelu")) for name in bench.VARIANTS]
 )
@@ -167,6 +171,7 @@ def test_our_contender_runs_in_a_process_of_its_own(data: tuple[Path, torch.Tens
         assert load_file(job["weights"])["theta"].shape == (M,)
 
 
+@needs_peers
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_harvesters_see_the_same_texts(tiny: ModelSection, tmp_path: Path) -> None:
     """Ours runs them all, each round; a peer's first batch has our residuals; batches of like lengths are that."""
@@ -207,6 +212,7 @@ def test_saelens_is_also_timed_with_the_memory_settings_that_ours_sets(monkeypat
     assert {names[option]: str(size) for option, size in asked.items()} == bench.ALLOCATOR
 
 
+@needs_peers
 def test_a_contender_that_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(bench.BenchError, match="saelens failed at train"):
         bench.contend("train", {"peer": "saelens", "x": "nowhere"}, tmp_path)
