@@ -210,7 +210,7 @@ Markdown(
 # %% [markdown]
 # ## What we find
 #
-# **We find** that an SAE which never saw chat leaves over two fifths more unexplained there than one that did; that finetuning repairs this
+# **We find** that an SAE which never saw chat leaves over a third more unexplained there than one that did; that finetuning repairs this
 # in half the steps of a new training and forgets little; and that it ends no worse than an SAE trained on chat from the start.
 #
 # **It means** that how SAEs do on chat, in this report and elsewhere, depends on what they have read: an SAE for pretraining text is a weak
@@ -224,6 +224,6 @@ Markdown(
 
 # %%
 expect(
-    chat["pretraining"]["fvu"] > 1.4 * max(chat["finetuned"]["fvu"], chat["chat"]["fvu"]),
-    "the pretraining SAE leaves over two fifths more unexplained on chat than the other two",
+    chat["pretraining"]["fvu"] > 1.33 * max(chat["finetuned"]["fvu"], chat["chat"]["fvu"]),
+    "the pretraining SAE leaves over a third more unexplained on chat than the other two",
 )

@@ -203,8 +203,8 @@ expect(
 )
 
 # %% [markdown]
-# That was seen after the fact, and is not one of the tests fixed beforehand. One Gated SAE, in its one run, does better, there also than
-# the dense probe (appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
+# That was seen after the fact, and is not one of the tests fixed beforehand. The one Gated and the one TopK SAE do no better (one run each;
+# appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
 # in a hundred may be flagged.
 
 # %% tags=["hide-input"]
@@ -369,8 +369,8 @@ figures.headed(axis.figure, "What SAEs leave out carries the signal nearly as we
 pages.publish(
     axis.figure,
     "02_reconstructions",
-    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; hardly any loss OOD is "
-    "resolved from nought.",
+    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; OOD, the finetuned "
+    "and the chat SAE's losses on reconstructions are resolved from nought.",
     alt="Forest plot: the loss of a dense probe on reconstructions and on errors of three SAEs; errors lose next to nothing.",
 )
 errors_lost = [lost[f"error, {name}"]["OOD"]["difference"] for name in three]
@@ -442,16 +442,16 @@ pages.publish(
     "02_places",
     "What a probe on the finetuned SAE's reconstruction loses, by place of reading. Dots: runs; bars: 95 %, over prompts and runs. Right: share "
     "of the variance between prompts that reconstructions miss, first run.",
-    alt="Loss by place of reading; at every template token the interval holds nought and reaches beyond the band of no loss, and most variance is lost.",
+    alt="Loss by place of reading; at every template token the interval reaches beyond the band of no loss, and most variance is lost.",
 )
 expect(
     all(
-        low < 0 and high > 0.02
-        for low, high in (
+        high > 0.02
+        for _, high in (
             place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
         )
     ),
-    "at no token after the user's text is a loss resolved from nought for the finetuned SAE, nor one of two hundredths ruled out",
+    "at no token after the user's text is a loss of two hundredths ruled out for the finetuned SAE",
 )
 
 # %% [markdown]
@@ -698,7 +698,7 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 #   in the mean (seen after the fact). Than the dense
 #   probe they are worse in the mean at every k; but SAE seeds differ so much that the claim fixed beforehand (B4b) stays inconclusive.
 # - What an SAE leaves out carries the signal nearly as well as the residual stream. Its reconstruction carries less in the mean; resolved is
-#   that for one SAE of three.
+#   that for two SAEs of three.
 # - Right after the user's text, where probes read, the finetuned SAE misses most of the variance between prompts; over the text, less than half.
 # - Taught on plain prompts only, the dense probe falls to about what shuffled labels leave, while a sentence embedding stays good; with harmless
 #   prompts in jailbreaks among the training prompts it falls too: part of what it learns is "is wrapped".
@@ -722,7 +722,7 @@ if {"plain prompts only", "with benign in jailbreaks"} <= trained_on.keys():
         "harmless prompts in jailbreaks cost the dense probe too",
     )
 resolved = [name for name in three if gaps[f"dense - reconstruction, {name}"]["ood"]["interval"][0] > 0]
-expect(resolved == ["chat"], "the loss on reconstructions is resolved for one SAE of three")
+expect(resolved == ["finetuned", "chat"], "the loss on reconstructions is resolved for two SAEs of three")
 missed_by = fidelity["finetuned"]
 expect(
     missed_by[str(q.position)]["lost"] > 0.5 > missed_by["mean user"]["lost"],
@@ -885,20 +885,23 @@ lines = {
 axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
 dense_level(axis, "dense")
 axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
-figures.headed(axis.figure, "One Gated SAE, in its one run, comes level with the dense probe")
+figures.headed(axis.figure, "At every sparsity twenty latents stay behind the dense probe")
 figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "02_sparsity",
     "Probes on twenty latents against how many are active. Only the middle points of the three lines and QF have several runs; other bars are "
     "over prompts only. Line and band: the dense probe's mean over runs.",
-    alt="OOD AUROC against L0 for six kinds of SAE; all are well below the dense probe's mean but one Gated SAE, which is close to it.",
+    alt="OOD AUROC against L0 for six kinds of SAE; all are below the dense probe's mean.",
 )
-if gated := at("Gated", q.k_claim):
-    expect(
-        gated["auroc"] > max(components["seeds"]) and gated["auroc"] > probes["dense"]["ood"]["seeds"][0],
-        "twenty latents of the one Gated SAE beat twenty principal components in every run, and the dense probe on the same draw",
-    )
+expect(
+    max(entry["auroc"] for line in lines.values() for _, entry in line) < probes["dense"]["ood"]["auroc"],
+    "twenty latents of every SAE, of whatever kind and sparsity, score less than the dense probe in the mean",
+)
+expect(
+    all(entry["auroc"] < min(components["seeds"]) for kind in ("Gated", "TopK") for _, entry in lines.get(kind, [])),
+    "twenty latents of the one Gated and of the one TopK SAE score less than twenty principal components in any run",
+)
 
 # %%
 axis = figures.curves(

@@ -91,7 +91,7 @@ axis = figures.forest(named, "share")
 axis.set(
     xlabel=f"share of prompts on which the latent fires (n = {found['n']:,})",
     ylabel="latent, and the token it peaks on",
-    title="Most of these latents read punctuation or “Write”",
+    title="Half of these latents read punctuation or “Write”",
 )
 pages.publish(
     axis.figure,
@@ -101,7 +101,7 @@ pages.publish(
     alt="Forest plot of ten latents: those that peak on full stop, comma and question mark fire on harmless prompts, “Write” on harmful ones.",
 )
 style = [latent for latent in latents if peak(latent).lower() in {".", ",", "?", "write"}]
-expect(len(style) > len(latents) / 2, "more than half of these latents peak on punctuation or on “Write”")
+expect(len(style) >= len(latents) / 2, "half of these latents or more peak on punctuation or on “Write”")
 expect(
     any(peak(latent) == "?" and latent["harmful_share"] == 0 < 0.5 < latent["harmless_share"] for latent in latents),
     "a latent for question marks fires on most chat prompts and on no HarmBench prompt",
@@ -154,12 +154,13 @@ def apart(row):
 
 
 expect(
-    apart(rival[0]) > max(apart(latent) for latent in latents),
-    "one style feature separates the pair better than any of the latents",
+    abs(apart(rival[0]) - max(apart(latent) for latent in latents)) < 0.03,
+    "the best style feature and the best latent separate the pair about equally well",
 )
 expect(
-    {"first word is imperative", "ends with punctuation", "first person"} <= {row["feature"] for row in rival[:8]},
-    "the first style features tell of orders, of final punctuation and of the first person",
+    {"first word is imperative", "ends with punctuation", "contains a question mark", "first person"}
+    <= {row["feature"] for row in rival[:10]},
+    "the first style features tell of orders, of final punctuation, of question marks and of the first person",
 )
 
 # %% tags=["hide-input"]
@@ -177,7 +178,7 @@ pages.table(
 # ## What we find
 #
 # **We find** the shortcuts by reading a handful of cards: the benchmark's prompts are orders that begin with “Write”, without full stops,
-# first person or question marks. Counting features, with no model, finds the same ones, and separates the pair a little better.
+# first person or question marks. Counting features, with no model, finds the same ones, and separates the pair about as well.
 #
 # **It means** that latents are a quick way to see what is wrong with a data set, for somebody who does not know what to look for; they are
 # no better at it than a list of obvious features, and the list had to be thought of. A detector taught on this pair would learn to

@@ -180,7 +180,7 @@ pages.table(
 # ## Check: the start of training matters as much
 #
 # At its middle setting every family has only a handful of high-frequency latents. All but one: the same JumpReLU SAE with the plain start ends with
-# ten times as many, and worse in FVU at about the same L0.
+# several times as many, and worse in FVU at about the same L0.
 
 # %% tags=["hide-input"]
 centre = {name: points[len(points) // 2] for name, points in found.items()}
@@ -192,10 +192,10 @@ pages.table(
 # %%
 start, plain = centre["JumpReLU"], centre["JumpReLU, plain start"]
 expect(
-    plain["high"] > 10 * start["high"]
+    plain["high"] > 4 * start["high"]
     and plain["fvu_interval"][0] > start["fvu_interval"][1]
     and plain["l0"] < 1.1 * start["l0"],
-    "the plain start ends with over ten times as many high-frequency latents and a higher FVU, at nearly the same L0",
+    "the plain start ends with several times as many high-frequency latents and a higher FVU, at nearly the same L0",
 )
 expect(
     max(e["high"] for name, e in centre.items() if name != "JumpReLU, plain start") <= 5,
