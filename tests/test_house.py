@@ -99,7 +99,7 @@ def test_names_of_lib_are_written_out() -> None:
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-IN_ALL = 7_490  # lines of lib, all its files together
+IN_ALL = 7_500  # lines of lib, all its files together
 
 
 def too_large(paths: list[Path]) -> Iterator[str]:

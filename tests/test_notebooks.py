@@ -20,7 +20,7 @@ from lib.report import notebooks, promotion, runner
 from lib.report.compare import Tolerant, drift, figure_drift
 
 NAMES = sorted(notebooks.names())
-MINIMUM = {"00": 5, "01": 9, "02": 30, "03": 9, "04": 9, "05": 7}  # outputs that nbval compares
+MINIMUM = {"00": 5, "01": 9, "02": 30, "03": 8, "04": 9, "05": 7}  # outputs that nbval compares
 
 
 def committed(name: str) -> Path:

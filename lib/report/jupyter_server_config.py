@@ -1,5 +1,6 @@
 """Read by ``make lab``'s JupyterLab: saving a notebook changes no more than was edited."""
 
+import copy
 from pathlib import PurePath
 from typing import Any
 
@@ -13,7 +14,13 @@ c = get_config()  # type: ignore[name-defined]  # noqa: F821
 def _plain(model: dict[str, Any], path: str, **_: Any) -> None:
     """The metadata that is committed, in place of what this kernel and this version of JupyterLab write; of the report's own."""
     if model["type"] == "notebook" and PurePath(path).stem in notebooks.names():
-        model["content"]["metadata"] = notebooks.metadata(nbformat.from_dict(model["content"]))
+        plain = nbformat.from_dict(
+            copy.deepcopy(model["content"])
+        )  # what is saved as .py after it is the content itself
+        plain.metadata = nbformat.from_dict(notebooks.metadata(plain))
+        for cell in plain.cells:
+            cell.metadata.pop("lines_to_next_cell", None)  # how the .py is laid out
+        model["content"] = plain
 
 
 c.FileContentsManager.pre_save_hook = _plain
