@@ -436,7 +436,7 @@ left.axvline(0, color="#444444", linewidth=1)
 left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
 right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
-figures.headed(figure, "After the user's text no loss is resolved, and none is ruled out")
+figures.headed(figure, "At no token after the user's text is a loss ruled out")
 pages.publish(
     figure,
     "02_places",
