@@ -42,7 +42,7 @@ probe: $(ENV)/installed data/cache/.fetched  ## probes of your own prompts: DATA
 test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
 	$(ENV)/bin/python -m pytest
 
-test-all: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## the same, README's examples as printed, and every variant beside SAELens'
+test-all: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## the same, README's examples as printed, and the benchmark's contenders
 	$(ENV)/bin/python -m pytest -m ""
 
 bench: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## speed of training and harvest beside the peers, in one run

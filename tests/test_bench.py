@@ -32,10 +32,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
 needs_peers = pytest.mark.skipif(not bench.PEERS.exists(), reason="the peers are not installed: make test does it")
 
 
+@pytest.mark.all
 @needs_peers
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=[pytest.mark.all] * (name != "jumprelu")) for name in bench.VARIANTS]
-)
+@pytest.mark.parametrize("variant", bench.VARIANTS)
 def test_after_equal_tokens_ours_is_where_saelens_is(
     variant: str, data: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +158,7 @@ def test_a_larger_penalty_lowers_l0(peer: str, data: tuple[Path, torch.Tensor]) 
     assert l0 == sorted(l0, reverse=True) and l0[0] > 1.1 * l0[2]
 
 
+@pytest.mark.all
 def test_our_contender_runs_in_a_process_of_its_own(data: tuple[Path, torch.Tensor]) -> None:
     folder, _ = data
     x = load_file(folder / "x.safetensors")["x"]
@@ -171,6 +171,7 @@ def test_our_contender_runs_in_a_process_of_its_own(data: tuple[Path, torch.Tens
         assert load_file(job["weights"])["theta"].shape == (M,)
 
 
+@pytest.mark.all
 @needs_peers
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_harvesters_see_the_same_texts(tiny: ModelSection, tmp_path: Path) -> None:
