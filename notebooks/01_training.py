@@ -18,35 +18,31 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from IPython.display import Markdown
 
 from lib import figures, pages
 from lib.pages import expect
-from lib.sae import metrics, training
+from lib.probes.views import Latents, kept
+from lib.sae import controls, metrics, training
 from lib.sae.gradients import JumpReLUFunction
 from lib.store import values
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
-p, t = study.profile, study.profile.training
+p, q, t = study.profile, study.profile.probes, study.profile.training
 pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison
 #
-# Three SAEs of one kind read the same place of the same model. The *pretraining* SAE has seen encyclopaedia and news text; *finetuned* goes
-# on from there on chat, for half as many steps; *chat* has seen chat only, from the first step. Chat is transcripts, and answers
-# that the model itself wrote to their first turns. Another SAE is one more line here.
+# Four SAEs of one kind read the same place of the same model, for the same number of steps. The *pretraining* SAE has seen encyclopaedia and
+# news text; *IT* the same text as if users had written it, in the model's chat template; *finetuned* leaves IT after two thirds of the steps and
+# goes on with chat; *chat* has seen chat only. Chat is one user turn at a time, with the beginning of its answer. Another SAE is one more line here.
 
 # %%
-sae = study.sae("jumprelu", coefficient=t.coefficient)
-before = study.train("pretraining", sae)
-saes = {
-    "pretraining": before,
-    "finetuned": study.train("chat", sae, start=before, share=0.5),
-    "chat": study.train("chat", sae),
-}
+saes = {name: study.saes[name][0] for name in ("pretraining", "IT", "finetuned", "chat")}
 quality = values(
     {
         corpus: {name: study.evaluate(trained, corpus, f"01_{name}_on_{corpus}") for name, trained in saes.items()}
@@ -163,6 +159,84 @@ expect(
     logs["finetuned"][0]["reconstruction"] < 0.36 * logs["chat"][0]["reconstruction"]
     and logs["finetuned"][-1]["reconstruction"] < logs["chat"][-1]["reconstruction"],
     "the finetuned SAE begins at about a third of the error of the one from scratch, and ends below it",
+)
+
+# %% [markdown]
+# ## Can they read a prompt?
+#
+# A detector of harmful requests (notebook 02) reads an SAE at one place of a prompt: the end of turn, or the maximum or mean over the user's
+# text. *Lost* is the share of the variance between prompts that reconstructions miss there. An *untrained* SAE, of random directions, says
+# what a figure is worth. An SAE is evidence about SAEs only where it loses little: we ask for a fifth at most at the mean.
+
+# %%
+places = {"end of turn": q.position, "maximum": "max user", "mean": "mean user"}
+random = controls.untrained(saes["chat"], study.labelled, study.prompt_activations, p.layer, q.position, 0)
+every = {name: made[0] for name, made in study.saes.items()} | {"untrained": random}
+seen = {name: {place: study.see(Latents, [sae], at)[0] for place, at in places.items()} for name, sae in every.items()}
+kept_of = kept(study.labelled, study.prompt_activations, p.layer, seen, name="01_lost").value
+held_out = values({name: study.evaluate(sae, "chat", f"01_{name}_held_out") for name, sae in every.items()})
+pages.table(
+    (
+        (
+            name,
+            f"{held_out[name]['fvu']:.3f}",
+            f"{held_out[name]['l0']:.0f}",
+            " · ".join(f"{row[at]['lost']:.2f}" for at in places),
+        )
+        for name, row in kept_of.items()
+    ),
+    ("SAE", "FVU, held-out chat", "L0", f"lost at {', '.join(places)}"),
+)
+
+# %% [markdown]
+# ## The settings: searched once
+#
+# Learning rate, warm-up and start are the same for every kind of SAE. Each was varied alone, on chat, for a third of the steps, at several
+# sparsities; FVU is compared at one L0, by interpolation. The report's settings are the first row.
+
+# %%
+rate, third = t.learning_rate, {"share": 1 / 3}
+tried = {"as in the report": ({}, {}), "a third of the rate": ({"learning_rate": rate / 3}, {})}
+tried |= {
+    "three times the rate": ({"learning_rate": 3 * rate}, {}),
+    "four times the warm-up": ({"warmup": 4 * t.warmup}, {}),
+}
+tried |= {
+    "start as sparse as the threshold has it": ({}, {"initial_l0": 0.0}),
+    "start at three times the L0": ({}, {"initial_l0": 3 * t.initial_l0}),
+}
+kinds = {
+    "jumprelu": [{"coefficient": c * t.coefficient} for c in (0.5, 2)],
+    "gated": [{"coefficient": c * t.gated} for c in (0.7, 1.6)],
+}
+kinds["topk"] = [{"k": t.k}]
+runs = {
+    (what, kind, number): study.train("chat", study.sae(kind, **field, **fields), **third, **how)
+    for what, (how, fields) in tried.items()
+    for kind, among in kinds.items()
+    for number, field in enumerate(among)
+    if kind != "topk" or not fields  # its sparsity is given
+}
+found = values(
+    {
+        key: study.evaluate(run, "chat", "01_search_" + "_".join(map(str, key)).replace(" ", "-"))
+        for key, run in runs.items()
+    }
+)
+
+
+def at_one_l0(what, kind):
+    """FVU at L0 = k of the TopK SAE, between those tried."""
+    points = sorted((entry["l0"], entry["fvu"]) for (w, k, _), entry in found.items() if (w, k) == (what, kind))
+    return (
+        float(np.interp(np.log(t.k), *zip(*((np.log(l0), fvu) for l0, fvu in points), strict=True))) if points else None
+    )
+
+
+search = {what: {kind: at_one_l0(what, kind) for kind in kinds} for what in tried}
+pages.table(
+    ((what, *("" if x is None else f"{x:.3f}" for x in row.values())) for what, row in search.items()),
+    ("setting", *(f"FVU, {kind}" for kind in kinds)),
 )
 
 # %% [markdown]

@@ -30,25 +30,17 @@ from collections import Counter
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
+from safetensors.numpy import load_file
 
 from lib import claims, config, figures, pages, stats
 from lib.lm import answers, sequences
-from lib.lm.activations import POOLS
 from lib.pages import expect
 from lib.probes import methods, tables
-from lib.probes.changes import Fewer, Mislabelled, OneLength, OneStyle, Plain, Shuffled, Wrapped
-from lib.probes.methods import (
-    AtRandom,
-    ByL1Path,
-    ByMeanDifference,
-    Logistic,
-    PrincipalComponents,
-    RandomDirections,
-    SingleLatent,
-)
+from lib.probes.changes import Balanced, Fewer, Mislabelled, Plain, Shuffled
+from lib.probes.methods import AtRandom, ByL1Path, ByMeanDifference, PrincipalComponents, RandomDirections, SingleLatent
 from lib.probes.tables import TRANSFER
 from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, kept
-from lib.sae.penalties import QuadraticFrequency
+from lib.sae import controls
 from lib.store import result
 from lib.study import open_study
 from lib.texts import examples, files, transforms
@@ -59,79 +51,82 @@ pages.banner(profile, overrides)
 
 # %% tags=["hide-input"]
 Markdown(
-    f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}, "
-    f"{q.position} tokens after the end of the user's text (the site). {q.seeds} runs."
+    f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}. "
+    f"The end of turn is {q.position} tokens after the user's text. {q.seeds} SAE seeds × {q.draws} draws of train and validation."
 )
 
 # %% [markdown]
 # ## The comparison
 #
-# Which SAEs. Each is trained once for every *run*; a run also draws anew which prompts are for training and which for validation. The
-# *pretraining* SAE has read encyclopaedia text, the *finetuned* one goes on from there on chat, the *chat* one has read chat only; *QF*
-# is a chat SAE with another sparsity penalty (notebook 05).
-
+# Which SAEs. All have had the same number of steps. The *IT* SAE has read encyclopaedia text as if users had written it, in the chat template,
+# as the post's baseline did; the *finetuned* one leaves it for chat after two thirds of the steps; the *chat* one has read chat only.
+# Each is trained from several *seeds*. Beside them, from fewer seeds, a *pretraining* SAE that read plain text, and other kinds of chat
+# SAE: *TopK*, *Gated*, and *QF*, with another sparsity penalty (notebook 05).
 
 # %%
-def three_ways(coefficient, run=0):
-    """Three ways to get a chat SAE; finetuning takes half as many steps again."""
-    sae = study.sae("jumprelu", coefficient=coefficient)
-    before = study.train("pretraining", sae, run=run)
+saes = study.saes
+three = ("IT", "finetuned", "chat")  # those of the post's claims
+
+# %% [markdown]
+# One chat SAE each of other sparsity (appendix), and *untrained* ones, of random directions, which show what a figure is worth.
+
+# %%
+others = {f"chat, λ={c:g}": study.train("chat", study.jumprelu(coefficient=c)) for c in t.sweep if c != t.coefficient}
+untrained = [
+    controls.untrained(sae, study.labelled, study.prompt_activations, p.layer, q.position, run)
+    for run, sae in enumerate(saes["chat"][: q.fewer_seeds])
+]
+
+# %% [markdown]
+# Which probes, and what each of them sees. The *dense* probe is a linear regression on the residual stream. A *k-sparse* probe sees k
+# latents: those whose means differ most between the two classes. Its rivals see as many principal components, random directions, or
+# random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean.
+# Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is chosen by leaving
+# out one kind of training prompt at a time; OOD prompts choose nothing. To try a probe of your own, add a line: only that line is computed.
+
+# %%
+two = {"end of turn": q.position, "maximum": "max user"}  # the post's places: claims are decided at one of them
+places = two | {"mean": "mean user"}  # and the one where SAEs lose least
+
+
+def at_each(among, probe, see=None, made=()):
+    """{place: a probe fit on the residual stream there, or on what SAEs make of it}."""
     return {
-        "pretraining": before,
-        "finetuned": study.train("chat", sae, start=before, share=0.5, run=run),
-        "chat": study.train("chat", sae, run=run),
+        name: study.fit(probe, *(study.see(see, made, at) if made else (Residual(at),))) for name, at in among.items()
     }
 
 
-every = [three_ways(t.coefficient, run) for run in range(q.seeds)]
-saes = {name: [ways[name] for ways in every] for name in every[0]}
-three = tuple(saes)  # those of the post's claims
-penalised = study.sae("jumprelu", coefficient=t.coefficient, penalty=QuadraticFrequency(t.omegas[0]))
-saes["QF"] = [study.train("chat", penalised, run=run) for run in range(q.seeds)]
-
-# %% [markdown]
-# More SAEs, in one run each: the same three at other sparsity, and two other kinds (appendix).
-
-# %%
-others = {f"{name}, λ={c:g}": sae for c in t.sweep if c != t.coefficient for name, sae in three_ways(c).items()}
-others["TopK"] = study.train("chat", study.sae("topk", k=t.k_sweep[len(t.k_sweep) // 2]))
-others["Gated"] = study.train("chat", study.sae("gated", coefficient=t.gated_sweep[len(t.gated_sweep) // 2]))
-
-# %% [markdown]
-# Which probes, and what each of them sees. The *dense* probe is a logistic regression on the residual stream at one token. A *k-sparse*
-# probe sees k latents: those whose means differ most between the two classes. Its rivals see as many principal components, random
-# directions, or random latents. Everything is taught on training prompts; whatever has to be chosen (regularisation, k) is chosen on
-# validation prompts; OOD prompts choose nothing. To try a probe of your own, add a line here: only that line is computed.
-
-# %%
-linear, site = Logistic(q.penalties), Residual(q.position)
-by_mean, by_path = study.few(ByMeanDifference()), study.few(ByL1Path())
-dense = study.baselines["dense"]
-latents = {name: study.fit(by_mean, *study.see(Latents, trained)) for name, trained in saes.items()}
-paths = {name: study.fit(by_path, *study.see(Latents, saes[name])) for name in three}
-singles = {name: study.fit(SingleLatent(), *study.see(Latents, trained)) for name, trained in saes.items()}
-rebuilt = {name: study.fit(linear, *study.see(Reconstruction, saes[name])) for name in three}
-missed = {name: study.fit(linear, *study.see(Error, saes[name])) for name in three}
-pooled = study.fit(by_mean, *study.see(Latents, saes["finetuned"], "max user"))
-rivals = {
-    "principal components": study.fit(study.few(PrincipalComponents()), site),
-    "random directions": study.fit(study.few(RandomDirections()), site),
-    "random latents": study.fit(study.few(AtRandom()), *study.see(Latents, saes["finetuned"])),
+linear, few, fewer = study.linear, study.few(), saes["finetuned"][: q.fewer_seeds]
+by_place = {"dense": at_each(places, linear)}
+by_place |= {f"k latents, {name}": at_each(places, few, Latents, made) for name, made in saes.items()}
+by_place |= {f"single latent, {name}": at_each(two, SingleLatent(), Latents, saes[name]) for name in three}
+by_place |= {f"reconstruction, {name}": at_each(two, linear, Reconstruction, saes[name]) for name in three}
+by_place |= {
+    "principal components": at_each(two, study.few(PrincipalComponents())),
+    "random directions": at_each(two, study.few(RandomDirections())),
+    "k latents, untrained": at_each(two, few, Latents, untrained),
+    "random latents": at_each(two, study.few(AtRandom()), Latents, fewer),
 }
+of_post = {method: {name: at[name] for name in two} for method, at in by_place.items()}
+choices = tables.chosen(of_post, name="02_choices").value
 
 # %%
-fits = {
-    **study.baselines,
-    **{f"reconstruction, {name}": fit for name, fit in rebuilt.items()},
-    **{f"error, {name}": fit for name, fit in missed.items()},
-    **{f"k latents, {name}": fit for name, fit in latents.items()},
-    **{f"k latents by L1 path, {name}": fit for name, fit in paths.items()},
-    "k latents, finetuned, max over user turn": pooled,
-}  # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
+best = {method: by_place[method][choice["best"]] for method, choice in choices.items()}
+path = study.few(ByL1Path())
+read_at = {name: places[choices[f"k latents, {name}"]["best"]] for name in three}
+best |= {
+    f"k latents by L1 path, {n}": study.fit(path, *study.see(Latents, saes[n][: q.fewer_seeds], read_at[n])) for n in three
+}
+best |= {
+    f"error, {n}": study.fit(linear, *study.see(Error, saes[n])) for n in three
+}  # what it leaves out, at the end of turn
+fits = {**{f"{name}": fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
+# yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
 
 # %%
 probes = study.table(fits, name="02_probes").value
-sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**latents, **rivals}.items() for k in q.ks}
+of_k = {name: best[name] for name in best if name.startswith(("k latents", "principal", "random"))}
+sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in of_k.items() for k in q.ks}
 by_k = study.table(sizes, name="02_k_sparse", slices=False).value
 
 
@@ -166,11 +161,8 @@ axes = figures.panels(
     [f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2
 )
 for name, axis in zip(three, axes.values(), strict=True):
-    figures.curves(
-        {"principal components": curve("principal components"), f"{name} SAE": curve(name)},
-        axis=axis,
-        ticks=(1, 5, 20, 100),
-    )
+    lines = {"principal components": curve("principal components"), f"{name} SAE": curve(f"k latents, {name}")}
+    figures.curves(lines, axis=axis, ticks=(1, 5, 20, 50))
     dense_level(axis, "dense probe" if name == three[0] else "")
 orange = figures.look("principal components")["color"]
 beside = axes["finetuned SAE"]
@@ -181,24 +173,29 @@ figures.headed(
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
-    "OOD AUROC of probes on k latents of an SAE and on k principal components. Thin: runs; thick: their mean. Shaded: the dense probe's 95 % "
-    "interval, over prompts and runs.",
+    "OOD AUROC of probes on k latents of an SAE and on k principal components. Thin: SAE seeds, or draws; thick: their mean. Shaded: the "
+    "dense probe's 95 % interval, over prompts, seeds and draws.",
     alt="Three panels, one an SAE: from k = 20 on the line of principal components lies above that of the SAE's latents, below the dense probe.",
 )
 
 # %%
-few_ood = {name: at(name, q.k_claim) for name in saes}
+few_ood = {name: at(f"k latents, {name}", q.k_claim) for name in saes}
 components = at("principal components", q.k_claim)
 expect(
-    all(min(components["seeds"]) > max(few_ood[name]["seeds"]) for name in three),
-    "twenty principal components beat twenty latents of every one of these three SAEs in every run",
+    all(components["auroc"] > few_ood[name]["auroc"] for name in three),
+    "twenty principal components beat twenty latents of every one of these three SAEs in the mean",
 )
 expect(
-    all(at("principal components", k)["auroc"] > at(name, k)["auroc"] for name in saes for k in q.ks if k >= 20),
+    all(
+        at("principal components", k)["auroc"] > e["auroc"]
+        for name in saes
+        for k, e in curve(f"k latents, {name}")
+        if k >= 20
+    ),
     "from twenty on principal components have the higher mean at every k",
 )
 expect(
-    all(at(name, k)["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for k in q.ks),
+    all(e["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for _, e in curve(f"k latents, {name}")),
     "at no k does the mean over runs of an SAE's probe reach that of the dense probe",
 )
 
@@ -242,31 +239,68 @@ expect(
 #
 # **Prompts.** Harmful ones are HarmBench's, harmless ones first turns of chats. They are split by *cluster* (near-duplicates stay together)
 # before they are wrapped. A jailbroken prompt stays harmful; a harmful text inside an innocent errand ("how many words are in the
-# following text?") is harmless. OOD are AdvBench, harmful questions, requests that only look harmful, other chats, and two jailbreaks and
-# two errands that training never saw. Harmless prompts inside a jailbreak stand apart: no probe learns from them, but for one control, and
-# no overall figure holds them, as the post has none.
+# following text?") is harmless. OOD are, as in the post, AdvBench, requests that only look harmful, other chats, and two jailbreaks and
+# two errands that training never saw; a *wider* set adds harmful questions, their benign twins and sensitive requests. As they come,
+# harmful and harmless prompts differ in style: so all are brought to one (one line, no "please", no punctuation at the end, a capital first),
+# and in training all are instructions. The chats of OOD come from the collection of the training ones; figures without them stand beside.
 
 
 # %% tags=["hide-input"]
 @result
 def counts(prompts):
-    """Rows {split, slice, label, n} of a labelled set."""
-    table = Counter((e.split, e.slice, e.label) for e in examples.read(prompts))
+    """Rows {split, mix, slice, label, n} of a labelled set."""
+    table = Counter((e.split, e.mix, e.slice, e.label) for e in examples.read(prompts))
     order = {"train": 0, "val": 1, "ood": 2}
-    rows = sorted(table.items(), key=lambda item: (order[item[0][0]], -item[0][2], item[0][1]))
-    return [{"split": split, "slice": slice_, "label": label, "n": n} for (split, slice_, label), n in rows]
+    rows = sorted(table.items(), key=lambda item: (order[item[0][0]], item[0][1], -item[0][3], item[0][2]))
+    return [dict(zip(("split", "mix", "slice", "label"), key, strict=True)) | {"n": n} for key, n in rows]
 
 
 sizes_of = Counter()
 for row in counts(study.labelled, name="02_prompt_counts").value:
-    sizes_of[row["split"], row["label"]] += row["n"] * (row["slice"] != "benign in a jailbreak")
+    sizes_of[row["split"], row["mix"], row["label"]] += row["n"]
+kinds = {"train": ("train", "post"), "validation": ("val", "post"), "OOD, the post's mix": ("ood", "post")}
+kinds |= {
+    "OOD, added in the wider set": ("ood", "wider"),
+    "harmless ones in jailbreaks and errands": ("ood", "balanced"),
+}
 pages.table(
-    (
-        (name, f"{sizes_of[split, 1]:,}", f"{sizes_of[split, 0]:,}")
-        for split, name in (("train", "train"), ("val", "validation"), ("ood", "OOD"))
-    ),
-    ("split", "harmful", "harmless"),
+    ((name, *(f"{sizes_of[*key, label]:,}" for label in (1, 0))) for name, key in kinds.items()),
+    ("prompts", "harmful", "harmless"),
 )
+
+
+# %% tags=["hide-input"]
+@result
+def alike(embedded, prompts, least):
+    """Pairs of a plain OOD prompt and a plain one of train or validation whose sentence embeddings have a cosine of at least so much."""
+    x = load_file(embedded.path / "embeddings.safetensors")["x"]
+    rows = examples.read(prompts)
+    inside, ood = (
+        [i for i, e in enumerate(rows) if e.transform == "plain" and (e.split == "ood") is out] for out in (False, True)
+    )
+    cosine = x[ood] @ x[inside].T
+    return {"pairs": int((cosine >= least).sum()), "highest": float(cosine.max())}
+
+
+near = alike(study.embedding.made, study.labelled, 0.85, name="02_alike").value
+Markdown(
+    f"No OOD prompt shares most of its letters with a training prompt (clusters are kept apart). By meaning, {near['pairs']} pairs of an OOD and "
+    f"a training prompt have sentence embeddings with a cosine of at least 0.85; the closest has {near['highest']:.2f}."
+)
+
+# %% [markdown]
+# What style still tells: a probe on 33 counts of punctuation, length and case. Of plain prompts it is taught and tested on plain ones alone,
+# since only harmful ones are wrapped in jailbreaks, and a wrapper is easy to see.
+
+# %%
+style_alone = study.table(
+    {"plain": study.fit(linear, Surface(), change=Plain())}, name="02_style", change=Plain()
+).value
+
+# %% tags=["hide-input"]
+every_kind = {"plain prompts only": style_alone["plain"]["val"], "all": probes["surface features"]["val"]}
+every_kind["all, OOD"] = probes["surface features"]["ood"]
+pages.table(((name, pages.interval(e)) for name, e in every_kind.items()), ("surface features on", "AUROC"))
 
 # %% tags=["hide-input"]
 cut = sequences.cut(study.conversations, name="02_cut").value
@@ -285,45 +319,48 @@ activation = np.array([[0, 3, 1], [0, 5, 1], [2, 0, 1], [4, 0, 1]])  # two harmf
 ByMeanDifference().order(activation, np.array([1, 1, 0, 0]), 2, 0)  # the means differ by 3, 4 and 0
 
 # %% [markdown]
-# **How sure.** Two things vary: which prompts were collected, and the run. Clusters of prompts are drawn anew, a thousand times, for the
-# first; the spread of the runs is the second; the interval is Student's t on the sum of both variances. Two probes are compared on the same
-# prompts and runs, so differences are paired.
+# **What is chosen, and how.** A random validation set cannot tell settings apart: nearly all are perfect on it. So one kind of training prompt
+# (a jailbreak, an errand) is left out at a time; the score is how well the probe tells that kind in validation from plain prompts
+# of the other class, as a mean over kinds. The best setting wins, of equal ones the simpler. *Margin* is how far it is ahead of the next.
 
-# %%
-pages.source(stats.aurocs)
-
-# %%
-pages.source(stats.interval)
-
-# %%
-harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
-stats.aurocs(
-    harmful, score, np.array([[1, 1, 1, 1], [1, 1, 2, 1]])
-)  # three of four pairs; then the wrong one counts twice
-
-# %%
+# %% tags=["hide-input"]
 pages.table(
     (
         (
-            name,
-            f"{np.ptp(probes[name]['ood']['seeds']):.3f}",
-            " ".join(f"{x:.3f}" for x in probes[name]["ood"]["seeds"]),
+            method,
+            choice["best"],
+            f"{(score := choice['scores'][choice['best']])['mean']:.3f}",
+            ", ".join(f"{name} ({count})" for name, count in [*score["options"].items()][:3]),
+            f"{score['edge']:.0%}",
         )
-        for name in ("dense", "sentence embedding", *(f"k latents, {name}" for name in saes))
+        for method, choice in choices.items()
     ),
-    ("probe", "largest less smallest", "OOD AUROC, run by run"),
+    ("method", "place", "score", "options most often chosen (runs)", "at an end of its grid"),
 )
 
 # %% [markdown]
-# The dense probe and the embedding have no SAE: their spread is the draw's alone. Probes on latents vary more than twice as much, so there it
-# is SAE seeds that make them uncertain; but for the chat SAE, whose runs agree.
+# **How sure.** Three things vary: which prompts were collected, the draw of train and validation, and the SAE's seed; every seed meets every
+# draw. What the score would be with other prompts follows from its derivative by each cluster's weight; what it would be with other
+# seeds and draws, from how it varies between them. Two probes are compared on the same prompts, seeds and draws: differences are paired.
 
 # %%
-spreads = {name: np.ptp(probes[name]["ood"]["seeds"]) for name in probes}
-expect(
-    min(spreads[f"k latents, {name}"] for name in ("pretraining", "finetuned", "QF")) > 2 * spreads["dense"]
-    and spreads["k latents, chat"] < spreads["dense"],
-    "runs of probes on latents differ more than twice as much as the dense probe's, but for the chat SAE",
+pages.source(stats.influences)
+
+# %%
+harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
+stats.influences(harmful, score, np.arange(4), 4)  # three of four pairs; more of the two that are confused lowers it
+
+# %% [markdown]
+# Where the spread of one fit comes from (standard deviations, OOD):
+
+# %% tags=["hide-input"]
+spread = {name: probes[name]["ood"]["spread"] for name in ("dense", *(f"k latents, {name}" for name in three))}
+pages.table(
+    (
+        (name, *(f"{parts[axis]['sd']:.3f}" for axis in ("seeds", "draws", "seeds x draws", "prompts")))
+        for name, parts in spread.items()
+    ),
+    ("probe", "SAE seeds", "draws of the split", "both together", "prompts"),
 )
 
 # %% [markdown]
@@ -332,26 +369,29 @@ expect(
 # The same dense probe on an SAE's reconstruction of the residual stream, and on its error.
 
 # %%
-few = str(q.k_claim)
-pairs = {}
+claimed = str(q.k_claim)
+dense, pairs = best["dense"], {}
 for name in three:
-    pairs[f"dense - single, {name}"] = (dense, singles[name])
-    pairs[f"dense - k, {name}"] = (dense, (latents[name], few))
-    pairs[f"dense - best k, {name}"] = (dense, latents[name])
-    pairs[f"rules, {name}"] = ((latents[name], few), (paths[name], few))
-    pairs[f"dense - reconstruction, {name}"] = (dense, rebuilt[name])
-    pairs[f"dense - error, {name}"] = (dense, missed[name])
-pairs["single, finetuned - pretraining"] = (singles["finetuned"], singles["pretraining"])
-pairs["k, finetuned - pretraining"] = ((latents["finetuned"], few), (latents["pretraining"], few))
-pairs["max - position, dense"] = (study.baselines["dense, max over user turn"], dense)
-pairs["max - position, k"] = ((pooled, few), (latents["finetuned"], few))
-pairs["QF - JumpReLU, k"] = ((latents["QF"], few), (latents["chat"], few))
-pairs["attention - dense"] = (study.baselines["attention"], dense)
+    pairs[f"dense - single, {name}"] = (dense, best[f"single latent, {name}"])
+    pairs[f"dense - k, {name}"] = (dense, (best[f"k latents, {name}"], claimed))
+    pairs[f"dense - best k, {name}"] = (dense, best[f"k latents, {name}"])
+    pairs[f"rules, {name}"] = (best[f"k latents, {name}"], best[f"k latents by L1 path, {name}"])
+    pairs[f"dense - reconstruction, {name}"] = (dense, best[f"reconstruction, {name}"])
+    pairs[f"dense - error, {name}"] = (by_place["dense"]["end of turn"], best[f"error, {name}"])
+pairs["single, finetuned - IT"] = (best["single latent, finetuned"], best["single latent, IT"])
+pairs["best k, finetuned - IT"] = (best["k latents, finetuned"], best["k latents, IT"])
+pairs["max - position, dense"] = (by_place["dense"]["maximum"], by_place["dense"]["end of turn"])
+of_finetuned = by_place["k latents, finetuned"]
+pairs["max - position, k"] = (of_finetuned["maximum"], of_finetuned["end of turn"])
+pairs["QF - JumpReLU, k"] = (best["k latents, QF"], best["k latents, chat"])
+pairs["attention - dense"] = (study.baselines["attention"], by_place["dense"]["end of turn"])
 for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
     pairs[f"dense - {name}"] = (dense, study.baselines[name])
 gaps = study.compare(tables.differences, pairs, name="02_differences").value
-triples = {"finetuning": (dense, (latents["pretraining"], few), (latents["finetuned"], few))}
-closed = study.compare(tables.closed, triples, name="02_closed_gap").value["finetuning"]
+triples = {"finetuning": (dense, best["k latents, IT"], best["k latents, finetuned"])}
+triples["5 latents"] = (dense, best["single latent, finetuned"], (best["k latents, finetuned"], "5"))
+triples["k latents"] = (dense, best["single latent, finetuned"], best["k latents, finetuned"])
+closed = study.compare(tables.closed, triples, name="02_closed_gap").value
 
 # %%
 lost = {
@@ -398,25 +438,16 @@ def positions(conversations):
 
 after = range(positions(study.conversations, name="02_positions").value)
 where = [*sorted({q.position, *q.places} & set(after)), "mean user", "max user"]
-there, at_place = {}, {}
+there = {}
 for place in where:
     there[f"dense, {place}"] = study.fit(linear, Residual(place))
-    for name in (
-        three if isinstance(place, int) else ("finetuned",)
-    ):  # over the text an SAE reads every token: one is enough
-        there[f"reconstruction, {name}, {place}"] = study.fit(linear, *study.see(Reconstruction, saes[name], place))
-        few_there = study.few(ByMeanDifference(), (q.k_claim,))
-        there[f"k latents, {name}, {place}"] = study.fit(few_there, *study.see(Latents, saes[name], place))
-        at_place.setdefault(name, []).append(place)
-places = study.table(there, name="02_places", slices=False).value
+    there[f"reconstruction, {place}"] = study.fit(linear, *study.see(Reconstruction, saes["finetuned"][:3], place))
 pairs = {name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit) for name, fit in there.items() if name[:5] != "dense"}
 place_gaps = study.compare(tables.differences, pairs, name="02_place_differences").value
 
 # %%
-told = {
-    name: {str(place): study.see(Latents, saes[name][:1], place)[0] for place in on} for name, on in at_place.items()
-}
-told["QF"] = {str(q.position): study.see(Latents, saes["QF"][:1])[0]}
+shown_saes = {name: made[0] for name, made in saes.items()} | {"untrained": untrained[0]}
+told = {name: {str(at): study.see(Latents, [sae], at)[0] for at in where} for name, sae in shown_saes.items()}
 told |= {name: {str(q.position): study.see(Latents, (sae,))[0]} for name, sae in others.items()}
 fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="02_fidelity").value
 
@@ -425,7 +456,7 @@ read = fidelity["finetuned"]
 labels = {place: f"+{place}" if place.isdigit() else f"{place.split()[0]} over the text" for place in read}
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6), width_ratios=(3, 1), sharey=True)
 rows = {
-    f"{label} (L0 {read[place]['l0']:.0f})": {"finetuned SAE": place_gaps[f"reconstruction, finetuned, {place}"]["ood"]}
+    f"{label} (L0 {read[place]['l0']:.0f})": {"finetuned SAE": place_gaps[f"reconstruction, {place}"]["ood"]}
     for place, label in labels.items()
 }
 figures.forest(rows, "difference", left)
@@ -448,7 +479,7 @@ expect(
     all(
         high > 0.02
         for _, high in (
-            place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
+            place_gaps[f"reconstruction, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
         )
     ),
     "at no token after the user's text is a loss of two hundredths ruled out for the finetuned SAE",
@@ -534,7 +565,7 @@ def errors(prompts, fitted, count):
     labels = examples.Labels.of(every)
     ood, found = np.flatnonzero(labels.where("ood")), {}
     for name, fit in fitted.items():
-        score, found[name] = methods.scores(fit)[0], {}
+        score, found[name] = methods.scores(fit)[0, 0], {}
         for label, kind, sign in ((0, "harmless", -1), (1, "harmful", 1)):
             mine, other = ood[labels.y[ood] == label], score[ood[labels.y[ood] != label]]
             worst = {}  # by cluster
@@ -565,27 +596,25 @@ pages.table(
 # %% [markdown]
 # ## What happens if the training prompts change?
 #
-# *Plain prompts only*: without jailbroken copies and errands. *One style* and *matched length* are parts of these: single imperative
-# sentences without a question mark; harmless prompts as long as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside
-# the training jailbreaks, so that a wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what the choice of C and
-# k on true validation labels lets through.
+# *Plain prompts only*: without jailbroken copies and errands. *Balanced*: harmless prompts go through every jailbreak and errand too, so that a
+# wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what choices on true labels let through. The SAE of the
+# first seed, two draws.
 
 # %%
 changes = {"shuffled labels": [Shuffled(float(number)) for number in range(q.shuffles)]}
 changes["wrong labels"] = [Mislabelled(share) for share in q.noise]
 changes["clusters"] = [Fewer(float(count)) for count in q.sizes]
 if not q.data:  # these are about the report's own kinds of prompt
-    changes |= {"with benign in jailbreaks": [Wrapped()], "plain prompts only": [Plain()]}
-    changes |= {"plain, one style": [OneStyle()], "plain, matched length": [OneLength()]}
+    changes |= {"balanced": [Balanced()], "plain prompts only": [Plain()]}
 compared = {
-    "dense": (linear, (site,)),
-    "k latents, finetuned": (by_mean, study.see(Latents, saes["finetuned"])),
+    "dense": (linear, (Residual(places[choices["dense"]["best"]]),)),
+    "k latents, finetuned": (few, study.see(Latents, saes["finetuned"][:1], read_at["finetuned"])),
     "sentence embedding": (linear, (study.embedding,)),
     "surface features": (linear, (Surface(),)),
 }
 changed = study.table(
     {
-        f"{what} {change.amount:g}, {name}": study.fit(probe, *seen, change=change)
+        f"{what} {change.amount:g}, {name}": study.fit(probe, *seen, change=change, draws=min(2, q.draws))
         for what, every in changes.items()
         for change in every
         for name, (probe, seen) in compared.items()
@@ -605,7 +634,7 @@ def under(what, name):
 def mean_of(draws):
     """An entry of several draws: their mean, and their range in place of an interval."""
     values = [entry["auroc"] for _, entry in draws]
-    return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": values}
+    return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": [values]}
 
 
 trained_on = {"as it stands": {name: probes[name]["ood"] for name in compared}}
@@ -662,17 +691,25 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
 
 # %%
 ood = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
-losses = {name: ood[name]["reconstruction"] for name in ("pretraining", "finetuned")}
+losses = {name: ood[name]["reconstruction"] for name in ("IT", "finetuned")}
+
+
+def share_of(name):
+    """{share closed, gap} of a triple, as parts of a claim."""
+    entry = closed[name]["ood"]
+    gap = {"difference": entry["gap"], **{key: entry[f"gap_{key}"] for key in ("interval", "error", "freedom")}}
+    return {key: entry[key] for key in ("share", "interval", "error", "freedom")}, gap
+
+
 parts = {
     "B1": {"train": probes["dense"]["train"], "validation": probes["dense"]["val"], "OOD": probes["dense"]["ood"]},
     "B2": {name: gap["single"]["train"] for name, gap in ood.items()},
-    "B3": {"OOD": gaps["single, finetuned - pretraining"]["ood"]},
+    "B3": {"OOD": gaps["single, finetuned - IT"]["ood"]},
     "B4a": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("train", "val")},
     "B4b": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("ood", TRANSFER)},
-    "B5": {
-        "share closed": {"share": closed["share"], "interval": closed["interval"]},
-        "gap of the pretraining SAE": {"difference": closed["gap"], "interval": closed["gap_interval"]},
-    },
+    "B4c": {"5 latents": share_of("5 latents")[0], "chosen k": share_of("k latents")[0]}
+    | {"gap of the single latent": share_of("k latents")[1]},
+    "B5": dict(zip(("share closed", "gap of the IT SAE"), share_of("finetuning"), strict=True)),
     "B6": {name: gaps[f"rules, {name}"]["ood"] for name in three},
     "B7a": {name: gap["val"] for name, gap in losses.items()},
     "B7b": {name: gap[TRANSFER] for name, gap in losses.items()},
@@ -686,7 +723,7 @@ records = []
 for name, part in parts.items():
     counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
     records.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=q.seeds))
-claims.filed(records, name="02_claims").value
+claims.filed(records, claims.fixed(), name="02_claims").value
 
 # %% tags=["hide-input"]
 pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
@@ -819,37 +856,46 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
 # %% [markdown]
 # ### The site
 #
-# Layer and position were fixed from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed. The sweep again,
-# of the dense probe with one C, on validation only:
+# Layer and position were fixed by the dense probe, once, before any SAE was trained: the layer with the highest score by leaving out kinds of training
+# prompts, as a mean over its best position, the maximum and the mean; there, the best position. The sweep again, on two draws:
 
 # %%
-layers, all_places = sorted({p.layer, *q.layers}), [*after, *POOLS]
-middle = Logistic((sorted(q.penalties)[(len(q.penalties) - 1) // 2],))
+layers = sorted({p.layer, *q.layers})
 cells = {
-    f"{layer}, {place}": study.fit(middle, Residual(place, layer=layer), runs=1)
+    f"{layer}, {at}": study.fit(linear, Residual(at, layer=layer), draws=min(2, q.draws))
     for layer in layers
-    for place in all_places
+    for at in where
 }
-sweep = study.table(cells, name="02_sweep", splits=("train", "val")).value
-val = {layer: {place: sweep[f"{layer}, {place}"]["val"]["auroc"] for place in all_places} for layer in layers}
-flat = [value for row in val.values() for value in row.values()]
-expect(
-    min(flat) > 0.99,
-    "every layer and place is above ninety-nine per cent on validation, so the sweep chooses next to nothing",
-)
-Markdown(
-    f"Of {len(flat)} cells {sum(value > 0.99 for value in flat)} are above 0.99 on validation, from {min(flat):.4f} to {max(flat):.4f}; the "
-    f"site, layer {p.layer} at +{q.position}, has {val[p.layer][q.position]:.4f}. A random split cannot tell these places apart."
+swept = {
+    layer: tables.chosen({"": {str(at): cells[f"{layer}, {at}"] for at in where}}, name=f"02_sweep_{layer}").value[""]
+    for layer in layers
+}
+score_at = {layer: {at: found["scores"][str(at)]["mean"] for at in where} for layer, found in swept.items()}
+positions_of = [at for at in where if isinstance(at, int)]
+of_layer = {
+    layer: np.mean([max(row[at] for at in positions_of), row["max user"], row["mean user"]])
+    for layer, row in score_at.items()
+}
+expect(max(of_layer, key=of_layer.get) == p.layer, "the layer that the report reads has the highest score")
+expect(max(positions_of, key=score_at[p.layer].get) == q.position, "and its position the highest of that layer's")
+pages.table(
+    (
+        (
+            f"{layer}",
+            *(f"{row[at]:.3f}" for at in (max(positions_of, key=row.get), "max user", "mean user")),
+            f"{of_layer[layer]:.3f}",
+        )
+        for layer, row in score_at.items()
+    ),
+    ("layer", "best position", "maximum", "mean", "mean of the three"),
 )
 
 # %% [markdown]
 # ### The best single latent
 
 # %%
-alone = {
-    **singles,
-    **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()},
-}
+alone = {name: best[f"single latent, {name}"] for name in three}
+alone |= {name: study.fit(SingleLatent(), *study.see(Latents, (sae,))) for name, sae in others.items()}
 single = study.table(alone, name="02_singles").value
 names = {"train": "train", "val": "validation", "ood": "OOD"}
 axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
@@ -872,16 +918,14 @@ expect(
 # ### Sparsity, other rules, other rivals
 
 # %%
-one_run = {name: study.fit(by_mean, *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()}
-extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in one_run.items() for k in q.ks}
-extra |= {f"{name}, L1 path, k={k}": (fit, str(k)) for name, fit in paths.items() for k in q.ks}
+one_seed = {name: study.fit(few, *study.see(Latents, (sae,))) for name, sae in others.items()}
+extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in one_seed.items() for k in q.ks}
 by_k |= study.table(extra, name="02_k_sparse_others", slices=False).value
 active = {name: at_places[str(q.position)]["l0"] for name, at_places in fidelity.items()}
-kinds = dict.fromkeys(name.split(",")[0] for name in active)
-lines = {
-    kind: [(active[name], at(name, q.k_claim)) for name in active if name.split(",")[0] == kind and at(name, q.k_claim)]
-    for kind in kinds
-}
+lines = {}
+for name, l0 in active.items():
+    of = by_k.get(f"{name}, k={q.k_claim}") or by_k.get(f"k latents, {name}, k={q.k_claim}", {})
+    lines.setdefault(name.split(",")[0], []).extend([(l0, of["ood"])] if "ood" in of else [])
 axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
 dense_level(axis, "dense")
 axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
@@ -899,15 +943,18 @@ expect(
     "twenty latents of every SAE, of whatever kind and sparsity, score less than the dense probe in the mean",
 )
 expect(
-    all(entry["auroc"] < min(components["seeds"]) for kind in ("Gated", "TopK") for _, entry in lines.get(kind, [])),
+    all(entry["auroc"] < np.min(components["seeds"]) for kind in ("Gated", "TopK") for _, entry in lines.get(kind, [])),
     "twenty latents of the one Gated and of the one TopK SAE score less than twenty principal components in any run",
 )
 
 # %%
 axis = figures.curves(
     {
-        **{f"{name}, L1 path": [(k, e) for k in q.ks if (e := at(f"{name}, L1 path", k))] for name in three},
-        **{name: [(k, e) for k in q.ks if (e := at(name, k))] for name in rivals},
+        **{f"{name}, L1 path": curve(f"k latents by L1 path, {name}") for name in three},
+        **{
+            name: curve(name)
+            for name in ("principal components", "random directions", "random latents", "k latents, untrained")
+        },
     }
 )
 dense_level(axis, "dense")
@@ -923,9 +970,9 @@ pages.publish(
 )
 expect(
     all(
-        at("random directions", k)["auroc"] > at(f"{name}, L1 path", k)["auroc"]
+        at("random directions", k)["auroc"] > e["auroc"]
         for name in three
-        for k in q.ks
+        for k, e in curve(f"k latents by L1 path, {name}")
         if k >= 50
     ),
     "from fifty on random directions have a higher mean than latents chosen along the L1 path",

@@ -56,8 +56,7 @@ def raw_pair(out, labelled, benign, seed):
 
 pair = raw_pair(study.prompts, p.debugging.prompts, p.seed)
 turns = sequences.labelled(pair, study.lm, "user", 256)
-sae = study.sae("jumprelu", coefficient=p.training.coefficient)
-finetuned = study.train("chat", sae, start=study.train("pretraining", sae), share=0.5)
+finetuned = study.saes["finetuned"][0]
 found = cards.cards(
     pair,
     harvest.harvest(turns, study.lm, (p.layer,)),

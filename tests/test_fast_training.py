@@ -206,6 +206,30 @@ def test_adam_equals_clipping_torch_adam_and_normalising(fast: bool, monkeypatch
     assert all(p.grad is None for p in sae.parameters())
 
 
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "topk", "batchtopk"])
+def test_a_weighted_token_is_as_many_tokens_to_the_error_and_one_to_sparsity(variant: str) -> None:
+    """Values and gradients of both paths against autograd on the errors themselves; a weight of one changes nothing."""
+    for sparse in (True, False):
+        sae, x = prepared(variant, 8.0)
+        sae.sparse = sparse
+        weights = torch.ones(len(x), 1)
+        plain = sae.losses(x, 1.0).named
+        for name, value in sae.losses(x, 1.0, weights).named.items():
+            torch.testing.assert_close(value, plain[name])
+        weights[::3] = 5.0
+        found = sae.losses(x, 1.0, weights).named
+        (to_dec,) = torch.autograd.grad(found["reconstruction"], sae.W_dec, retain_graph=True)
+        f = sae.activate(sae.preactivations(x)).detach() if variant != "batchtopk" else None
+        if f is not None:
+            W_dec = sae.W_dec.detach().clone().requires_grad_()
+            loss = (weights * (f @ W_dec + sae.b_dec - x).square()).sum() / len(x)
+            torch.testing.assert_close(found["reconstruction"], loss.detach(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(to_dec, torch.autograd.grad(loss, W_dec)[0], rtol=1e-3, atol=1e-5)
+        for name in ("l1_penalty", "l0_penalty"):
+            if name in found:
+                torch.testing.assert_close(found[name], plain[name])
+
+
 def test_the_update_is_along_the_sphere() -> None:
     sae, x = prepared("topk", 8.0)
     named, _ = sae.losses(x, 1.0)

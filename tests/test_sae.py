@@ -180,6 +180,7 @@ def write_shard(folder: Path, x: torch.Tensor) -> activations.Activations:
         "sequence": ids // 10,
         "position": ids % 10,
         "token": ids % 7,
+        "tail": ids % 10 == 9,
     }
     save_file(tensors, folder / "shard_0000.safetensors")
     return activations.Activations([(folder, 1.0)], 0)

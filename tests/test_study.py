@@ -4,7 +4,7 @@ import pytest
 
 from lib import config, store, study
 from lib.lm.model import ModelError
-from lib.probes.methods import ByMeanDifference, Logistic
+from lib.probes.methods import ByMeanDifference
 from lib.probes.views import Latents, Residual
 from lib.study import Study
 
@@ -36,9 +36,9 @@ def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
 
 def test_equal_recipes_are_one_artifact(empty_store: store.Store) -> None:
     one, two = (Study(config.load("smoke")) for _ in range(2))
-    probe = Logistic(one.profile.probes.penalties)
+    probe = one.linear
     assert one.fit(probe, Residual(1)).key == two.fit(probe, Residual(1)).key == two.baselines["dense"].key
-    assert one.fit(probe, Residual(1), runs=1).key != one.fit(probe, Residual(1)).key
+    assert one.fit(probe, Residual(1), draws=1).key != one.fit(probe, Residual(1)).key
     assert one.fit(probe, Residual(1, layer=8)).key != one.fit(probe, Residual(1)).key
 
 

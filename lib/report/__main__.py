@@ -99,7 +99,7 @@ def _probe(options: argparse.Namespace) -> str:
     rows = [(name, *(pages.interval(e[s]) for s in SPLITS), pages.share(e["ood"]["recall"])) for name, e in found]
     counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
     said = [
-        f"AUROC with 95 % intervals, {profile.probes.seeds} runs; prompts: {counts}. Dense: layer {profile.layer}, "
+        f"AUROC with 95 % intervals, {profile.probes.draws} draws of train and validation; prompts: {counts}. Dense: layer {profile.layer}, "
         f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
     ]
     if any(e["ood"]["recall"] is None for _, e in found):

@@ -1,6 +1,9 @@
-"""Near-duplicates: texts whose sets of character trigrams overlap (Jaccard index), and clusters of them."""
+"""Near-duplicates: texts whose sets of character trigrams overlap (Jaccard index), and clusters of them; and runs of words
+that stand in several texts."""
 
-from collections.abc import Sequence
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -35,3 +38,45 @@ def leaks(train: Sequence[str], ood: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs (index in ``train``, index in ``ood``) of neighbours across the two sets."""
     near = neighbours([*train, *ood])[: len(train), len(train) :].tocoo()
     return sorted(zip(near.row.tolist(), near.col.tolist(), strict=True))
+
+
+def words(text: str) -> list[str]:
+    """Its words, in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def runs(of: Sequence[str], length: int) -> np.ndarray:
+    """[max(0, len(of) - length + 1)] uint64 hash of every run of ``length`` words."""
+    codes = np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in of], np.uint64)
+    count = max(0, len(codes) - length + 1)
+    found = np.zeros(count, np.uint64)
+    for at in range(length):  # a polynomial modulo 2^64
+        found = found * np.uint64(0x9E3779B97F4A7C15) + codes[at : at + count]
+    return found
+
+
+def holding(texts: Iterable[str], prompts: Iterable[str], length: int = 4) -> Iterator[bool]:
+    """For each text whether one of ``prompts`` stands in it whole, words compared; prompts under ``length`` words are not
+    looked for."""
+    wanted: dict[int, list[list[str]]] = {}
+    for prompt in prompts:
+        if len(mine := words(prompt)) >= length:
+            wanted.setdefault(int(runs(mine[:length], length)[0]), []).append(mine)
+    openings = np.array(sorted(wanted), np.uint64)
+    for text in texts:
+        mine = words(text)
+        hashes = runs(mine, length)
+        places = np.flatnonzero(np.isin(hashes, openings)).tolist()
+        yield any(mine[at : at + len(p)] == p for at in places for p in wanted[int(hashes[at])])
+
+
+def shared(texts: Sequence[str], others: Iterable[str], length: int = 13) -> np.ndarray:
+    """[n] bool: the ``texts`` that have a run of ``length`` words in common with one of ``others``."""
+    mine = [runs(words(text), length) for text in texts]
+    every = np.unique(np.concatenate([np.zeros(1, np.uint64), *mine]))
+    hit = np.zeros(len(every), bool)
+    for other in others:
+        theirs = runs(words(other), length)
+        at = np.searchsorted(every, theirs).clip(max=len(every) - 1)
+        hit[at[every[at] == theirs]] = True
+    return np.array([bool(hit[np.searchsorted(every, each)].any()) for each in mine], bool)

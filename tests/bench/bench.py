@@ -134,7 +134,7 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
     lengths = np.diff(offsets).astype(np.int32)
-    rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
+    rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths, *np.zeros((2, len(lengths)), np.int32))
     lm = models.load(models.pinned(config.ModelSection(name=job["model"])))
     first = list(range(min(TEXTS, len(rows))))  # a whole batch, as the peers warm up
     list(harvests.run_group(lm, harvests.Group(0, first), rows, (job["layer"],)))
