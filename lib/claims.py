@@ -42,7 +42,7 @@ class Test(BaseModel, frozen=True, extra="forbid"):
         return high < self.above or low > self.below
 
     def margin(self, low: float, high: float) -> float:
-        """The smallest margin at which the interval passes a test of this form: of both sides (:func:`lib.stats.margin`), or of one."""
+        """The smallest margin at which the interval passes a test of this form: of both sides, or of one."""
         return max(high if math.isfinite(self.below) else -math.inf, -low if math.isfinite(self.above) else -math.inf)
 
     def __str__(self) -> str:

@@ -16,6 +16,11 @@ from lib import config, stats
 from tests.bench import coverage
 
 
+def interval(*given: Any) -> list[float]:
+    """That of :func:`lib.stats.summary`."""
+    return stats.summary(*given)["interval"]
+
+
 def weighted(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
     """AUROC by its definition, rows counted ``weight`` times."""
     pairs = np.outer(weight[y == 1], weight[y == 0])
@@ -91,7 +96,7 @@ def test_one_axis_of_runs_is_a_t_test() -> None:
     one = np.random.default_rng(0).normal(0.8, 0.1, 7)
     expected = ttest_1samp(one, 0).confidence_interval(0.95)
     for layout in (one[None], one[:, None]):
-        low, high = stats.interval(layout, np.zeros((*layout.shape, 1)), 9, (-np.inf, np.inf))
+        low, high = interval(layout, np.zeros((*layout.shape, 1)), 9, (-np.inf, np.inf))
         assert (low, high) == pytest.approx((expected.low, expected.high))
         assert error(layout) == pytest.approx((one.std(ddof=1) / 7**0.5, 6))
 
@@ -206,7 +211,7 @@ def test_intervals_of_one_fit_cover(apart: float, clusters: tuple[int, int]) -> 
     for _ in range(300):
         y, score, group = planted(rng, apart, clusters, 4)
         auroc, pulls = stats.influences(y, score, group, sum(clusters))
-        low, high = stats.interval(np.array([[auroc]]), pulls[None, None], min(clusters), (0.0, 1.0))
+        low, high = interval(np.array([[auroc]]), pulls[None, None], min(clusters), (0.0, 1.0))
         hits += low <= truth <= high
     assert hits / 300 >= 0.92, hits
 
@@ -217,7 +222,7 @@ def test_no_interval_is_a_point(groups: int) -> None:
     y, score, group = np.repeat([0, 1], groups), np.repeat([0.0, 1.0], groups), np.arange(2 * groups)
     auroc, pulls = stats.influences(y, score, group, 2 * groups)
     given = np.array([[auroc]]), pulls[None, None], groups
-    low, high = stats.interval(*given, (0.0, 1.0))
+    low, high = interval(*given, (0.0, 1.0))
     assert auroc == high == 1 and 0 < low < 1
     odds = 1 / low - 1  # of densities f and k F**(k - 1) f: AUROC k / (1 + k)
     rng = np.random.default_rng(0)
@@ -235,7 +240,7 @@ def test_one_cluster_of_a_class_is_not_taken_for_certain() -> None:
     y = np.repeat([1, 0], 30)
     group, score = np.where(y == 1, 0, np.arange(60)), y + rng.normal(0, 0.7, 60)
     auroc, pulls = stats.influences(y, score, group, 60)
-    low, high = stats.interval(np.array([[auroc]]), pulls[None, None], 1, (0.0, 1.0))
+    low, high = interval(np.array([[auroc]]), pulls[None, None], 1, (0.0, 1.0))
     assert low < 0.1 and high > auroc
 
 
@@ -267,7 +272,7 @@ def test_detectable_is_what_is_seen_four_times_in_five() -> None:
     truth = stats.detectable(0.1 / 10**0.5, 9)
     for _ in range(1000):
         values = rng.normal(truth, 0.1, (10, 1))
-        seen += stats.interval(values, np.zeros((10, 1, 1)), 10, (-9.0, 9.0))[0] > 0
+        seen += interval(values, np.zeros((10, 1, 1)), 10, (-9.0, 9.0))[0] > 0
     assert seen / 1000 == pytest.approx(0.8, abs=0.04)
 
 
@@ -294,10 +299,6 @@ def test_shares_of_variance_are_those_planted() -> None:
         assert sum(x["share"] for x in found[0].values()) == pytest.approx(1)
     none = stats.shares(np.full((1, 4), 0.9), np.zeros((1, 4, 3)))
     assert all(x == {"sd": 0, "share": 0} for x in none.values())
-
-
-def test_margin_is_the_smallest_that_holds_the_interval() -> None:
-    assert stats.margin(-0.01, 0.03) == 0.03 and stats.margin(-0.05, -0.01) == 0.05
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from planted import LABELS, TEXTS, examples, fit, prompt_set, table
 from safetensors.numpy import save_file
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from lib import stats, store
@@ -108,15 +107,6 @@ def test_sets_and_means_over_slices(empty_store: store.Store) -> None:
 def test_a_set_without_chat_needs_both_classes(empty_store: store.Store) -> None:
     """The planted harmless OOD prompts are all chats: the row is left out, not wrong."""
     assert NO_CHAT not in table(scored(0, 1.0, 1))
-
-
-def test_recall_has_the_interval_of_so_many_clusters(empty_store: store.Store) -> None:
-    for share, n in ((0.0, 30), (0.4, 30), (1.0, 7)):
-        exact = binomtest(round(share * n), n).proportion_ci(method="exact")
-        assert tables._share_interval(share, n) == pytest.approx([exact.low, exact.high])
-    found = table(scored(0, 0.1, 1))["train"]
-    clusters = len(np.unique(LABELS.group[LABELS.where("train") & (LABELS.y == 1)]))
-    assert found["recall_interval"] == pytest.approx(tables._share_interval(found["recall"], clusters), abs=1e-6)
 
 
 def test_a_table_is_of_prompts_after_a_change(empty_store: store.Store) -> None:
