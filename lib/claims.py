@@ -37,9 +37,7 @@ class Test(BaseModel, frozen=True, extra="forbid"):
 
     def fails(self, low: float, high: float) -> bool:
         """Whether the interval says that the claim does not hold."""
-        if self.centre is not None:
-            return self.room(low, high) <= 0 and not low <= self.centre <= high
-        return high < self.above or low > self.below
+        return self.room(low, high) <= 0 < self.against(low, high)
 
     def margin(self, low: float, high: float) -> float:
         """The smallest margin at which the interval passes a test of this form: of both sides, or of one."""
@@ -153,6 +151,7 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
     sizes = [growth(claim.needs.get(name, test), *found[name]) for name in undecided]
     needed = (min if test.some and not unmet else max)(sizes, default=math.inf)
     errors = [(x["error"], x["freedom"]) for x in map(parts.__getitem__, tested) if "error" in x]
+    margin = (min if test.some else max)(test.margin(*found[name][1:]) for name in tested)
     value, *interval = found[decided]
     needs = (f"; undecided unless {part} is above {own.above:g}" for part, own in claim.needs.items())
     return Record(
@@ -162,7 +161,7 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
         p=None if math.isnan(sum(p)) else max(p),
         detectable=max(stats.detectable(*x) for x in errors) if len(errors) == len(tested) else None,
         needed=needed if math.isfinite(needed) else None,
-        margin=None if claim.margin is None else max(test.margin(*found[name][1:]) for name in tested),
+        margin=None if claim.margin is None else margin,
     )
 
 

@@ -82,9 +82,6 @@ class TrainingSection(_Section):
     batch: int = Field(2048, ge=8)  # tokens
     # How much the error on the template's tokens after a user's text counts: there prompts are read, and they vary least.
     tail_weight: float = Field(32.0, gt=0)
-    finetuning: float = Field(
-        1 / 3, gt=0, lt=1
-    )  # share of the steps that a finetuned SAE reads chat for; before, what it starts with
     learning_rate: float = Field(3e-3, gt=0)
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     theta: float = Field(0.05, gt=0)  # initial threshold
@@ -92,12 +89,23 @@ class TrainingSection(_Section):
     warmup: float = Field(0.05, ge=0, lt=1)  # share of steps over which the learning rate rises
     decay: float = Field(0.3, ge=0, le=1)  # share of steps over which it falls linearly to zero
     sparsity_warmup: float = Field(0.3, ge=0, le=1)  # share of steps over which lambda rises
+
+
+class SAESection(_Section):
+    """Which SAEs the notebooks compare. Apart from how they are trained, so that an edit renews only those that it is about."""
+
+    seeds: int = Field(10, ge=1)  # SAEs of each kind that the claims rest on
+    fewer_seeds: int = Field(5, ge=1)  # of the other kinds
     coefficient: float = Field(1e-3, ge=0)  # lambda of JumpReLU SAEs at the headline sparsity
     k: int = Field(40, ge=1)  # of TopK SAEs there
     gated: float = Field(0.12, ge=0)  # L1 coefficient of Gated SAEs there
-    sweep: tuple[float, ...] = (5e-4, 2e-3, 8e-3)  # lambdas of notebook 05's JumpReLU curves
-    k_sweep: tuple[int, ...] = (16, 32, 64)  # k of notebook 05's TopK curve
-    gated_sweep: tuple[float, ...] = (0.1, 0.17, 0.3)  # L1 coefficients of its Gated curve
+    # Share of the steps that a finetuned SAE reads chat for; before, what it starts with.
+    finetuning: float = Field(1 / 3, gt=0, lt=1)
+    levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
+    level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
+    sweep: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3)  # lambdas of notebook 05's JumpReLU curves
+    k_sweep: tuple[int, ...] = (16, 40, 100)  # k of its TopK curve
+    gated_sweep: tuple[float, ...] = (0.06, 0.12, 0.24)  # L1 coefficients of its Gated curve
     omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
 
 
@@ -113,24 +121,11 @@ class ProbeSection(_Section):
     position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer: the end of turn
     places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of SAEs beside the dense probe, a control; those the template has
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    seeds: int = Field(10, ge=1)  # SAEs of each kind that the claims rest on
-    fewer_seeds: int = Field(5, ge=1)  # of the other kinds
     draws: int = Field(5, ge=1)  # of the split into train and validation, crossed with the seeds
-    penalties: tuple[float, ...] = (
-        1e-3,
-        1e-2,
-        1e-1,
-        1.0,
-        10.0,
-        100.0,
-    )  # C of logistic regressions on the residual stream
-    ridges: tuple[float, ...] = (
-        1e-3,
-        1e-2,
-        1e-1,
-        1.0,
-    )  # weight decay of ridge regressions there, as a share of the variance
-    few_penalties: tuple[float, ...] = (1e-2, 1.0)  # C on k columns, where it matters little
+    # C of logistic regressions on all columns, weight decay of ridge regressions there as a share of the variance; C on k columns.
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    few_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
     decays: tuple[float, ...] = (0.1, 3.0, 30.0)  # weight decay of the attention probe, decoupled from its rate of 3e-3
     epochs: int = Field(12, ge=1)  # of its training
@@ -182,6 +177,7 @@ class Profile(_Section):
     prompts: PromptSection = PromptSection()
     corpora: CorpusSection = CorpusSection()
     training: TrainingSection = TrainingSection()
+    saes: SAESection = SAESection()
     probes: ProbeSection = ProbeSection()
     refusals: RefusalSection = RefusalSection()
     autointerp: AutointerpSection = AutointerpSection()

@@ -16,10 +16,10 @@ from lib.lm import harvest, model, sequences
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
 from lib.probes.changes import Change
-from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Linear, Probe, SingleLatent
+from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Linear, Probe
 from lib.probes.tables import NOTHING, Pick
-from lib.probes.views import Embedding, Error, Latents, Reconstruction, Residual, Surface, View, Words
-from lib.sae import controls, exchange, metrics, training
+from lib.probes.views import Embedding, Latents, Residual, Surface, View, Words
+from lib.sae import exchange, metrics, training
 from lib.sae.penalties import QuadraticFrequency
 from lib.sae.variants import SAEConfig
 from lib.store import Artifact
@@ -74,7 +74,8 @@ class Study:
         documents = corpora.documents(corpora.sources_of(corpus, p.sources), probed, p.seed)
         if corpus == "rollouts":
             return sequences.on_policy(documents, self.lm, p.corpora, p.seed)
-        return sequences.text(documents, self.lm, p.corpora, part, corpus != "pretraining")
+        turns = self.text("chat", part) if corpus == "IT" else None
+        return sequences.text(documents, self.lm, p.corpora, part, turns)
 
     def activations(self, corpus: Corpus, part: Part) -> Artifact:
         """Residuals of a corpus at the site."""
@@ -112,29 +113,34 @@ class Study:
 
     def jumprelu(self, **fields: Any) -> SAEConfig:
         """A JumpReLU SAE at the headline sparsity, unless told."""
-        return self.sae("jumprelu", **{"coefficient": self.profile.training.coefficient, **fields})
+        return self.sae("jumprelu", **{"coefficient": self.profile.saes.coefficient, **fields})
+
+    def finetuned(self, sae: SAEConfig, run: int) -> tuple[Artifact, Artifact]:
+        """An SAE on IT, and one that leaves it before its learning rate falls and goes on with chat: of equal numbers of steps."""
+        share, steps = self.profile.saes.finetuning, self.profile.training.steps
+        left = round((1 - share) * steps)
+        it = self.train("IT", sae, run=run, checkpoints=(left / steps,))
+        return it, self.train("chat", sae, start=it, run=run, share=share, checkpoint=left)
 
     @cached_property
     def saes(self) -> dict[str, list[Artifact]]:
         """The SAEs that notebooks share, one a seed. All have had the same number of steps.
 
-        *IT* has read pretraining text as user turns, as the post's baseline; *finetuned* leaves it before its learning rate falls and
-        goes on with chat for the rest; *chat* has read chat only. Beside them *pretraining*, on plain text, and on chat TopK, QF
-        and Gated SAEs.
+        *IT* has read pretraining text as user turns, as long as those of chat, as the post's baseline; *finetuned* goes on from it;
+        *chat* has read chat only. Beside them *pretraining*, on plain text, and on chat TopK, QF and Gated SAEs.
         """
-        q, t, sae = self.profile.probes, self.profile.training, self.jumprelu()
-        left = round((1 - t.finetuning) * t.steps)
-        it = [self.train("IT", sae, run=run, checkpoints=(left / t.steps,)) for run in range(q.seeds)]
-        on: dict[str, Any] = {"share": t.finetuning, "checkpoint": left}
-        few, penalised = range(q.fewer_seeds), self.jumprelu(penalty=QuadraticFrequency(t.omegas[0]))
+        which, sae = self.profile.saes, self.jumprelu()
+        seeds, few = range(which.seeds), range(which.fewer_seeds)
+        it, tuned = zip(*(self.finetuned(sae, run) for run in seeds), strict=True)
+        penalised = self.jumprelu(penalty=QuadraticFrequency(which.omegas[0]))
         return {
-            "IT": it,
-            "finetuned": [self.train("chat", sae, start=it[run], run=run, **on) for run in range(q.seeds)],
-            "chat": [self.train("chat", sae, run=run) for run in range(q.seeds)],
+            "IT": [*it],
+            "finetuned": [*tuned],
+            "chat": [self.train("chat", sae, run=run) for run in seeds],
             "pretraining": [self.train("pretraining", sae, run=run) for run in few],
-            "TopK": [self.train("chat", self.sae("topk", k=t.k), run=run) for run in few],
+            "TopK": [self.train("chat", self.sae("topk", k=which.k), run=run) for run in few],
             "QF": [self.train("chat", penalised, run=run) for run in few],
-            "Gated": [self.train("chat", self.sae("gated", coefficient=t.gated), run=run) for run in few[:3]],
+            "Gated": [self.train("chat", self.sae("gated", coefficient=which.gated), run=run) for run in few[:3]],
         }
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
@@ -144,8 +150,7 @@ class Study:
         return metrics.evaluate(trained, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, draws: int = 0) -> Artifact:
-        """A probe fit on what it sees, a view for each SAE seed, crossed with draws of the split, as many as the profile has unless
-        told."""
+        """A probe fit on what it sees, a view for each SAE seed, crossed with ``draws`` of the split or as many as the profile has."""
         p = self.profile
         return methods.fit(
             self.labelled, self.prompt_activations, p.layer, probe, seen, draws or p.probes.draws, change
@@ -181,8 +186,6 @@ class Study:
             "dense": self.fit(linear, site),
             "dense, mean over user turn": self.fit(linear, Residual("mean user")),
             "dense, max over user turn": self.fit(linear, Residual("max user")),
-            "dense, mean over everything": self.fit(linear, Residual("mean all")),
-            "dense, max over everything": self.fit(linear, Residual("max all")),
             "attention": self.fit(Attention(q.decays, q.epochs), Tokens()),
             "difference of means": self.fit(DifferenceOfMeans(), site),
             "sentence embedding": self.fit(linear, self.embedding),
@@ -190,40 +193,10 @@ class Study:
             "surface features": self.fit(linear, Surface()),
         }
 
-    @cached_property
-    def on_saes(self) -> dict[str, Artifact]:
-        """Probes on the three SAEs that the post's claims are about, of the first seed."""
-        return {
-            f"{what}, {name}": self.fit(probe, *self.see(kind, self.saes[name][:1]))
-            for what, kind, probe in (
-                ("k latents", Latents, self.few()),
-                ("reconstruction", Reconstruction, self.linear),
-                ("error", Error, self.linear),
-            )
-            for name in ("IT", "finetuned", "chat")
-        }
-
     def bring(self, path: Path | str, to_finetune: bool = False, any_place: bool = False) -> Artifact:
         """An SAE from elsewhere (:func:`lib.sae.exchange.bring`), read at the site; to finetune, it is scaled to chat."""
         harvested = self.activations("chat", "train") if to_finetune else None
         return exchange.bring(path, self.lm, self.profile.layer, harvested, any_place)
-
-    def on_sae(self, sae: Artifact) -> tuple[dict[str, Artifact], Artifact]:
-        """Probes on an SAE and on an untrained one of its size and sparsity, and what each :func:`lib.probes.views.kept`."""
-        p, q = self.profile, self.profile.probes
-        random = controls.untrained(sae, self.labelled, self.prompt_activations, p.layer, q.position, p.seed)
-        linear, seen, found = self.linear, dict[str, dict[str, Latents]](), dict[str, Artifact]()
-        for name, one in {"the SAE": sae, "an untrained SAE": random}.items():
-            latents, rebuilt, missed = (self.see(kind, [one]) for kind in (Latents, Reconstruction, Error))
-            seen[name] = {str(q.position): latents[0]}
-            found |= {
-                f"best latent, {name}": self.fit(SingleLatent(), *latents),
-                f"k latents, {name}": self.fit(self.few(), *latents),
-                f"all latents, {name}": self.fit(linear, *latents),
-                f"reconstruction, {name}": self.fit(linear, *rebuilt),
-                f"error, {name}": self.fit(linear, *missed),
-            }
-        return found, views.kept(self.labelled, self.prompt_activations, p.layer, seen)
 
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
         picks = {label: _pick(one) for label, one in fitted.items()}

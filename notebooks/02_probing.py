@@ -25,25 +25,46 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my
 
 # %% tags=["hide-input"]
 import json
+import textwrap
 from collections import Counter
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Markdown
+import torch
+from IPython.display import Markdown, display
 from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lib import claims, config, figures, pages, stats
-from lib.lm import answers, sequences
+from lib.latents import cards
+from lib.lm import activations, answers, harvest, sequences
 from lib.pages import expect
 from lib.probes import methods, tables
+from lib.probes.attention import Tokens
 from lib.probes.changes import Balanced, Fewer, Mislabelled, Plain, Shuffled
-from lib.probes.methods import AtRandom, ByL1Path, ByMeanDifference, PrincipalComponents, RandomDirections, SingleLatent
+from lib.probes.methods import (
+    AtRandom,
+    ByL1Path,
+    ByMeanDifference,
+    Logistic,
+    Model,
+    PrincipalComponents,
+    Probe,
+    RandomDirections,
+    SingleLatent,
+)
 from lib.probes.tables import TRANSFER
 from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, kept
-from lib.sae import controls
-from lib.store import result
+from lib.sae import controls, training
+from lib.store import cached, result
 from lib.study import open_study
 from lib.texts import examples, files, transforms
+from lib.texts.style import matrix
 
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
@@ -52,75 +73,126 @@ pages.banner(profile, overrides)
 # %% tags=["hide-input"]
 Markdown(
     f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}. "
-    f"The end of turn is {q.position} tokens after the user's text. {q.seeds} SAE seeds × {q.draws} draws of train and validation."
+    f"The end of turn is {q.position} tokens after the user's text. {p.saes.seeds} SAE seeds × {q.draws} draws of train and validation."
 )
 
 # %% [markdown]
 # ## The comparison
 #
-# Which SAEs. All have had the same number of steps. The *IT* SAE has read encyclopaedia text as if users had written it, in the chat template,
-# as the post's baseline did; the *finetuned* one leaves it for chat after two thirds of the steps; the *chat* one has read chat only.
-# Each is trained from several *seeds*. Beside them, from fewer seeds, a *pretraining* SAE that read plain text, and other kinds of chat
-# SAE: *TopK*, *Gated*, and *QF*, with another sparsity penalty (notebook 05).
+# Which SAEs. All have had the same number of steps. The *IT* SAE has read encyclopaedia text as if users had written it, in the chat template and
+# in turns as long as theirs, as the post's baseline did; the *finetuned* one leaves it for chat after two thirds of the steps; the *chat* one
+# has read chat only. Each is trained from several *seeds*. Beside them, from fewer seeds, a *pretraining* SAE that read plain text, and
+# other kinds of chat SAE: *TopK*, *Gated*, and *QF*, with another sparsity penalty (notebook 05).
 
 # %%
 saes = study.saes
 three = ("IT", "finetuned", "chat")  # those of the post's claims
 
 # %% [markdown]
-# One chat SAE each of other sparsity (appendix), and *untrained* ones, of random directions, which show what a figure is worth.
+# IT and finetuned SAEs also at other sparsities, of few seeds each. And two controls, made of chat SAEs. An *untrained* SAE has random directions: what
+# it reaches is worth nothing. An *oracle* is told the answer: a latent of it, or the sum of five, is the dense probe's own direction. A method
+# that cannot use it could not use a perfect SAE.
 
 # %%
-others = {f"chat, λ={c:g}": study.train("chat", study.jumprelu(coefficient=c)) for c in t.sweep if c != t.coefficient}
+levels = sorted({p.saes.coefficient, *p.saes.levels})  # the densest first
+pairs_at = {
+    c: [study.finetuned(study.jumprelu(coefficient=c), run) for run in range(p.saes.level_seeds)] for c in levels
+}
+sweep = {kind: {c: [pair[i] for pair in pairs_at[c]] for c in levels} for i, kind in enumerate(("IT", "finetuned"))}
+first = saes["chat"][: p.saes.fewer_seeds]
 untrained = [
-    controls.untrained(sae, study.labelled, study.prompt_activations, p.layer, q.position, run)
-    for run, sae in enumerate(saes["chat"][: q.fewer_seeds])
+    controls.untrained(sae, study.labelled, study.prompt_activations, p.layer, run) for run, sae in enumerate(first)
 ]
 
 # %% [markdown]
 # Which probes, and what each of them sees. The *dense* probe is a linear regression on the residual stream. A *k-sparse* probe sees k
 # latents: those whose means differ most between the two classes. Its rivals see as many principal components, random directions, or
-# random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean.
-# Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is chosen by leaving
-# out one kind of training prompt at a time; OOD prompts choose nothing. To try a probe of your own, add a line: only that line is computed.
+# random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean, where SAEs lose
+# least (notebook 01). Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is
+# chosen by leaving out one kind of training prompt at a time; OOD prompts choose nothing.
 
 # %%
 two = {"end of turn": q.position, "maximum": "max user"}  # the post's places: claims are decided at one of them
-places = two | {"mean": "mean user"}  # and the one where SAEs lose least
+places = two | {"mean": "mean user"}
 
 
-def at_each(among, probe, see=None, made=()):
+def at_each(probe, see=None, made=(), among=places):
     """{place: a probe fit on the residual stream there, or on what SAEs make of it}."""
     return {
         name: study.fit(probe, *(study.see(see, made, at) if made else (Residual(at),))) for name, at in among.items()
     }
 
 
-linear, few, fewer = study.linear, study.few(), saes["finetuned"][: q.fewer_seeds]
-by_place = {"dense": at_each(places, linear)}
-by_place |= {f"k latents, {name}": at_each(places, few, Latents, made) for name, made in saes.items()}
-by_place |= {f"single latent, {name}": at_each(two, SingleLatent(), Latents, saes[name]) for name in three}
-by_place |= {f"reconstruction, {name}": at_each(two, linear, Reconstruction, saes[name]) for name in three}
+linear, few, one = study.linear, study.few(), SingleLatent()
+more = study.few(ks=tuple(k for k in q.ks if k >= 5))
+by_place = {"dense": at_each(linear)}
+by_place |= {f"k latents, {name}": at_each(few, Latents, made) for name, made in saes.items()}
+by_place |= {f"single latent, {name}": at_each(one, Latents, saes[name]) for name in three}
+by_place |= {f"reconstruction, {name}": at_each(linear, Reconstruction, saes[name]) for name in three}
+by_place |= {f"5 latents or more, {name}": at_each(more, Latents, saes[name]) for name in ("finetuned",)}
+by_place |= {f"all latents, {name}": at_each(linear, Latents, saes[name][: p.saes.fewer_seeds], two) for name in three}
 by_place |= {
-    "principal components": at_each(two, study.few(PrincipalComponents())),
-    "random directions": at_each(two, study.few(RandomDirections())),
-    "k latents, untrained": at_each(two, few, Latents, untrained),
-    "random latents": at_each(two, study.few(AtRandom()), Latents, fewer),
+    "principal components": at_each(study.few(PrincipalComponents())),
+    "random directions": at_each(study.few(RandomDirections())),
+    "k latents, untrained": at_each(few, Latents, untrained),
+    "random latents": at_each(study.few(AtRandom()), Latents, saes["finetuned"][: p.saes.fewer_seeds]),
 }
-of_post = {method: {name: at[name] for name in two} for method, at in by_place.items()}
+of_sweep = {
+    f"single latent, {kind}, λ={c:g}": at_each(one, Latents, made, two)
+    for kind in sweep
+    for c, made in sweep[kind].items()
+}
+of_sweep |= {
+    f"k latents, {kind}, λ={c:g}": at_each(few, Latents, made, two) for kind in sweep for c, made in sweep[kind].items()
+}
+of_post = {method: {name: at[name] for name in two} for method, at in (by_place | of_sweep).items()}
 choices = tables.chosen(of_post, name="02_choices").value
 
+# %% [markdown]
+# A probe of your own is a class of one method. This one is what monitors in production are said to use
+# ([Kramár et al. 2026](https://arxiv.org/abs/2601.11516)): a linear score of every token, averaged over a few tokens in a row; the highest average
+# counts.
+
+
 # %%
-best = {method: by_place[method][choice["best"]] for method, choice in choices.items()}
+@dataclass(frozen=True)
+class RollingMeanMax(Probe):
+    """The highest mean over ``window`` tokens in a row of a linear probe's scores, taught on the mean over all tokens."""
+
+    window: int
+    penalties: tuple[float, ...]
+
+    def fit(self, x, labels, run):
+        count, parts = np.diff(x.starts), np.array_split(np.arange(len(x.x)), max(1, len(x.x) // 65_536))
+        which = torch.from_numpy(np.repeat(np.arange(len(count)), count))
+        total = torch.zeros(len(count), x.x.shape[1])
+        for part in parts:
+            total.index_add_(0, which[part[0] : part[-1] + 1], x.x[part[0] : part[-1] + 1].float())
+        options = Logistic(self.penalties).fit((total / torch.from_numpy(count)[:, None]).numpy(), labels, run)[""]
+        wide, found = np.minimum(self.window, count), {}
+        ends = [np.arange(a + w, b + 1) for a, w, b in zip(x.starts, wide, x.starts[1:], strict=False)]
+        for option, model in options.items():
+            weight = torch.from_numpy(model.direction[:-1])
+            score = torch.cat([x.x[part[0] : part[-1] + 1].float() @ weight for part in parts]).double().numpy()
+            summed = np.r_[0, np.cumsum(score)]
+            highest = [((summed[end] - summed[end - w]) / w).max() for end, w in zip(ends, wide, strict=True)]
+            found[option] = Model(np.array(highest))
+        return {"": found}
+
+
+# %%
+best = {method: by_place[method][choices[method]["best"]] for method in by_place}
+at_dense = choices["dense"]["best"]  # where reconstructions are set against residuals: one place for both
+best |= {f"reconstruction, {name}": by_place[f"reconstruction, {name}"][at_dense] for name in three}
 path = study.few(ByL1Path())
 read_at = {name: places[choices[f"k latents, {name}"]["best"]] for name in three}
 best |= {
-    f"k latents by L1 path, {n}": study.fit(path, *study.see(Latents, saes[n][: q.fewer_seeds], read_at[n])) for n in three
+    f"k latents by L1 path, {n}": study.fit(path, *study.see(Latents, saes[n][: p.saes.fewer_seeds], read_at[n]))
+    for n in three
 }
-best |= {
-    f"error, {n}": study.fit(linear, *study.see(Error, saes[n])) for n in three
-}  # what it leaves out, at the end of turn
-fits = {**{f"{name}": fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
+best |= {f"error, {name}": study.fit(linear, *study.see(Error, saes[name])) for name in three}  # at the end of turn
+best["rolling mean, max"] = study.fit(RollingMeanMax(10, q.penalties), Tokens(), draws=min(2, q.draws))
+fits = {**{name: fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
 # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
 
 # %%
@@ -136,10 +208,189 @@ def at(name, k, split="ood"):
 
 
 # %% [markdown]
+# Probes are compared in pairs, on the same prompts, seeds and draws. Beside the post's setting, which alone is counted, the same pairs are compared
+# with both probes at the mean over the text.
+
+
+# %%
+claimed = str(q.k_claim)
+
+
+def paired(of, where):
+    """({pair of probes: differences}, {triple: shares of a gap}) of the probes ``of``, at the post's places or all ``where`` told."""
+    dense, pairs, name_of = of["dense"], {}, "02_differences" if where is None else "02_differences_at_mean"
+    for name in three:
+        pairs[f"dense - single, {name}"] = (dense, of[f"single latent, {name}"])
+        pairs[f"dense - k, {name}"] = (dense, (of[f"k latents, {name}"], claimed))
+        pairs[f"dense - best k, {name}"] = (dense, of[f"k latents, {name}"])
+        pairs[f"dense - reconstruction, {name}"] = (dense, of[f"reconstruction, {name}"])
+    pairs["single, finetuned - IT"] = (of["single latent, finetuned"], of["single latent, IT"])
+    pairs["best k, finetuned - IT"] = (of["k latents, finetuned"], of["k latents, IT"])
+    pairs["QF - JumpReLU, k"] = (of["k latents, QF"], of["k latents, chat"])
+    if where is None:
+        ends, tuned = by_place["dense"], by_place["k latents, finetuned"]
+        for name in three:
+            pairs[f"rules, {name}"] = (of[f"k latents, {name}"], of[f"k latents by L1 path, {name}"])
+            pairs[f"dense - error, {name}"] = (ends["end of turn"], of[f"error, {name}"])
+        pairs["max - position, dense"] = (ends["maximum"], ends["end of turn"])
+        pairs["max - position, k"] = (tuned["maximum"], tuned["end of turn"])
+        pairs["attention - dense"] = (study.baselines["attention"], ends["end of turn"])
+        for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
+            pairs[f"dense - {name}"] = (ends["end of turn"], study.baselines[name])
+    triples = {"finetuning": (dense, of["k latents, IT"], of["k latents, finetuned"])}
+    triples["5 latents"] = (dense, of["single latent, finetuned"], (of["k latents, finetuned"], "5"))
+    triples["5 latents or more"] = (dense, of["single latent, finetuned"], of["5 latents or more, finetuned"])
+    shares = study.compare(tables.closed, triples, name=name_of.replace("differences", "closed_gap")).value
+    return study.compare(tables.differences, pairs, name=name_of).value, shares
+
+
+gaps, closed = paired(best, None)
+at_mean = paired({method: of["mean"] for method, of in by_place.items() if "mean" in of}, "mean")
+
+# %% [markdown]
+# The best single latent by sparsity: finetuned less IT, and in the sparser half of the sweep less in the denser half.
+
+# %%
+chosen_at = {method: of_sweep[method][choices[method]["best"]] for method in of_sweep}
+alone = {(kind, c): chosen_at[f"single latent, {kind}, λ={c:g}"] for kind in sweep for c in levels}
+level_gaps = study.compare(
+    tables.differences,
+    {f"dense - single, λ={c:g}": (best["dense"], alone["finetuned", c]) for c in levels}
+    | {f"finetuned - IT, λ={c:g}": (alone["finetuned", c], alone["IT", c]) for c in levels},
+    name="02_level_differences",
+).value
+half = len(levels) // 2
+signs = [(c, 1 if c in levels[-half:] else -1) for c in levels if half and (c in levels[:half] or c in levels[-half:])]
+trend = study.compare(
+    tables.differences,
+    {"sparse - dense half": tuple(alone[kind, c] for c, _ in signs for kind in ("finetuned", "IT"))},
+    weights=tuple(way * sign / half for _, sign in signs for way in (1, -1)),
+    name="02_level_trend",
+).value["sparse - dense half"]
+
+# %% [markdown]
+# ## Claim by claim
+#
+# The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
+# (`data/claims.yaml`). A claim holds if every interval lies where the test says, fails if one lies wholly elsewhere, and is otherwise
+# inconclusive at this scale.
+
+
+# %%
+def parts_of(gaps, closed, split, ours=best):
+    """{claim: {part: entry}} of a set of OOD prompts; ``ours`` False leaves out those that no other place has."""
+    more = TRANSFER if split == "ood" else split
+    of = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
+
+    def share_of(name):
+        entry = closed[name][split]
+        gap = {"difference": entry["gap"], **{key: entry[f"gap_{key}"] for key in ("interval", "error", "freedom")}}
+        shown = {key: entry[key] for key in ("share", "interval", "error", "freedom")}
+        return [part | {"seeds": saes["finetuned"]} for part in (shown, gap)]
+
+    largest, gap = share_of("5 latents or more")
+    found = {
+        "B2": {name: gap["single"]["train"] for name, gap in of.items()},
+        "B3": {"OOD": gaps["single, finetuned - IT"][split]},
+        "B4a": {f"{name}, {part}": gap["k"][part] for name, gap in of.items() for part in ("train", "val")},
+        "B4b": {f"{name}, {part}": gap["k"][part] for name, gap in of.items() for part in dict.fromkeys((split, more))},
+        "B4c": {"5 latents": share_of("5 latents")[0], "chosen k": largest, "gap of the single latent": gap},
+        "B5": dict(zip(("share closed", "gap of the IT SAE"), share_of("finetuning"), strict=True)),
+        "B7a": {name: of[name]["reconstruction"]["val"] for name in ("IT", "finetuned")},
+        "B7b": {name: of[name]["reconstruction"][more] for name in ("IT", "finetuned")},
+        "O2": {"OOD": gaps["QF - JumpReLU, k"][split]},
+    }
+    if ours:
+        found |= {
+            "B1": {
+                name: probes["dense"][part]
+                for name, part in (("train", "train"), ("validation", "val"), ("OOD", split))
+            },
+            "B3b": {"OOD": trend[split]},
+            "B3c": {f"λ={c:g}": level_gaps[f"dense - single, λ={c:g}"][split] for c in levels},
+            "B6": {name: gaps[f"rules, {name}"][split] for name in three},
+            "B8": {name: gaps[f"max - position, {name}"][split] for name in ("dense", "k")},
+            "O6": {"OOD": gaps["attention - dense"][split]},
+        }
+    return {name: found[name] for name in sorted(found, key=[*claims.ledger()].index)}
+
+
+drawn_in = {"B1": "02_slices", "B2": "02_sparsity", "B3": "02_sparsity", "B3b": "02_sparsity", "B3c": "02_sparsity"}
+drawn_in |= {"B7a": "02_reconstructions", "B7b": "02_reconstructions", "B8": "02_places", "O6": "02_probes"}
+
+
+def judged(parts):
+    """A record of each claim."""
+    found = []
+    for name, part in parts.items():
+        counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
+        seeds = min((len(entry["seeds"]) for entry in part.values() if len(entry.get("seeds", [])) > 1), default=1)
+        found.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=seeds))
+    return found
+
+
+records = judged(parts_of(gaps, closed, "ood"))
+claims.filed(records, claims.fixed(), name="02_claims").value
+expect(
+    {record.id for record in records} == {c.id for c in claims.ledger().values() if c.notebook == "02_probing"},
+    "every row of the ledger that is this notebook's is judged",
+)
+
+# %%
+rows = {}
+for record in records:
+    unit, post = claims.ledger()[record.id].unit, claims.ledger()[record.id].post.get(record.decided_by)
+    told = textwrap.fill(f"{record.id} {record.statement}", 52) + f"\n{record.verdict.removesuffix(' at this scale')}"
+    mine = {"here": {"value": record.value, "interval": record.interval}}
+    mine |= {} if post is None else {"the post": {"value": post, "interval": [post, post]}}
+    rows.setdefault(unit, {})[told] = mine
+figure, axes = plt.subplots(
+    len(rows), figsize=(figures.WIDTH, 0.75 * len(records) + 1.2), height_ratios=[len(of) for of in rows.values()]
+)
+for axis, (unit, of) in zip(np.atleast_1d(axes), rows.items(), strict=True):
+    figures.forest(of, "value", axis).set_xlabel(unit)
+    axis.tick_params(axis="y", labelsize="small")
+    if unit != "AUROC":
+        axis.axvline(0, color="#888888", linewidth=1)
+    if unit.startswith("share"):  # of a gap that may be nought, an interval has no end
+        axis.set_xlim(-1, 2)
+figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(figure, "TITLE: the claims")
+pages.publish(
+    figure,
+    "02_claims",
+    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, beside the post's where it gives one, and the verdict of a "
+    "test fixed beforehand.",
+    alt="Forest plot of the post's claims on probing with our numbers, the post's, and verdicts.",
+)
+
+# %% tags=["hide-input"]
+pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
+# %% [markdown]
+# The same rows in other settings, which were not counted: on the wider OOD set, and with both probes at the mean over the text.
+
+# %% tags=["hide-input"]
+beside = {"wider OOD set": judged(parts_of(gaps, closed, "wider")) if "wider" in probes["dense"] else []}
+beside["at the mean"] = judged(parts_of(at_mean[0], at_mean[1], "ood", ours=False))
+by_id = {what: {record.id: record for record in found} for what, found in beside.items()}
+
+
+def short(record):
+    """A record's number and verdict, or nothing."""
+    return f"{record.value:.3f}, {record.verdict.removesuffix(' at this scale')}" if record else ""
+
+
+pages.table(
+    ((r.id, short(r), *(short(of.get(r.id)) for of in by_id.values())) for r in records),
+    ("", "the post's setting", *by_id),
+)
+
+# %% [markdown]
 # ## Latents are no better a summary than principal components
 #
-# Each panel is one SAE. From twenty features on, the first principal components of the same residual stream transfer better than that
-# SAE's latents, though no SAE chose them. No SAE's probes reach the dense probe at any k.
+# Each panel is one SAE. Beside its latents stand principal components of the same residual stream, which nobody chose for the task, and in the last panel
+# the two controls.
 
 
 # %%
@@ -162,19 +413,21 @@ axes = figures.panels(
 )
 for name, axis in zip(three, axes.values(), strict=True):
     lines = {"principal components": curve("principal components"), f"{name} SAE": curve(f"k latents, {name}")}
+    lines |= {"untrained SAE": curve("k latents, untrained")} if name == "chat" else {}
     figures.curves(lines, axis=axis, ticks=(1, 5, 20, 50))
     dense_level(axis, "dense probe" if name == three[0] else "")
-orange = figures.look("principal components")["color"]
-beside = axes["finetuned SAE"]
-beside.text(0.97, 0.05, "principal\ncomponents", transform=beside.transAxes, color=orange, ha="right", va="bottom")
+    axis.plot(q.ks[-1], probes[f"all latents, {name}"]["ood"]["auroc"], "*", color=figures.look(f"{name} SAE")["color"])
+orange, grey = (figures.look(name)["color"] for name in ("principal components", "untrained"))
+for name, said, colour in (("finetuned SAE", "principal\ncomponents", orange), ("chat SAE", "untrained", grey)):
+    axes[name].text(0.97, 0.05, said, transform=axes[name].transAxes, color=colour, ha="right", va="bottom")
 figures.headed(
     axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
 )
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
-    "OOD AUROC of probes on k latents of an SAE and on k principal components. Thin: SAE seeds, or draws; thick: their mean. Shaded: the "
-    "dense probe's 95 % interval, over prompts, seeds and draws.",
+    "OOD AUROC of probes on k latents of an SAE and on k principal components; star: all latents. Thin: SAE seeds, or draws; thick: their mean. "
+    "Shaded: the dense probe's 95 % interval, over prompts, seeds and draws.",
     alt="Three panels, one an SAE: from k = 20 on the line of principal components lies above that of the SAE's latents, below the dense probe.",
 )
 
@@ -232,6 +485,35 @@ expect(
 expect(
     probes["surface features"]["val"]["auroc"] > 0.99 and probes["surface features"]["ood"]["auroc"] < 0.6,
     "surface features are near perfect on validation and close to a coin OOD",
+)
+
+# %% [markdown]
+# **Could the method have found it?** The oracle SAEs, read where their latents were put, against the dense probe on the same draw. At the maximum a
+# latent cannot be the dense probe, which takes the maximum of every coordinate before it weighs them.
+
+
+# %%
+def told_answer(place, parts):
+    """Probes on ``parts`` latents of chat SAEs in which so many sum up to the dense probe's direction at ``place``."""
+    there = by_place["dense"][place], "0/0", parts, study.labelled, study.prompt_activations, p.layer, places[place]
+    oracles = [controls.oracle(sae, *there) for sae in first]
+    return study.fit(study.few(ks=(parts,)), *study.see(Latents, oracles, places[place]), draws=1)
+
+
+oracle = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
+oracle_gaps = study.compare(
+    tables.differences,
+    {f"{place}, {parts}": (by_place["dense"][place], fit) for (place, parts), fit in oracle.items()},
+    name="02_oracle",
+).value
+
+# %% tags=["hide-input"]
+pages.table(
+    (
+        (name, pages.interval(e["val"], "difference"), pages.interval(e["ood"], "difference"))
+        for name, e in oracle_gaps.items()
+    ),
+    ("oracle: place, latents", "dense less oracle, validation", "OOD"),
 )
 
 # %% [markdown]
@@ -297,14 +579,35 @@ style_alone = study.table(
     {"plain": study.fit(linear, Surface(), change=Plain())}, name="02_style", change=Plain()
 ).value
 
+
+# %% tags=["hide-input"]
+@result
+def style_told(prompts, folds):
+    """AUROC of surface features between plain OOD prompts, of a probe that is taught on other clusters of the same: what style tells in
+    hindsight."""
+    every = [e for e in examples.read(prompts) if (e.split, e.mix, e.transform) == ("ood", "post", "plain")]
+    x, y, group = matrix([e.text for e in every]), np.array([e.label for e in every]), [e.group for e in every]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    score = cross_val_predict(probe, x, y, groups=group, cv=GroupKFold(folds), method="decision_function")
+    return {"auroc": roc_auc_score(y, score), "n": len(y)}
+
+
+hindsight = style_told(study.labelled, 5, name="02_style_ood").value
+
 # %% tags=["hide-input"]
 every_kind = {"plain prompts only": style_alone["plain"]["val"], "all": probes["surface features"]["val"]}
 every_kind["all, OOD"] = probes["surface features"]["ood"]
-pages.table(((name, pages.interval(e)) for name, e in every_kind.items()), ("surface features on", "AUROC"))
+floors = [(name, pages.interval(e)) for name, e in every_kind.items()]
+floors.append(("plain OOD prompts, had it been taught on others of them", f"{hindsight['auroc']:.3f}"))
+pages.table(floors, ("surface features on", "AUROC"))
+
+# %% [markdown]
+# So style is not gone OOD, where each kind keeps its form: it tells nearly as much as in distribution, but other things. What training teaches of it does
+# not transfer.
 
 # %% tags=["hide-input"]
 cut = sequences.cut(study.conversations, name="02_cut").value
-drawn = files.drawn(study.labelled, name="02_drawn").value if q.data else []
+drawn = files.told(study.labelled, name="02_told").value["drawn"] if q.data else []
 said = [
     f"{cut:,} prompts are longer than {q.limit:,} tokens, or than what the model can read: only their beginnings are."
 ] * (cut > 0)
@@ -321,7 +624,8 @@ ByMeanDifference().order(activation, np.array([1, 1, 0, 0]), 2, 0)  # the means 
 # %% [markdown]
 # **What is chosen, and how.** A random validation set cannot tell settings apart: nearly all are perfect on it. So one kind of training prompt
 # (a jailbreak, an errand) is left out at a time; the score is how well the probe tells that kind in validation from plain prompts
-# of the other class, as a mean over kinds. The best setting wins, of equal ones the simpler. *Margin* is how far it is ahead of the next.
+# of the other class, as a mean over kinds. The best setting wins, of equal ones the simpler. So validation takes part in choices, and figures on it
+# are a little too good; OOD does not.
 
 # %% tags=["hide-input"]
 pages.table(
@@ -351,47 +655,25 @@ harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
 stats.influences(harmful, score, np.arange(4), 4)  # three of four pairs; more of the two that are confused lowers it
 
 # %% [markdown]
-# Where the spread of one fit comes from (standard deviations, OOD):
+# Where the spread of one fit comes from (standard deviations, OOD). Draws share four fifths of their training prompts, so they say little of what
+# *other* training prompts would do. The last column is an estimate of that (the delete-d jackknife, Shao & Wu 1989: what draws differ by, times the
+# root of the share taught on over the share left out). Intervals and verdicts hold for these training prompts.
 
 # %% tags=["hide-input"]
 spread = {name: probes[name]["ood"]["spread"] for name in ("dense", *(f"k latents, {name}" for name in three))}
 pages.table(
     (
-        (name, *(f"{parts[axis]['sd']:.3f}" for axis in ("seeds", "draws", "seeds x draws", "prompts")))
+        (name, *(f"{parts[axis]['sd']:.3f}" for axis in ("seeds", "draws", "seeds x draws", "prompts")), f"{again:.3f}")
         for name, parts in spread.items()
+        for again in [parts["draws"]["sd"] * (1 / p.prompts.validation - 1) ** 0.5]
     ),
-    ("probe", "SAE seeds", "draws of the split", "both together", "prompts"),
+    ("probe", "SAE seeds", "draws of the split", "both together", "prompts to test on", "other training prompts"),
 )
 
 # %% [markdown]
 # ## Is the signal in the reconstruction, or in what the SAE leaves out?
 #
 # The same dense probe on an SAE's reconstruction of the residual stream, and on its error.
-
-# %%
-claimed = str(q.k_claim)
-dense, pairs = best["dense"], {}
-for name in three:
-    pairs[f"dense - single, {name}"] = (dense, best[f"single latent, {name}"])
-    pairs[f"dense - k, {name}"] = (dense, (best[f"k latents, {name}"], claimed))
-    pairs[f"dense - best k, {name}"] = (dense, best[f"k latents, {name}"])
-    pairs[f"rules, {name}"] = (best[f"k latents, {name}"], best[f"k latents by L1 path, {name}"])
-    pairs[f"dense - reconstruction, {name}"] = (dense, best[f"reconstruction, {name}"])
-    pairs[f"dense - error, {name}"] = (by_place["dense"]["end of turn"], best[f"error, {name}"])
-pairs["single, finetuned - IT"] = (best["single latent, finetuned"], best["single latent, IT"])
-pairs["best k, finetuned - IT"] = (best["k latents, finetuned"], best["k latents, IT"])
-pairs["max - position, dense"] = (by_place["dense"]["maximum"], by_place["dense"]["end of turn"])
-of_finetuned = by_place["k latents, finetuned"]
-pairs["max - position, k"] = (of_finetuned["maximum"], of_finetuned["end of turn"])
-pairs["QF - JumpReLU, k"] = (best["k latents, QF"], best["k latents, chat"])
-pairs["attention - dense"] = (study.baselines["attention"], by_place["dense"]["end of turn"])
-for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
-    pairs[f"dense - {name}"] = (dense, study.baselines[name])
-gaps = study.compare(tables.differences, pairs, name="02_differences").value
-triples = {"finetuning": (dense, best["k latents, IT"], best["k latents, finetuned"])}
-triples["5 latents"] = (dense, best["single latent, finetuned"], (best["k latents, finetuned"], "5"))
-triples["k latents"] = (dense, best["single latent, finetuned"], best["k latents, finetuned"])
-closed = study.compare(tables.closed, triples, name="02_closed_gap").value
 
 # %%
 lost = {
@@ -418,6 +700,79 @@ expect(max(errors_lost) < 0.03, "a probe on what the SAEs leave out is nearly as
 expect(
     min(lost[f"reconstruction, {name}"]["OOD"]["difference"] for name in three) > max(errors_lost),
     "reconstructions lose more than errors",
+)
+
+# %% [markdown]
+# And the k latents that a probe chose, decoded by themselves: the part of the reconstruction that the probe sees, in the residual stream's own space, at the
+# end of turn. A view of your own is a class of one method, as this one is.
+
+
+# %%
+@dataclass(frozen=True)
+class ChosenLatents(Latents):
+    """What an SAE rebuilds [n, d] from the ``k`` latents whose class means differ most between train prompts."""
+
+    learns = True  # from the labels of each draw and fold
+    k: int = 20
+
+    def matrix(self, data, labels):
+        f, train = super().matrix(data, labels), labels.where("train")
+        which = ByMeanDifference().order(f[train], labels.taught[train], self.k, 0)[: self.k]
+        return f[:, which] @ training.load(self.sae).W_dec[torch.from_numpy(which)].numpy()
+
+
+of_chosen = {
+    name: study.fit(
+        linear, *(ChosenLatents(q.position, sae=sae, k=q.k_claim) for sae in saes[name][:2]), draws=min(2, q.draws)
+    )
+    for name in three
+}
+chosen_gaps = study.compare(
+    tables.differences,
+    {name: (by_place["dense"]["end of turn"], fit) for name, fit in of_chosen.items()},
+    name="02_chosen_latents",
+).value
+
+# %% [markdown]
+# ## Does sparsity matter?
+#
+# The best single latent, the one with the best AUROC on train, of IT and finetuned SAEs of several sparsities, on train, validation and OOD; and k latents.
+
+# %%
+single = study.table(
+    {f"{kind}, λ={c:g}": alone[kind, c] for kind, c in alone}
+    | {f"{name}, headline": best[f"single latent, {name}"] for name in three},
+    name="02_singles",
+    slices=False,
+).value
+of_level = study.table(
+    {f"{kind}, λ={c:g}": chosen_at[f"k latents, {kind}, λ={c:g}"] for kind in sweep for c in levels},
+    name="02_k_by_level",
+    slices=False,
+).value
+l0 = {
+    (kind, c): study.evaluate(sweep[kind][c][0], "chat", f"02_{kind}_at_{c:g}").value["l0"]
+    for kind in sweep
+    for c in levels
+}
+names = {"train": "train", "val": "validation", "ood": "OOD"}
+figure, axes = plt.subplots(2, 3, figsize=(figures.WIDTH, 4.6), sharex=True, sharey="row")
+for row, (found, what) in zip(axes, ((single, "best latent"), (of_level, "k latents")), strict=True):
+    for axis, (part, said) in zip(row, names.items(), strict=True):
+        lines = {f"{kind} SAE": [(l0[kind, c], found[f"{kind}, λ={c:g}"][part]) for c in levels] for kind in sweep}
+        figures.curves(lines, axis=axis, ticks=(5, 10, 20, 40, 80))
+        axis.axhline(probes["dense"][part]["auroc"], color=figures.look("dense")["color"], linestyle=":")
+        axis.set_title(said if found is single else "", fontsize="medium")
+    row[0].set_ylabel(f"AUROC, {what}")
+figure.supxlabel(f"L0 on held-out chat (prompts OOD: n = {probes['dense']['ood']['n']:,})", fontsize="medium")
+axes[0, 0].legend(loc="lower left", fontsize="small")
+figures.headed(figure, "TITLE: sparsity")
+pages.publish(
+    figure,
+    "02_sparsity",
+    "AUROC of the best single latent (above) and of k latents, k chosen (below), against the SAE's L0. Thin: SAE seeds; thick: their mean. Dotted: the "
+    "dense probe.",
+    alt="Six panels of AUROC against L0 for IT and finetuned SAEs, all below the dense probe's dotted line.",
 )
 
 # %% [markdown]
@@ -448,7 +803,6 @@ place_gaps = study.compare(tables.differences, pairs, name="02_place_differences
 # %%
 shown_saes = {name: made[0] for name, made in saes.items()} | {"untrained": untrained[0]}
 told = {name: {str(at): study.see(Latents, [sae], at)[0] for at in where} for name, sae in shown_saes.items()}
-told |= {name: {str(q.position): study.see(Latents, (sae,))[0]} for name, sae in others.items()}
 fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="02_fidelity").value
 
 # %%
@@ -483,6 +837,62 @@ expect(
         )
     ),
     "at no token after the user's text is a loss of two hundredths ruled out for the finetuned SAE",
+)
+
+# %% [markdown]
+# **Where in the prompt does it stand?** The post reads the end of turn, supposing that the model gathers there what it has read. The dense probe that is
+# taught at the mean over the text is applied to single tokens: to tenths of the text, first to last, and to each template token after it.
+
+
+# %%
+@result
+def by_token(prompts, harvest, fitted, layer, tail):
+    """AUROC on OOD prompts of a dense probe's direction (first run) on single tokens: {place: {auroc, n}}; the text in tenths, averaged, then each
+    token of the template."""
+    labels, source = examples.Labels.of(examples.read(prompts)), activations.read(harvest, layer)
+    weight = load_file(fitted.path / "directions.safetensors")["0/0"][:-1]
+    score = np.concatenate([(x @ torch.from_numpy(weight)).numpy() for x in source.chunks()])
+    which, position = source.column("sequence"), source.column("position")
+    first, last = np.full(len(labels.y), 1 << 30), np.zeros(len(labels.y), int)
+    np.minimum.at(first, which, position)
+    np.maximum.at(last, which, position)
+    length = (last - first + 1 - tail)[which]  # of the text
+    into = position - first[which]
+    part = np.where(into < length, into * 10 // np.maximum(length, 1), 10 + into - length)
+    found = {}
+    for number in range(10 + tail):
+        here = part == number
+        count = np.bincount(which[here], minlength=len(labels.y))
+        mean = np.bincount(which[here], score[here], len(labels.y)) / np.maximum(count, 1)
+        rows = labels.where("ood") & (count > 0)
+        name = f"tenth {number + 1}" if number < 10 else f"+{number - 10}"
+        found[name] = {"auroc": roc_auc_score(labels.y[rows], mean[rows]), "n": rows.sum()}
+    return found
+
+
+token_by_token = by_token(
+    study.labelled, study.prompt_activations, by_place["dense"]["mean"], p.layer, len(after), name="02_tokens"
+).value
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 2.8))
+axis.plot(
+    range(len(token_by_token)),
+    [e["auroc"] for e in token_by_token.values()],
+    "o-",
+    color=figures.look("dense")["color"],
+)
+axis.axvspan(9.5, len(token_by_token) - 0.5, **figures.SHADE | {"color": figures.CONTEXT})
+axis.set_xticks(range(len(token_by_token)), [name.removeprefix("tenth ") for name in token_by_token])
+axis.set(
+    xlabel="tenths of the user's text, then tokens of the template (shaded)",
+    ylabel=f"OOD AUROC (n = {probes['dense']['ood']['n']:,})",
+    title="TITLE: tokens",
+)
+pages.publish(
+    figure,
+    "02_tokens",
+    "OOD AUROC of one direction, the dense probe's over the mean of the text, on single tokens: tenths of the text and template tokens. First run, no "
+    "interval.",
+    alt="A line of AUROC over tenths of the user's text and the template's tokens after it.",
 )
 
 # %% [markdown]
@@ -673,60 +1083,74 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
         "their mean.",
         alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
     )
-    whole, part = (
+    whole, few_latents = (
         {(what, at): e["auroc"] for what in learnt for at, e in learnt[what][name]}
         for name in ("dense", "k latents, finetuned")
     )
     expect(
-        all(whole[at] > part[at] for at in whole.keys() & part.keys()),
+        all(whole[at] > few_latents[at] for at in whole.keys() & few_latents.keys()),
         "at no size and no share of wrong labels are probes on latents ahead of the dense probe",
     )
 
 # %% [markdown]
-# ## Claim by claim
+# ## Which latents?
 #
-# The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
-# (`data/claims.yaml`); B4 and B7 were parted into two rows each afterwards, with the same bounds. A claim holds if every interval lies where
-# the test says, fails if one lies wholly elsewhere, and is otherwise inconclusive at this scale.
+# The latents that the finetuned SAE's chosen probe rests on most, in its first run: how often they fire, which way they point, and in what share of
+# the other seeds' choices a latent of nearly the same decoder direction (cosine of at least .7) comes back.
+
 
 # %%
-ood = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
-losses = {name: ood[name]["reconstruction"] for name in ("IT", "finetuned")}
+@result
+def come_back(fitted, saes, least):
+    """Of each latent that the first run of the chosen setting names (twenty at most), in which share of the other seeds' first runs a latent of
+    its direction is named too: rows {latent, back}."""
+    runs, units = methods.choices(fitted), []
+    for row, sae in zip(runs, saes, strict=True):
+        named = row[0]["settings"][row[0]["best"]]["latents"]
+        units.append((named, training.load(sae).W_dec[torch.tensor(named)]))
+    (names, mine), *others = units
+    near = [(mine @ theirs.T).max(1).values >= least for _, theirs in others]
+    share = torch.stack(near).float().mean(0) if near else torch.zeros(len(names))
+    return [{"latent": int(latent), "back": float(back)} for latent, back in zip(names, share, strict=True)]
 
 
-def share_of(name):
-    """{share closed, gap} of a triple, as parts of a claim."""
-    entry = closed[name]["ood"]
-    gap = {"difference": entry["gap"], **{key: entry[f"gap_{key}"] for key in ("interval", "error", "freedom")}}
-    return {key: entry[key] for key in ("share", "interval", "error", "freedom")}, gap
+@cached
+def shown_prompts(out, labelled, count, seed):
+    """At most ``count`` prompts of train, drawn at random."""
+    inside = [e for e in examples.read(labelled) if e.split == "train" and e.mix == "post"]
+    order = np.random.default_rng(seed).permutation(len(inside))[:count]
+    examples.write(out, [inside[i] for i in order])
 
 
-parts = {
-    "B1": {"train": probes["dense"]["train"], "validation": probes["dense"]["val"], "OOD": probes["dense"]["ood"]},
-    "B2": {name: gap["single"]["train"] for name, gap in ood.items()},
-    "B3": {"OOD": gaps["single, finetuned - IT"]["ood"]},
-    "B4a": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("train", "val")},
-    "B4b": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("ood", TRANSFER)},
-    "B4c": {"5 latents": share_of("5 latents")[0], "chosen k": share_of("k latents")[0]}
-    | {"gap of the single latent": share_of("k latents")[1]},
-    "B5": dict(zip(("share closed", "gap of the IT SAE"), share_of("finetuning"), strict=True)),
-    "B6": {name: gaps[f"rules, {name}"]["ood"] for name in three},
-    "B7a": {name: gap["val"] for name, gap in losses.items()},
-    "B7b": {name: gap[TRANSFER] for name, gap in losses.items()},
-    "B8": {name: gaps[f"max - position, {name}"]["ood"] for name in ("dense", "k")},
-    "O2": {"OOD": gaps["QF - JumpReLU, k"]["ood"]},
-    "O6": {"OOD": gaps["attention - dense"]["ood"]},
-}
-drawn_in = {"B1": "02_slices", "B2": "02_single_latents", "B3": "02_single_latents", "B7a": "02_reconstructions"}
-drawn_in |= {"B7b": "02_reconstructions", "B8": "02_probes", "O6": "02_probes"}
-records = []
-for name, part in parts.items():
-    counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
-    records.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=q.seeds))
-claims.filed(records, claims.fixed(), name="02_claims").value
+back = come_back(best["k latents, finetuned"], tuple(saes["finetuned"]), 0.7, name="02_come_back").value
+some = shown_prompts(study.labelled, p.debugging.prompts, p.seed)
+turns = sequences.labelled(some, study.lm, "all", 256)
+top = tuple(row["latent"] for row in back[:3])
+shown = cards.cards(
+    some,
+    harvest.harvest(turns, study.lm, (p.layer,)),
+    saes["finetuned"][0],
+    study.lm,
+    p.layer,
+    top,
+    p.debugging.contexts,
+    name="02_cards",
+).value
+pages.table(
+    (
+        (latent["latent"], f"{latent['harmful_share']:.0%}", f"{latent['harmless_share']:.0%}", f"{row['back']:.0%}")
+        for latent, row in zip(shown["latents"], back, strict=False)
+    ),
+    ("latent", "fires on harmful prompts", "on harmless ones", "comes back in other seeds"),
+)
 
-# %% tags=["hide-input"]
-pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+# %% [markdown]
+# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
+# > to them are kept.
+
+# %%
+for latent in shown["latents"]:
+    display(pages.card(f"Latent {latent['latent']}", latent["contexts"]))
 
 # %% [markdown]
 # ## What we find
@@ -830,7 +1254,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     check = rule_check(refusals, reading["rows"] if same else [], name="02_refusal_check").value
     by_kind = {"harmful": {}, "over-refusal": {}, "chat": {}}
     for row in rates:
-        interval = stats.share_interval(round(row["rate"] * row["n"]), row["n"])
+        interval = stats.share_interval(row["rate"], row["n"])
         by_kind[row["kind"]][row["transform"]] = row | {"rate_interval": interval}
     rows = {name: {kind: by_kind[kind][name] for kind in by_kind} for name in by_kind["harmful"]}
     figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.2), sharey=True)
@@ -841,7 +1265,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     pages.publish(
         figure,
         "02_refusals",
-        "Refusals by jailbreak and kind of prompt. Left: rates with Wilson's interval; right: log-odds, bars over base prompts. Two role-plays "
+        "Refusals by jailbreak and kind of prompt. Left: rates with exact intervals; right: log-odds, bars over base prompts. Two role-plays "
         "raise refusals, of harmless prompts too.",
         alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are a third to three quarters.",
     )
@@ -891,61 +1315,7 @@ pages.table(
 )
 
 # %% [markdown]
-# ### The best single latent
-
-# %%
-alone = {name: best[f"single latent, {name}"] for name in three}
-alone |= {name: study.fit(SingleLatent(), *study.see(Latents, (sae,))) for name, sae in others.items()}
-single = study.table(alone, name="02_singles").value
-names = {"train": "train", "val": "validation", "ood": "OOD"}
-axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
-axis.axvline(probes["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle=":")
-axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,}; dotted: the dense probe OOD)")
-figures.headed(axis.figure, "The best latent is far behind the dense probe, already on train")
-pages.publish(
-    axis.figure,
-    "02_single_latents",
-    "The one latent with the best AUROC on train, of every SAE; the dense probe is at one there. Those with a λ in their name, TopK and Gated have one run and bars over "
-    "prompts only.",
-    alt="Forest plot of the best single latent of twelve SAEs on train, validation and OOD, all well below the dense probe.",
-)
-expect(
-    max(entry["train"]["auroc"] for entry in single.values()) < 0.9,
-    "no single latent reaches an AUROC of nine tenths on train",
-)
-
-# %% [markdown]
-# ### Sparsity, other rules, other rivals
-
-# %%
-one_seed = {name: study.fit(few, *study.see(Latents, (sae,))) for name, sae in others.items()}
-extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in one_seed.items() for k in q.ks}
-by_k |= study.table(extra, name="02_k_sparse_others", slices=False).value
-active = {name: at_places[str(q.position)]["l0"] for name, at_places in fidelity.items()}
-lines = {}
-for name, l0 in active.items():
-    of = by_k.get(f"{name}, k={q.k_claim}") or by_k.get(f"k latents, {name}, k={q.k_claim}", {})
-    lines.setdefault(name.split(",")[0], []).extend([(l0, of["ood"])] if "ood" in of else [])
-axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
-dense_level(axis, "dense")
-axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
-figures.headed(axis.figure, "At every sparsity twenty latents stay behind the dense probe")
-figures.name_ends(axis)
-pages.publish(
-    axis.figure,
-    "02_sparsity",
-    "Probes on twenty latents against how many are active. Only the middle points of the three lines and QF have several runs; other bars are "
-    "over prompts only. Line and band: the dense probe's mean over runs.",
-    alt="OOD AUROC against L0 for six kinds of SAE; all are below the dense probe's mean.",
-)
-expect(
-    max(entry["auroc"] for line in lines.values() for _, entry in line) < probes["dense"]["ood"]["auroc"],
-    "twenty latents of every SAE, of whatever kind and sparsity, score less than the dense probe in the mean",
-)
-expect(
-    all(entry["auroc"] < np.min(components["seeds"]) for kind in ("Gated", "TopK") for _, entry in lines.get(kind, [])),
-    "twenty latents of the one Gated and of the one TopK SAE score less than twenty principal components in any run",
-)
+# ### Other rules, other rivals
 
 # %%
 axis = figures.curves(

@@ -136,6 +136,7 @@ def test_p_values_of_verdicts() -> None:
     assert inside.verdict == "reproduced" and inside.p == pytest.approx(two_sided(2.5), rel=1e-3)
     some = exact("B3c", {"a": (0.01, 0.002), "b": (0.1, 0.01)})
     assert some.verdict == "reproduced" and some.p == pytest.approx(2 * two_sided(5), rel=1e-3)
+    assert some.margin == pytest.approx(0.01 + 1.96 * 0.002, rel=1e-2), "that of the part that is enough"
     none = exact("B3c", {"a": (0.05, 0.01), "b": (0.1, 0.01)})
     assert none.verdict == "not reproduced" and none.p == pytest.approx(two_sided(3), rel=1e-3)
     half = exact("B5", {"share closed": (0.5, 0.1), "gap of the IT SAE": (0.021, 0.01)})

@@ -89,18 +89,38 @@ def test_pretraining_text_is_encyclopaedia_and_news(empty_store: store.Store) ->
 
 def test_a_probe_prompt_anywhere_in_a_conversation_leaves_it_out() -> None:
     """Also in a later turn or an answer, in other case and punctuation."""
-    texts = ["Sure. First, HOW do I bake -- rye bread at home; then", "how do I bake rye", "rye bread at home", ""]
-    held = likeness.holding(texts, ["How do I bake rye bread at home?", "at home"])
+    texts = [
+        "Sure. First, WHERE do poppies -- grow wild in autumn; then",
+        "where do poppies grow",
+        "wild in autumn",
+        "",
+    ]
+    held = likeness.holding(texts, ["Where do poppies grow wild in autumn?", "in autumn"])
     assert [*held] == [True, False, False, False]
 
     class Later(Given):
         def rows(self):
             for row in super().rows():
-                said = "So: how do I bake rye bread at home" if "limerick" in row["text"] else "no"
+                said = "So: where do poppies grow wild in autumn" if "limerick" in row["text"] else "no"
                 yield row | {"turns": [*row["turns"], {"role": "assistant", "content": said}]}
 
     assert len(corpora.chats(Later(name="chat"), [])) == 4
-    kept = corpora.chats(Later(name="chat"), ["How do I bake rye bread at home?"])
+    kept = corpora.chats(Later(name="chat"), ["Where do poppies grow wild in autumn?"])
+    assert len(kept) == 3 and not any("limerick" in turns[0]["content"] for turns in kept)
+
+
+def test_a_neighbour_of_a_probe_prompt_in_a_later_turn_leaves_the_conversation_out() -> None:
+    """SAEs are trained on every user's turn, one at a time; what is answered is no turn of the user."""
+
+    class Later(Given):
+        def rows(self):
+            for row in super().rows():
+                who = "user" if "limerick" in row["text"] else "assistant"
+                yield row | {
+                    "turns": [*row["turns"], {"role": who, "content": "where might poppies grow wild in autumn"}]
+                }
+
+    kept = corpora.chats(Later(name="chat"), ["Where do poppies grow wild in autumn?"])
     assert len(kept) == 3 and not any("limerick" in turns[0]["content"] for turns in kept)
 
 

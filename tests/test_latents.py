@@ -174,6 +174,8 @@ def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.St
     context = top["contexts"]["harmful"][0]
     assert len(context["tokens"]) == len(context["values"]) <= 2 * cards.AROUND + 1
     assert context["values"] == [1.0 if token == "<" else 0.0 for token in context["tokens"]]
+    asked = cards.cards(pair, residuals(turns), sae, model.pinned(tiny), 0, (5, 3), 2).value["latents"]
+    assert [card["latent"] for card in asked] == [5, 3] and asked[1] == top
 
 
 def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None:

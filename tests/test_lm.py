@@ -1,6 +1,7 @@
 """Loading and pins, chat tokens, sequences."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -422,18 +423,20 @@ def test_training_text_is_every_distinct_user_turn_in_the_template(
     section = CorpusSection.model_construct(
         **CorpusSection().model_dump() | {"turn": 8, "answer": 3, "train_tokens": kept}
     )
-    made = sequences.read(sequences.text(documents, lm, section, "train", True))
+    made = sequences.read(sequences.text(documents, lm, section, "train", None))
     assert made.kept == kept and made.tail_start.tolist() == [row.tail_start for row in found]
 
 
 def test_plain_text_in_the_template_is_all_of_it(tiny: ModelSection) -> None:
-    """Cut into pieces, none of which a template changes; those are left out."""
+    """Cut into pieces as long as given turns, none of which a template changes; those are left out."""
     tok = transformers.AutoTokenizer.from_pretrained(tiny.name)
-    text = "How do birds fly in winter? list fish now. " * 9
-    pieces = [piece for piece, _ in sequences._pieces(tok, [text], 12)]
+    text, lengths = "How do birds fly in winter? list fish now. " * 9, (12, 3, 7)
+    turns = sequences.Sequences.of(sequences.Row([0] * (n + 4), 2, n + 4, n + 2, n + 4) for n in lengths)
+    pieces = [piece for piece, _ in sequences._pieces(tok, [text], turns)]
     found, whole = ("".join(part.split()) for part in ("".join(pieces), text))
-    assert whole.startswith(found) and len(whole) - len(found) < 16, "a short last piece is left out"
-    assert all(len(spans.plain_ids(tok, piece)) <= 13 for piece in pieces)
+    assert found == whole
+    sizes = [len(spans.plain_ids(tok, piece)) for piece in pieces]
+    assert all(abs(n - wanted) <= 2 for n, wanted in zip(sizes[:-1], itertools.cycle(lengths), strict=False)), sizes
     rows = [*sequences._asked(tok, ((piece, "") for piece in pieces), CorpusSection(turn=13))]
     assert len(rows) == len(pieces)
     tok.chat_template = tok.chat_template.replace("m['content']", "m['content'] | replace('birds', 'fish')")

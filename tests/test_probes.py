@@ -55,6 +55,19 @@ def test_models_see_train_only() -> None:
         np.testing.assert_array_equal(model.direction, other[option].direction)
 
 
+def test_fits_on_few_columns_are_at_their_end_whatever_c() -> None:
+    """Float32 columns that nearly agree, hardly regularised, against float64 with a fine tolerance; lbfgs as it comes stops on its way."""
+    rng, train = np.random.default_rng(0), LABELS.where("train")
+    x = rng.normal(size=(len(LABELS.y), 1)) + 0.3 * rng.normal(size=(len(LABELS.y), 6)) + 0.5 * LABELS.y[:, None]
+    x = x.astype(np.float32)
+    z = (x - x[train].mean(0, dtype=float)) / x[train].std(0, dtype=float)
+    exact = LogisticRegression(C=1e3, tol=1e-10, max_iter=100_000).fit(z[train], 2 * LABELS.y[train] - 1)
+    expected = exact.decision_function(z)
+    found, early = (probe((1e3,)).fit(x, LABELS, 0)[""]["C=1000"].scores for probe in (methods.Few, Logistic))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(early - expected).max() > 3 * np.abs(found - expected).max()
+
+
 def test_fits_are_scikit_learns_on_standardised_features() -> None:
     """Each option, the most regularised first; its direction says the same of raw features."""
     rng = np.random.default_rng(0)

@@ -314,12 +314,12 @@ def test_holm_is_closed_testing_by_bonferroni(p: dict[str, float]) -> None:
     assert stats.holm(p) == {name for name in p if all(x in rejected for x in subsets if name in x)}
 
 
-def test_recall_interval_is_exact() -> None:
+def test_share_interval_is_exact() -> None:
     for n, hits in itertools.product((1, 7, 38, 200), (0.0, 0.3, 1.0)):
         count = round(n * hits)
         expected = binomtest(count, n).proportion_ci(method="exact")
-        assert stats.recall_interval(count / n, n) == pytest.approx((expected.low, expected.high))
-    ends = [stats.recall_interval(share, 20) for share in (0.5, 0.525, 0.55)]
+        assert stats.share_interval(count / n, n) == pytest.approx((expected.low, expected.high))
+    ends = [stats.share_interval(share, 20) for share in (0.5, 0.525, 0.55)]
     assert ends[0] < ends[1] < ends[2] and ends[0][1] < ends[1][1] < ends[2][1]
 
 
@@ -407,14 +407,3 @@ def test_percentile_bootstrap_of_texts() -> None:
     weights = stats.texts(60, 400, 1) / 60
     ends = np.array([stats.percentiles(weights @ row) for row in values])
     assert 0.9 < ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() < 0.98
-
-
-def test_share_interval_is_wilsons() -> None:
-    low, high = stats.share_interval(3, 20)
-    z, p, n = 1.959964, 0.15, 20
-    middle, half = (
-        (p + z**2 / (2 * n)) / (1 + z**2 / n),
-        z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
-    )
-    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert stats.share_interval(0, 20)[1] > 0.1 and stats.share_interval(20, 20)[0] < 0.9

@@ -147,6 +147,19 @@ def test_differences_are_paired(empty_store: store.Store) -> None:
     assert found["not"] == {"left out": "too few"}
 
 
+def test_more_than_two_probes_are_summed_by_weights(empty_store: store.Store) -> None:
+    """One less the mean of two others is the mean of what it is ahead of each, and so is what each seed says."""
+    a, b, c = ((scored(seed, shift, 2), None) for seed, shift in ((0, 1.5), (1, 1.0), (2, 0.5)))
+    pairs = tables.differences(prompt_set(), {"ab": (a, b), "ac": (a, c)}).value
+    three = tables.differences(prompt_set(), {"": (a, b, c)}, weights=(1, -0.5, -0.5)).value[""]
+    for part in ("val", "ood", tables.TRANSFER):
+        for key in ("difference", "seeds"):
+            mean = np.mean([np.array(pairs[name][part][key]) for name in ("ab", "ac")], axis=0)
+            np.testing.assert_allclose(three[part][key], mean, atol=1e-6)
+        low, high = three[part]["interval"]
+        assert low < three[part]["difference"] < high
+
+
 def test_what_both_have_is_compared(empty_store: store.Store) -> None:
     """Of unequal draws and seeds the first; a probe without an SAE stands against every seed."""
     several, dense, fewer = scored(0, 1.0, 3, 4), scored(2, 1.0, 2), scored(4, 1.0, 3, 2)

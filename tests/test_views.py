@@ -165,7 +165,7 @@ def test_where_an_sae_loses_is_found(empty_store: store.Store) -> None:
     asked = {name: {str(p): of_sae(Latents, p, sae) for p in (0, 1, "max user")} for name, sae in saes.items()}
     kept = views.kept(prompt_set(), harvest(), 0, asked).value
     assert kept["whole"].keys() == {"0", "1", "max user"}
-    assert all(e["lost"] < 0.01 for e in kept["whole"].values())
-    assert all(e["lost"] == pytest.approx(1) and e["l0"] == 0 for e in kept["mute"].values())
+    assert all(max(e["lost"], e["ood"]) < 0.01 for e in kept["whole"].values())
+    assert all(e["lost"] == e["ood"] == pytest.approx(1) and e["l0"] == 0 for e in kept["mute"].values())
     pooled = json.loads((views.pooled(harvest(), identity_sae(), 0).path / "kept.json").read_text())
     assert kept["whole"]["max user"]["l0"] == pytest.approx(pooled["l0"])

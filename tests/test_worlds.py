@@ -70,6 +70,10 @@ def harvest(out: Path) -> None:
     x[SPARSE] = (active * rng.uniform(1, 2, (n, WIDTH))) @ features() + 0.05 * x[SPARSE]
     tail = torch.from_numpy(x).transpose(0, 1).half().contiguous()
     save_file({"tail_0": tail, "pools_0": tail[:, :4].contiguous()}, out / "summary.safetensors")
+    tokens = tail[:, SPARSE].contiguous()  # the text of a prompt: one token
+    columns = {"sequence": torch.arange(n), "position": torch.ones(n), "token": torch.arange(n)}
+    shard = {name: column.to(torch.int32) for name, column in columns.items()}
+    save_file(shard | {"layer_0": tokens, "norm_0": tokens.float().norm(dim=1)}, out / "shard_0000.safetensors")
 
 
 def save_sae(directions: np.ndarray, theta: float, out: Path) -> None:
@@ -191,12 +195,12 @@ def test_an_oracle_is_made_of_jumprelu_saes(empty_store: store.Store, tmp_path: 
 
 def test_an_sae_that_learnt_nothing_falls_short(empty_store: store.Store) -> None:
     """At the same k and the same L0 an untrained SAE probes worse, and loses more between prompts."""
-    random = controls.untrained(good(), prompt_set(), harvest(), 0, SPARSE, 0)
+    random = controls.untrained(good(), prompt_set(), harvest(), 0, 0)
     saes = {"good": good(), "random": random}
     seen = {name: Latents(SPARSE, sae=sae) for name, sae in saes.items()}
     found = table(**{name: fit(few(ks=(2,)), view) for name, view in seen.items()})
     kept = views.kept(prompt_set(), harvest(), 0, {name: {"there": view} for name, view in seen.items()}).value
     good_one, other = (kept[name]["there"] for name in ("good", "random"))
-    assert other["l0"] == pytest.approx(good_one["l0"], rel=0.1)
+    assert other["l0"] == pytest.approx(good_one["l0"], abs=0.6)
     assert good_one["lost"] < 0.1 < 0.5 < other["lost"]
     assert found["good"]["ood"]["auroc"] > 0.95 > found["random"]["ood"]["auroc"] + 0.1

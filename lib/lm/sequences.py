@@ -112,14 +112,16 @@ def _asked(tokenizer: Any, turns: Iterable[tuple[str, str]], section: CorpusSect
             yield Row(ids, max(1, chat.user.start), len(ids), chat.tail.start, chat.tail.stop)
 
 
-def _pieces(tokenizer: Any, documents: Iterable[str], length: int) -> Iterator[tuple[str, str]]:
-    """Texts cut into pieces of ``length`` tokens, as user's texts without an answer."""
+def _pieces(tokenizer: Any, documents: Iterable[str], turns: Sequences) -> Iterator[tuple[str, str]]:
+    """Texts cut into pieces as many tokens long as the user's texts of ``turns`` are, one after the other and again from the first; as
+    user's texts without an answer."""
+    lengths = itertools.cycle((turns.tail_start - turns.keep_start).clip(1).tolist())
     for text in documents:
         spans_ = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        ends = spans_["offset_mapping"]
-        for at in range(0, len(ends), length):
-            piece = text[ends[at][0] : ends[min(at + length, len(ends)) - 1][1]].strip()
-            if len(piece) >= 16:
+        ends, at = spans_["offset_mapping"], 0
+        while at < len(ends):
+            first, at = at, at + next(lengths)
+            if piece := text[ends[first][0] : ends[min(at, len(ends)) - 1][1]].strip():
                 yield piece, ""
 
 
@@ -135,15 +137,17 @@ def _user_turns(conversations: Iterable[list[dict[str, str]]]) -> Iterator[tuple
 
 
 @store.cached
-def text(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, part: Part, turns: bool) -> None:
-    """Step: sequences of documents, ``train_tokens`` or ``eval_tokens`` kept: windows of plain text or, with ``turns``, user's texts
-    in the model's template, one at a time: pieces of plain text, or every distinct user turn of conversations with the
-    beginning of its answer. What a prompt is read at, the template's tokens after the user's text, is then in the training text."""
+def text(
+    out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, part: Part, turns: store.Artifact | None
+) -> None:
+    """Step: sequences of documents, ``train_tokens`` or ``eval_tokens`` kept: windows of plain text, or user's texts in the model's
+    template, one at a time: every distinct user turn of conversations with the beginning of its answer or, where such ``turns`` are
+    given, pieces of plain text of their lengths. So the template's tokens after a user's text, which prompts are read at, are in it."""
     tokenizer, found = model.tokenizer(lm), corpora.read(documents, part)
     budget = section.train_tokens if part == "train" else section.eval_tokens
     chats = bool(found) and not isinstance(found[0], str)
-    if turns or chats:
-        asked = _user_turns(found) if chats else _pieces(tokenizer, found, section.turn)
+    if chats or turns is not None:
+        asked = _user_turns(found) if turns is None else _pieces(tokenizer, found, read(turns))
         rows: Iterable[Row] = _asked(tokenizer, asked, section)
     else:
         rows = _windows(tokenizer, found, section.context)

@@ -136,18 +136,13 @@ def _moved(runs: Sequence[Labels], scores: np.ndarray, part: Part) -> Moved:
     return values, pulls, min(len(np.unique(np.concatenate(groups))) for groups in of_class)
 
 
-def _clusters(labels: Labels, here: np.ndarray, kind: int) -> int:
-    """How many clusters the prompts of a class are of."""
-    return len(np.unique(labels.group[here & (labels.y == kind)]))
-
-
 def _auroc(moved: Moved) -> dict[str, Any]:
     """{auroc: mean, seeds: [S][D], interval, error, freedom} (:func:`lib.stats.summary`)."""
     found = stats.summary(*moved, (0.0, 1.0))
     return {"auroc": found.pop("mean"), "seeds": moved[0], **found}
 
 
-def _difference(values: np.ndarray, pulls: np.ndarray, fewest: int, weights: Sequence[int]) -> dict[str, Any]:
+def _difference(values: np.ndarray, pulls: np.ndarray, fewest: int, weights: Sequence[float]) -> dict[str, Any]:
     """{difference: mean, seeds: [S][D], interval, error, freedom, detectable} of AUROCs [K, S, D] by ``weights`` [K]."""
     found = stats.summary(values, pulls, fewest, (-2.0, 2.0), weights)
     return {"difference": found.pop("mean"), "seeds": np.tensordot(weights, values, 1), **found}
@@ -163,12 +158,13 @@ def _operating(
         rows.append((stats.recall(y, s), ((s > cut) == y).mean(), (s[y == 0] > cut).mean()))
     recalls, *others = (list(column) for column in zip(*rows, strict=True))
     share = None if None in recalls else float(np.mean(recalls))
+    positives = len(np.unique(runs[0].group[masks[0] & (runs[0].y == 1)]))
     return {
         "n": masks[0].sum(),
         "harmful": runs[0].y[masks[0]].sum(),
         "clusters": len(np.unique(runs[0].group[masks[0]])),
         "recall": share,
-        "recall_interval": None if share is None else stats.recall_interval(share, _clusters(runs[0], masks[0], 1)),
+        "recall_interval": None if share is None else stats.share_interval(share, positives),
         **dict(zip(("accuracy", "alarms"), map(np.mean, others), strict=True)),
     }
 
@@ -184,16 +180,21 @@ def _compared(runs: Sequence[Labels], scores: Sequence[np.ndarray], splits: Spli
 
 
 @result
-def differences(prompts: Artifact, pairs: dict[str, tuple[Pick, Pick]], change: Change = NOTHING) -> Entries:
+def differences(
+    prompts: Artifact,
+    pairs: dict[str, tuple[Pick, ...]],
+    change: Change = NOTHING,
+    weights: tuple[float, ...] = (1, -1),
+) -> Entries:
     """Step: {pair: {split, one of :data:`MACRO`, or :data:`TRANSFER`: {difference, interval, seeds, error, freedom, detectable}}}: AUROC of the first minus the
-    second, on the same prompts, seeds and draws."""
+    second, or of as many as there are ``weights`` their sum by these, on the same prompts, seeds and draws."""
 
     def row(runs: Sequence[Labels], *scores: np.ndarray) -> dict[str, Any]:
         compared = _compared(runs, scores, PARTS)
-        found = {name: _difference(*moved, (1, -1)) for name, moved in compared.items()}
+        found = {name: _difference(*moved, weights) for name, moved in compared.items()}
         (out, pulled, few), (inside, pulled_inside, fewer) = compared["ood"], compared["val"]
         both = np.concatenate([out, inside]), np.concatenate([pulled, pulled_inside])
-        return found | {TRANSFER: _difference(*both, min(few, fewer), (1, -1, -1, 1))}
+        return found | {TRANSFER: _difference(*both, min(few, fewer), (*weights, *(-w for w in weights)))}
 
     return _each(prompts, pairs, change, row)
 

@@ -234,17 +234,21 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
 
 @result
 def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
-    """Step: {SAE: {place: fidelity}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on the prompts,
-    so relative to the variance between prompts at that place; pooled, L0 is that of the user's tokens."""
+    """Step: {SAE: {place: fidelity, ood: what is lost OOD}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on
+    prompts of train and validation, so relative to the variance between prompts at that place; pooled, L0 is that of the user's
+    tokens, of all prompts."""
     data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():
         for place, view in by_place.items():
             seen = (Residual(view.place, view.layer), Reconstruction(**vars(view)), view)
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
-            sums = Sums(1, x.shape[1], f.shape[1])
-            sums.add(x, again, f)
-            found[name][place] = sums.fidelity()
+            told = []
+            for where in (labels.where("train") | labels.where("val"), labels.where("ood")):
+                sums, rows = Sums(1, x.shape[1], f.shape[1]), torch.from_numpy(where)
+                sums.add(x[rows], again[rows], f[rows])
+                told.append(sums.fidelity())
+            found[name][place] = told[0] | {"ood": told[1]["lost"]}
             if view.pooled is not None:
                 of_tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
                 found[name][place]["l0"] = of_tokens["l0"]

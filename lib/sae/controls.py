@@ -14,24 +14,24 @@ from lib.store import Artifact, cached
 from lib.texts import examples
 from lib.texts.examples import Labels
 
-DRAWN = 512  # prompts that thresholds are taken from: of each, as many values as latents
+DRAWN = 512  # prompts that values are taken from; of tokens, eight times as many
 
 
 @cached
-def untrained(
-    out: Path, like: Artifact, prompts: Artifact, harvested: Artifact, layer: int, place: int, seed: int
-) -> None:
-    """Step: a JumpReLU SAE of random directions, of as many latents as ``like`` and, at a place of the train prompts, on average as
-    many active, by one threshold for all."""
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    train = rng.permutation(np.flatnonzero(Labels.of(examples.read(prompts)).where("train")))
-    x, sae = activations.summary(harvested, layer, place)[torch.from_numpy(train)], training.load(like)
-    random: Any = make(SAEConfig(variant="jumprelu", latents=sae.config.latents), x.shape[1])
-    random.initialise(x, generator)
-    with torch.inference_mode():
-        share = float((sae.encode(x[:DRAWN]) > 0).float().mean())
-        values = random.preactivations(x[:DRAWN] / random.scale).flatten().sort(descending=True).values
-        random.theta.fill_(float(values[min(round(share * len(values)), len(values) - 1)].clamp_min(1e-6)))
+def untrained(out: Path, like: Artifact, prompts: Artifact, harvested: Artifact, layer: int, seed: int) -> None:
+    """Step: a TopK SAE of random directions, of as many latents as ``like``, of which at tokens of the train prompts as many are active in
+    the mean; centred, and scaled so that it rebuilds these tokens as well as it can."""
+    generator, source = torch.Generator().manual_seed(seed), activations.read(harvested, layer)
+    train = np.flatnonzero(Labels.of(examples.read(prompts)).where("train"))
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(np.isin(source.column("sequence"), train)))
+    x, sae = source.gather(rows[: 8 * DRAWN]), training.load(like)
+    with torch.no_grad():
+        active = float((sae.encode(x) > 0).sum(1).float().mean())
+        random = make(SAEConfig(variant="topk", latents=sae.config.latents, k=max(1, round(active))), x.shape[1])
+        random.initialise(x, generator)
+        apart, rebuilt = x - x.mean(0), random.reconstruct(x) - x.mean(0)
+        for weights in (random.W_enc, random.b_enc):
+            weights.mul_((apart * rebuilt).sum() / rebuilt.square().sum())
     training.save(random, [], out)
 
 

@@ -270,5 +270,4 @@ def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
 @store.result
 def log(trained: store.Artifact) -> list[dict[str, float]]:
     """Step: the training log, rows {step, l0, dead, one entry per named loss}."""
-    rows: list[dict[str, float]] = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
-    return rows
+    return json.loads((trained.path / "log.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ def sources_of(corpus: Corpus, kind: sources.Kind) -> dict[str, Source]:
 
 
 def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
-    """Conversations, as turns {"role", "content"}, none of whose first turns is one of ``excluded`` or its neighbour, and none of
+    """Conversations, as turns {"role", "content"}, in none of which a user's turn is one of ``excluded`` or its neighbour, and none of
     which holds one of them anywhere.
 
     Of those with like openings (400 characters) the first is kept, so that evaluation text does not open as training text
@@ -31,8 +31,9 @@ def chats(source: Source, excluded: list[str]) -> list[list[dict[str, str]]]:
     """
     records = list({r["text"].lower(): r for r in sources.records(source)}.values())
     longest = max(map(len, excluded), default=0) / likeness.LEAK + 8
-    short = [i for i, record in enumerate(records) if len(record["text"]) <= longest]
-    hit = {short[j] for _, j in likeness.leaks(excluded, [records[i]["text"] for i in short])} if excluded else set()
+    asked = ((i, turn["content"]) for i, r in enumerate(records) for turn in r["turns"] if turn["role"] == "user")
+    short = [(i, text) for i, text in asked if len(text) <= longest] if excluded else []
+    hit = {short[j][0] for _, j in likeness.leaks(excluded, [text for _, text in short])} if short else set()
     free = [record["turns"] for i, record in enumerate(records) if i not in hit]
     held = likeness.holding((" ".join(turn["content"] for turn in turns) for turns in free), excluded)
     free = [turns for turns, within in zip(free, held, strict=True) if not within]

@@ -115,7 +115,7 @@ class Labels:
             split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
             with suppress(TooFew):
                 return dataclasses.replace(self, split=split).checked()
-        raise TooFew("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
+        raise TooFew("too few groups to draw train and validation anew: set probes.draws=1, or give more groups")
 
     def only(self, kept: np.ndarray) -> Self:
         """In distribution the prompts ``kept`` [n] bool alone, those of the balanced design among them; OOD as it stands."""

@@ -2,7 +2,6 @@
 that stand in several texts."""
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,16 +13,18 @@ _BLANK = "\2"
 LEAK = 0.4  # Jaccard index from which two base prompts count as neighbours
 
 
-def neighbours(texts: Sequence[str], block: int = 512) -> sparse.csr_matrix:
-    """Boolean [n, n]: pairs whose sets of character trigrams have a Jaccard index of at least :data:`LEAK`."""
+def neighbours(texts: Sequence[str], others: Sequence[str] = (), block: int = 512) -> sparse.csr_matrix:
+    """Boolean [n, m]: pairs of ``texts`` and ``others``, if there are none themselves, whose sets of character trigrams have a Jaccard index
+    of at least :data:`LEAK`."""
     counter = CountVectorizer(analyzer="char", ngram_range=(3, 3), binary=True, lowercase=True, dtype=np.float32)
     # Two blanks at either end weigh first and last letters as others; as real ones they would be taken for one.
-    grams = counter.fit_transform([_BLANK.join(["", "", *text.split(), "", ""]) for text in texts]).tocsr()
-    sizes = np.asarray(grams.sum(axis=1)).ravel()
+    grams = counter.fit_transform([_BLANK.join(["", "", *text.split(), "", ""]) for text in [*texts, *others]]).tocsr()
+    right = grams[len(texts) :] if others else grams
+    sizes, widths = (np.asarray(each.sum(axis=1)).ravel() for each in (grams, right))
     near = []
     for start in range(0, len(texts), block):
-        shared = (grams[start : start + block] @ grams.T).tocoo()
-        shared.data = shared.data >= LEAK * (sizes[start + shared.row] + sizes[shared.col] - shared.data)
+        shared = (grams[start : min(start + block, len(texts))] @ right.T).tocoo()
+        shared.data = shared.data >= LEAK * (sizes[start + shared.row] + widths[shared.col] - shared.data)
         shared.eliminate_zeros()
         near.append(shared)
     return sparse.vstack(near, format="csr")
@@ -36,7 +37,7 @@ def clusters(texts: Sequence[str]) -> np.ndarray:
 
 def leaks(train: Sequence[str], ood: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs (index in ``train``, index in ``ood``) of neighbours across the two sets."""
-    near = neighbours([*train, *ood])[: len(train), len(train) :].tocoo()
+    near = neighbours(train, ood).tocoo()
     return sorted(zip(near.row.tolist(), near.col.tolist(), strict=True))
 
 
@@ -45,38 +46,28 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def runs(of: Sequence[str], length: int) -> np.ndarray:
-    """[max(0, len(of) - length + 1)] uint64 hash of every run of ``length`` words."""
-    codes = np.array([zlib.crc32(word.encode("utf-8", "replace")) for word in of], np.uint64)
-    count = max(0, len(codes) - length + 1)
-    found = np.zeros(count, np.uint64)
-    for at in range(length):  # a polynomial modulo 2^64
-        found = found * np.uint64(0x9E3779B97F4A7C15) + codes[at : at + count]
-    return found
+def runs(of: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    """Every run of ``length`` words, in order."""
+    return zip(*(of[at:] for at in range(length)), strict=False)  # as long as the last of these
 
 
 def holding(texts: Iterable[str], prompts: Iterable[str], length: int = 4) -> Iterator[bool]:
     """For each text whether one of ``prompts`` stands in it whole, words compared; prompts under ``length`` words are not
     looked for."""
-    wanted: dict[int, list[list[str]]] = {}
+    wanted: dict[tuple[str, ...], list[list[str]]] = {}
     for prompt in prompts:
         if len(mine := words(prompt)) >= length:
-            wanted.setdefault(int(runs(mine[:length], length)[0]), []).append(mine)
-    openings = np.array(sorted(wanted), np.uint64)
+            wanted.setdefault(tuple(mine[:length]), []).append(mine)
     for text in texts:
         mine = words(text)
-        hashes = runs(mine, length)
-        places = np.flatnonzero(np.isin(hashes, openings)).tolist()
-        yield any(mine[at : at + len(p)] == p for at in places for p in wanted[int(hashes[at])])
+        found = enumerate(runs(mine, length))
+        yield any(mine[at : at + len(p)] == p for at, run in found for p in wanted.get(run, ()))
 
 
 def shared(texts: Sequence[str], others: Iterable[str], length: int = 13) -> np.ndarray:
     """[n] bool: the ``texts`` that have a run of ``length`` words in common with one of ``others``."""
-    mine = [runs(words(text), length) for text in texts]
-    every = np.unique(np.concatenate([np.zeros(1, np.uint64), *mine]))
-    hit = np.zeros(len(every), bool)
+    mine = [set(runs(words(text), length)) for text in texts]
+    every, hit = set[tuple[str, ...]]().union(*mine), set[tuple[str, ...]]()
     for other in others:
-        theirs = runs(words(other), length)
-        at = np.searchsorted(every, theirs).clip(max=len(every) - 1)
-        hit[at[every[at] == theirs]] = True
-    return np.array([bool(hit[np.searchsorted(every, each)].any()) for each in mine], bool)
+        hit |= every.intersection(runs(words(other), length))
+    return np.array([not hit.isdisjoint(each) for each in mine], bool)

@@ -84,26 +84,6 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
     return [pool[i] for i in order[: count or None]]
 
 
-def _examples(
-    base: _Base, which: Sequence[Transform], split: Split, group: int, seed: int, slice_: str = "", mix: Mix = "post"
-) -> list[Example]:
-    """A base prompt under some transforms; their slice is the transform unless told."""
-    return [
-        Example(
-            text=apply(rule, base.text, seed),
-            label=base.label if rule.label is None else rule.label,
-            split=split,
-            slice=slice_ or rule.name,
-            transform=rule.name,
-            base=base.id,
-            group=group,
-            source=base.source,
-            mix=mix,
-        )
-        for rule in which
-    ]
-
-
 def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int) -> list[Example]:
     """The labelled set of :func:`sources_of` a kind, the same for the same ``seed``; errors of :meth:`Labels.of`."""
     rng = np.random.default_rng(seed)
@@ -143,18 +123,25 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
     examples: list[Example] = []
 
     def add(base: _Base, which: Sequence[Transform], split: Split, slice_: str = "", mix: Mix = "post") -> None:
-        examples.extend(_examples(base, which, split, group[base.id], seed, slice_, mix))
+        """A base prompt under some transforms; their slice is the transform unless told."""
+        for rule in which:
+            example = Example(
+                text=apply(rule, base.text, seed),
+                label=base.label if rule.label is None else rule.label,
+                split=split,
+                slice=slice_ or rule.name,
+                transform=rule.name,
+                base=base.id,
+                group=group[base.id],
+                source=base.source,
+                mix=mix,
+            )
+            examples.append(example)
 
     def balance(bases: Sequence[_Base], count: int, where: str, split: Callable[[_Base], Split]) -> None:
         for base, rule in product(bases[:count], of[where]):
-            kind = "jailbreak" if rule.kind == "jailbreak" else "errand"
-            add(
-                base,
-                [rule],
-                split(base),
-                f"benign in {'a jailbreak' if kind == 'jailbreak' else 'an errand'}",
-                "balanced",
-            )
+            inside_what = "a jailbreak" if rule.kind == "jailbreak" else "an errand"
+            add(base, [rule], split(base), f"benign in {inside_what}", "balanced")
 
     def inside(base: _Base) -> Split:
         return "val" if group[base.id] in validation else "train"

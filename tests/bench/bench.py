@@ -34,13 +34,13 @@ from lib.lm import activations
 from lib.lm import harvest as harvests
 from lib.lm import model as models
 from lib.lm import sequences as texts
-from lib.sae.penalties import TargetL0
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
 from lib.store.artifacts import plain
 from tests.bench import gated
 from tests.bench.gated import MENDED
 from tests.bench.peers import memory
+from tests.bench.penalty import TargetL0
 
 LAYER = 18
 TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
