@@ -52,7 +52,7 @@ lab: $(ENV)/installed  ## open JupyterLab on the notebooks, paired with their .p
 	$(RUN) lab
 
 drift: $(ENV)/installed  ## compare the last report run under build/ with what is committed
-	$(RUN) drift
+	$(ENV)/bin/python -m tests.drift
 
 clean:  ## remove build/, keep the environment and the cache
 	rm -rf build

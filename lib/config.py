@@ -50,11 +50,11 @@ class PromptSection(_Section):
     """Sizes of the labelled prompt set; 0 means all there are. The post had 4,046 / 1,014 / 3,850 examples."""
 
     harmful_bases: int = Field(0, ge=0)  # in-distribution harmful base prompts, before augmentation
-    benign: int = Field(3660, ge=1)  # in-distribution benign prompts
-    ood_harmful_bases: int = Field(0, ge=0)  # AdvBench prompts, before augmentation
+    benign: int = Field(0, ge=0)  # in-distribution benign prompts
+    ood_harmful_bases: int = Field(0, ge=0)  # prompts of each OOD kind but chat, before augmentation
     ood_benign: int = Field(650, ge=1)  # OOD chat prompts
-    ood_wrapped: int = Field(150, ge=1)  # benign prompts inside each OOD jailbreak, a diagnostic slice
-    train_wrapped: int = Field(150, ge=1)  # in-distribution benign prompts inside each train jailbreak, for a control
+    # Benign prompts through every jailbreak and errand, in distribution and OOD, for the balanced design; 0: as many as harmful.
+    balanced: int = Field(0, ge=0)
     validation: float = Field(0.2, gt=0, lt=1)  # share of in-distribution clusters
 
 
@@ -63,9 +63,11 @@ class CorpusSection(_Section):
 
     train_tokens: int = Field(600_000, ge=1_000)  # per corpus, equal across corpora
     eval_tokens: int = Field(40_000, ge=500)  # per corpus, from other documents
-    rollout_tokens: int = Field(30_000, ge=0)  # share of the chat corpus written by the model itself
+    turn: int = Field(96, ge=8)  # of a user's text, at most
+    answer: int = Field(16, ge=0)  # of the answer to it
+    rollout_tokens: int = Field(80_000, ge=1)  # of prompts that the model itself answers
     rollout_length: int = Field(96, ge=8)  # new tokens per rollout, at most
-    context: int = Field(256, ge=16)
+    context: int = Field(256, ge=16)  # of plain text
     loss_tokens: int = Field(6_000, ge=50)  # held-out predictions that loss recovered is measured on
 
 
@@ -75,20 +77,35 @@ class TrainingSection(_Section):
     device: str = "cpu"
     # Shares of the steps after which the SAE is kept, to finetune from.
     checkpoints: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    latents: int = Field(4608, ge=8)  # dictionary size M
-    steps: int = Field(300, ge=1)
+    latents: int = Field(2304, ge=8)  # dictionary size M
+    steps: int = Field(732, ge=1)
     batch: int = Field(2048, ge=8)  # tokens
-    learning_rate: float = Field(1e-3, gt=0)
+    # How much the error on the template's tokens after a user's text counts: there prompts are read, and they vary least.
+    tail_weight: float = Field(32.0, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     theta: float = Field(0.05, gt=0)  # initial threshold
     initial_l0: float = Field(60.0, ge=0)  # active latents that JumpReLU and Gated SAEs start with; 0: as theta has it
     warmup: float = Field(0.05, ge=0, lt=1)  # share of steps over which the learning rate rises
     decay: float = Field(0.3, ge=0, le=1)  # share of steps over which it falls linearly to zero
     sparsity_warmup: float = Field(0.3, ge=0, le=1)  # share of steps over which lambda rises
-    coefficient: float = Field(2e-3, ge=0)  # lambda of the headline JumpReLU SAEs of notebooks 01 to 04
-    sweep: tuple[float, ...] = (5e-4, 2e-3, 8e-3)  # lambdas of notebook 05's JumpReLU curves
-    k_sweep: tuple[int, ...] = (16, 32, 64)  # k of notebook 05's TopK curve
-    gated_sweep: tuple[float, ...] = (0.1, 0.17, 0.3)  # L1 coefficients of its Gated curve
+
+
+class SAESection(_Section):
+    """Which SAEs the notebooks compare. Apart from how they are trained, so that an edit renews only those that it is about."""
+
+    seeds: int = Field(10, ge=1)  # SAEs of each kind that the claims rest on
+    fewer_seeds: int = Field(5, ge=1)  # of the other kinds
+    coefficient: float = Field(1e-3, ge=0)  # lambda of JumpReLU SAEs at the headline sparsity
+    k: int = Field(40, ge=1)  # of TopK SAEs there
+    gated: float = Field(0.12, ge=0)  # L1 coefficient of Gated SAEs there
+    # Share of the steps that a finetuned SAE reads chat for; before, what it starts with.
+    finetuning: float = Field(1 / 3, gt=0, lt=1)
+    levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
+    level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
+    sweep: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3)  # lambdas of notebook 05's JumpReLU curves
+    k_sweep: tuple[int, ...] = (16, 40, 100)  # k of its TopK curve
+    gated_sweep: tuple[float, ...] = (0.06, 0.12, 0.24)  # L1 coefficients of its Gated curve
     omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
 
 
@@ -101,11 +118,14 @@ class ProbeSection(_Section):
     positive: str = ""
     limit: int = Field(1024, ge=1)  # tokens of a prompt that are read; how many are cut is said
     layers: tuple[int, ...] = (4, 8, 12, 16, 20)  # swept with the dense probe
-    position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer
+    position: int = Field(1, ge=0)  # tokens after the end of the user's text, fixed with the layer: the end of turn
     places: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # of SAEs beside the dense probe, a control; those the template has
-    ks: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100)
-    seeds: int = Field(3, ge=1)  # SAE seeds, and draws of the split into train and validation
-    penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression
+    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    draws: int = Field(5, ge=1)  # of the split into train and validation, crossed with the seeds
+    # C of logistic regressions on all columns, weight decay of ridge regressions there as a share of the variance; C on k columns.
+    penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    few_penalties: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     k_claim: int = Field(20, ge=1)  # the k of the claims; one of ks
     decays: tuple[float, ...] = (0.1, 3.0, 30.0)  # weight decay of the attention probe, decoupled from its rate of 3e-3
     epochs: int = Field(12, ge=1)  # of its training
@@ -157,6 +177,7 @@ class Profile(_Section):
     prompts: PromptSection = PromptSection()
     corpora: CorpusSection = CorpusSection()
     training: TrainingSection = TrainingSection()
+    saes: SAESection = SAESection()
     probes: ProbeSection = ProbeSection()
     refusals: RefusalSection = RefusalSection()
     autointerp: AutointerpSection = AutointerpSection()

@@ -1,8 +1,8 @@
 """A few forms of figures: points by row, curves, small multiples. A form draws into an axis and returns it; titles,
 labels and captions are the notebook's.
 
-One entity has one look on every page (:data:`LOOKS`). Runs are thin lines or small dots, their mean is bold; every interval
-drawn is a 95 % one; what rests on one run is hollow. Lines are named in place."""
+One entity has one look on every page (:data:`LOOKS`). SAE seeds (or draws) are thin lines or small dots, their mean is bold; every interval
+drawn is a 95 % one; what rests on one fit is hollow. Lines are named in place."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-# A value under its name, its interval under "interval" or "<name>_interval", runs under "seeds".
+# A value under its name, its interval under "interval" or "<name>_interval", under "seeds" one for each seed, or [seeds][draws].
 Entry = Mapping[str, Any]
 
 plt.style.use(["default", str(Path(__file__).with_name("style.mplstyle"))])  # whatever the user's own file says
@@ -61,11 +61,17 @@ def panels(names: Sequence[str], columns: int = 3, x: str = "", y: str = "", hei
     return axes
 
 
+def _runs(entry: Entry) -> list[float]:
+    """A value for each SAE seed, the mean over draws of the split; where there is one seed only, for each draw."""
+    runs = np.atleast_1d(np.array(entry.get("seeds", []), float))
+    return (runs if runs.ndim == 1 else runs[0] if len(runs) == 1 else runs.mean(1)).tolist()
+
+
 def _drawn(entries: Sequence[Entry], value: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Values [n]; [2, n] distances to their intervals' ends, as matplotlib wants them; hollow markers for single runs."""
     values = np.array([entry[value] for entry in entries], float)
     low, high = np.array([entry.get(f"{value}_interval", entry.get("interval")) for entry in entries], float).T
-    hollow = all(len(entry.get("seeds", "ab")) < 2 for entry in entries)
+    hollow = all("seeds" in entry and np.size(entry["seeds"]) < 2 for entry in entries)
     return values, np.clip([values - low, high - values], 0, None), {"markerfacecolor": "white"} if hollow else {}
 
 
@@ -81,7 +87,7 @@ def forest(rows: Mapping[str, Mapping[str, Entry]], value: str = "auroc", axis: 
         shape = look(name, number)
         axis.errorbar(values, at, xerr=ends, linestyle="none", elinewidth=4, alpha=0.3, color=shape["color"])
         for place, entry in zip(at, mine.values(), strict=True):
-            runs = entry.get("seeds", ())
+            runs = _runs(entry)
             axis.plot(runs, [place] * len(runs), ".", color=shape["color"], alpha=0.6, markersize=4)
         axis.plot(values, at, linestyle="none", label=name, **shape, **style)
     axis.set_yticks(range(len(rows)), list(rows))
@@ -105,9 +111,9 @@ def curves(
         x, entries = zip(*sorted(line, key=lambda point: point[0]), strict=True)
         shape = look(name, number)
         values, ends, style = _drawn(entries, value)
-        several = {len(entry.get("seeds", ())) for entry in entries}
+        several = {len(_runs(entry)) for entry in entries}
         if len(several) == 1 and max(several) > 1 and len(x) > 1:  # of a single point there is no line to see
-            axis.plot(x, [entry["seeds"] for entry in entries], color=shape["color"], linewidth=0.8, alpha=0.5)
+            axis.plot(x, [_runs(entry) for entry in entries], color=shape["color"], linewidth=0.8, alpha=0.5)
         else:
             axis.errorbar(x, values, yerr=ends, linestyle="none", elinewidth=1, color=shape["color"], alpha=0.5)
         axis.plot(x, values, label=name, **shape, **style)

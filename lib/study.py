@@ -13,20 +13,19 @@ from IPython import get_ipython
 from lib import config, store, wheels
 from lib.config import Profile
 from lib.lm import harvest, model, sequences
-from lib.lm.sequences import Part
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
 from lib.probes.changes import Change
-from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Logistic, Probe, SingleLatent
-from lib.probes.tables import Pick
-from lib.probes.views import Embedding, Error, Latents, Reconstruction, Residual, Surface, View, Words
-from lib.sae import controls, exchange, metrics, training
+from lib.probes.methods import ByMeanDifference, DifferenceOfMeans, KSparse, Linear, Probe
+from lib.probes.tables import NOTHING, Pick
+from lib.probes.views import Embedding, Latents, Residual, Surface, View, Words
+from lib.sae import exchange, metrics, training
+from lib.sae.penalties import QuadraticFrequency
 from lib.sae.variants import SAEConfig
 from lib.store import Artifact
 from lib.texts import corpora, files, prompts, transforms
-from lib.texts.corpora import Corpus
+from lib.texts.corpora import Corpus, Part
 
-NOTHING = Change()
 Fitted = Artifact | Pick  # probes at their own choice of setting, or at a named one
 
 
@@ -67,15 +66,16 @@ class Study:
         return harvest.harvest_prompts(self.conversations, self.lm, p.probes.layers, p.layer)
 
     def text(self, corpus: Corpus, part: Part) -> Artifact:
-        """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them."""
+        """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them.
+        Rollouts are for training only."""
         p = self.profile
-        probed = () if corpus == "pretraining" else tuple({a.key: a for a in (self.prompts, self.labelled)}.values())
+        plain = corpus in ("pretraining", "IT")
+        probed = () if plain else tuple({a.key: a for a in (self.prompts, self.labelled)}.values())
         documents = corpora.documents(corpora.sources_of(corpus, p.sources), probed, p.seed)
-        if corpus == "pretraining":
-            return sequences.pretraining(documents, self.lm, p.corpora, part)
-        wanted = p.corpora.rollout_tokens and part == "train"
-        rolled = sequences.on_policy(documents, self.lm, p.corpora, p.seed) if wanted else None
-        return sequences.chat(documents, rolled, self.lm, p.corpora, part)
+        if corpus == "rollouts":
+            return sequences.on_policy(documents, self.lm, p.corpora, p.seed)
+        turns = self.text("chat", part) if corpus == "IT" else None
+        return sequences.text(documents, self.lm, p.corpora, part, turns)
 
     def activations(self, corpus: Corpus, part: Part) -> Artifact:
         """Residuals of a corpus at the site."""
@@ -99,14 +99,49 @@ class Study:
     ) -> Artifact:
         """An SAE trained on a corpus, or on several {corpus: weight}, from scratch or from ``start`` (then with the full penalty
         from its first step), for ``share`` of the profile's steps; runs differ in their seed. ``how``: ``checkpoint`` and
-        ``redrawn`` of :func:`lib.sae.training.train`."""
+        ``redrawn`` of :func:`lib.sae.training.train`, and fields of :class:`lib.config.TrainingSection`."""
         p = self.profile
+        begin = {name: how.pop(name) for name in ("checkpoint", "redrawn") if name in how}
         changes: dict[str, Any] = {"steps": max(1, round(share * p.training.steps))}
         changes |= {"sparsity_warmup": 0.0} if start is not None else {}
         changes |= {"checkpoints": checkpoints} if checkpoints else {}
         read: Any = {corpus: 1.0} if isinstance(corpus, str) else corpus
         read = tuple((self.activations(name, "train"), weight) for name, weight in read.items())
-        return training.train(sae, read, p.layer, p.training.model_copy(update=changes), p.seed + run, start, **how)
+        return training.train(
+            sae, read, p.layer, p.training.model_copy(update=changes | how), p.seed + run, start, **begin
+        )
+
+    def jumprelu(self, **fields: Any) -> SAEConfig:
+        """A JumpReLU SAE at the headline sparsity, unless told."""
+        return self.sae("jumprelu", **{"coefficient": self.profile.saes.coefficient, **fields})
+
+    def finetuned(self, sae: SAEConfig, run: int) -> tuple[Artifact, Artifact]:
+        """An SAE on IT, and one that leaves it before its learning rate falls and goes on with chat: of equal numbers of steps."""
+        share, steps = self.profile.saes.finetuning, self.profile.training.steps
+        left = round((1 - share) * steps)
+        it = self.train("IT", sae, run=run, checkpoints=(left / steps,))
+        return it, self.train("chat", sae, start=it, run=run, share=share, checkpoint=left)
+
+    @cached_property
+    def saes(self) -> dict[str, list[Artifact]]:
+        """The SAEs that notebooks share, one a seed. All have had the same number of steps.
+
+        *IT* has read pretraining text as user turns, as long as those of chat, as the post's baseline; *finetuned* goes on from it;
+        *chat* has read chat only. Beside them *pretraining*, on plain text, and on chat TopK, QF and Gated SAEs.
+        """
+        which, sae = self.profile.saes, self.jumprelu()
+        seeds, few = range(which.seeds), range(which.fewer_seeds)
+        it, tuned = zip(*(self.finetuned(sae, run) for run in seeds), strict=True)
+        penalised = self.jumprelu(penalty=QuadraticFrequency(which.omegas[0]))
+        return {
+            "IT": [*it],
+            "finetuned": [*tuned],
+            "chat": [self.train("chat", sae, run=run) for run in seeds],
+            "pretraining": [self.train("pretraining", sae, run=run) for run in few],
+            "TopK": [self.train("chat", self.sae("topk", k=which.k), run=run) for run in few],
+            "QF": [self.train("chat", penalised, run=run) for run in few],
+            "Gated": [self.train("chat", self.sae("gated", coefficient=which.gated), run=run) for run in few[:3]],
+        }
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
@@ -114,21 +149,29 @@ class Study:
         held_out = self.activations(corpus, "eval")
         return metrics.evaluate(trained, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
-    def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, runs: int = 0) -> Artifact:
-        """A probe fit in every run on what it sees there; one view serves all runs, as many as the profile has unless told."""
+    def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, draws: int = 0) -> Artifact:
+        """A probe fit on what it sees, a view for each SAE seed, crossed with ``draws`` of the split or as many as the profile has."""
         p = self.profile
-        every = seen * ((runs or p.probes.seeds) if len(seen) == 1 else 1)
-        return methods.fit(self.labelled, self.prompt_activations, p.layer, probe, every, change)
+        return methods.fit(
+            self.labelled, self.prompt_activations, p.layer, probe, seen, draws or p.probes.draws, change
+        )
 
     def see(self, kind: type[Latents], saes: Sequence[Artifact], place: int | str | None = None) -> tuple[Latents, ...]:
-        """Views of SAEs, one a run, at the profile's position unless told; over the user's text where the place says so."""
+        """Views of SAEs, one a seed, at the profile's position unless told; over the user's text where the place says so."""
         place, layer = self.profile.probes.position if place is None else place, self.profile.layer
         pools = (views.pooled(self.prompt_activations, sae, layer) if isinstance(place, str) else None for sae in saes)
         return tuple(kind(place, sae=sae, pooled=pool) for sae, pool in zip(saes, pools, strict=True))
 
-    def few(self, rule: methods.Rule, ks: tuple[int, ...] = ()) -> KSparse:
-        """Probes on k columns that ``rule`` picks, for the profile's k unless told."""
-        return KSparse(ks or self.profile.probes.ks, self.profile.probes.penalties, rule)
+    def few(self, *rules: methods.Rule, ks: tuple[int, ...] = ()) -> KSparse:
+        """Probes on k columns that one of ``rules`` picks, by mean difference, raw or standardised, unless told; for the profile's k
+        unless told."""
+        rules = rules or (ByMeanDifference(), ByMeanDifference(standardised=True))
+        return KSparse(ks or self.profile.probes.ks, self.profile.probes.few_penalties, rules)
+
+    @property
+    def linear(self) -> Linear:
+        """A probe on all columns: logistic or ridge regression."""
+        return Linear(self.profile.probes.penalties, self.profile.probes.ridges)
 
     @cached_property
     def embedding(self) -> Embedding:
@@ -138,13 +181,11 @@ class Study:
     def baselines(self) -> dict[str, Artifact]:
         """Probes that need no SAE, each at its own choices."""
         q = self.profile.probes
-        linear, site = Logistic(q.penalties), Residual(q.position)
+        linear, site = self.linear, Residual(q.position)
         return {
             "dense": self.fit(linear, site),
             "dense, mean over user turn": self.fit(linear, Residual("mean user")),
             "dense, max over user turn": self.fit(linear, Residual("max user")),
-            "dense, mean over everything": self.fit(linear, Residual("mean all")),
-            "dense, max over everything": self.fit(linear, Residual("max all")),
             "attention": self.fit(Attention(q.decays, q.epochs), Tokens()),
             "difference of means": self.fit(DifferenceOfMeans(), site),
             "sentence embedding": self.fit(linear, self.embedding),
@@ -152,54 +193,21 @@ class Study:
             "surface features": self.fit(linear, Surface()),
         }
 
-    @cached_property
-    def on_saes(self) -> dict[str, Artifact]:
-        """Probes on a pretraining SAE, on the same one finetuned on chat, and on one trained on chat from scratch."""
-        q, sae = self.profile.probes, self.sae("jumprelu", coefficient=self.profile.training.coefficient)
-        before = [self.train("pretraining", sae, run=run) for run in range(q.seeds)]
-        after = [self.train("chat", sae, start=before[run], share=0.5, run=run) for run in range(q.seeds)]
-        chat = [self.train("chat", sae, run=run) for run in range(q.seeds)]
-        linear = Logistic(q.penalties)
-        return {
-            f"{what}, {name}": self.fit(probe, *self.see(kind, trained))
-            for what, kind, probe in (
-                ("k latents", Latents, self.few(ByMeanDifference())),
-                ("reconstruction", Reconstruction, linear),
-                ("error", Error, linear),
-            )
-            for name, trained in {"pretraining": before, "finetuned": after, "chat": chat}.items()
-        }
-
     def bring(self, path: Path | str, to_finetune: bool = False, any_place: bool = False) -> Artifact:
         """An SAE from elsewhere (:func:`lib.sae.exchange.bring`), read at the site; to finetune, it is scaled to chat."""
         harvested = self.activations("chat", "train") if to_finetune else None
         return exchange.bring(path, self.lm, self.profile.layer, harvested, any_place)
 
-    def on_sae(self, sae: Artifact) -> tuple[dict[str, Artifact], Artifact]:
-        """Probes on an SAE and on an untrained one of its size and sparsity, and what each :func:`lib.probes.views.kept`."""
-        p, q = self.profile, self.profile.probes
-        random = controls.untrained(sae, self.labelled, self.prompt_activations, p.layer, q.position, p.seed)
-        linear, seen, found = Logistic(q.penalties), dict[str, dict[str, Latents]](), dict[str, Artifact]()
-        for name, one in {"the SAE": sae, "an untrained SAE": random}.items():
-            latents, rebuilt, missed = (self.see(kind, [one]) for kind in (Latents, Reconstruction, Error))
-            seen[name] = {str(q.position): latents[0]}
-            found |= {
-                f"best latent, {name}": self.fit(SingleLatent(), *latents),
-                f"k latents, {name}": self.fit(self.few(ByMeanDifference()), *latents),
-                f"all latents, {name}": self.fit(linear, *latents),
-                f"reconstruction, {name}": self.fit(linear, *rebuilt),
-                f"error, {name}": self.fit(linear, *missed),
-            }
-        return found, views.kept(self.labelled, self.prompt_activations, p.layer, seen)
-
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
         picks = {label: _pick(one) for label, one in fitted.items()}
-        return tables.table(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, **how, name=name)
+        return tables.table(self.labelled, picks, **how, name=name)
 
-    def compare(self, step: Callable[..., Artifact], named: Mapping[str, Sequence[Fitted]], name: str) -> Artifact:
+    def compare(
+        self, step: Callable[..., Artifact], named: Mapping[str, Sequence[Fitted]], name: str, **how: Any
+    ) -> Artifact:
         """:func:`lib.probes.tables.differences`, first minus second, or :func:`lib.probes.tables.closed`: (top, low, high)."""
         picks = {label: tuple(_pick(one) for one in several) for label, several in named.items()}
-        return step(self.labelled, picks, self.profile.probes.bootstrap, self.profile.seed, name=name)
+        return step(self.labelled, picks, **how, name=name)
 
 
 def _pick(fitted: Fitted) -> Pick:

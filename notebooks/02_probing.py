@@ -25,33 +25,46 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my
 
 # %% tags=["hide-input"]
 import json
+import textwrap
 from collections import Counter
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import Markdown
+import torch
+from IPython.display import Markdown, display
+from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from lib import claims, config, figures, pages, stats
-from lib.lm import answers, sequences
-from lib.lm.activations import POOLS
+from lib.latents import cards
+from lib.lm import activations, answers, harvest, sequences
 from lib.pages import expect
 from lib.probes import methods, tables
-from lib.probes.changes import Fewer, Mislabelled, OneLength, OneStyle, Plain, Shuffled, Wrapped
+from lib.probes.attention import Tokens
+from lib.probes.changes import Balanced, Fewer, Mislabelled, Plain, Shuffled
 from lib.probes.methods import (
     AtRandom,
     ByL1Path,
     ByMeanDifference,
     Logistic,
+    Model,
     PrincipalComponents,
+    Probe,
     RandomDirections,
     SingleLatent,
 )
 from lib.probes.tables import TRANSFER
 from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, kept
-from lib.sae.penalties import QuadraticFrequency
-from lib.store import result
+from lib.sae import controls, training
+from lib.store import cached, result
 from lib.study import open_study
 from lib.texts import examples, files, transforms
+from lib.texts.style import matrix
 
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
@@ -59,79 +72,133 @@ pages.banner(profile, overrides)
 
 # %% tags=["hide-input"]
 Markdown(
-    f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}, "
-    f"{q.position} tokens after the end of the user's text (the site). {q.seeds} runs."
+    f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}. "
+    f"The end of turn is {q.position} tokens after the user's text. {p.saes.seeds} SAE seeds × {q.draws} draws of train and validation."
 )
 
 # %% [markdown]
 # ## The comparison
 #
-# Which SAEs. Each is trained once for every *run*; a run also draws anew which prompts are for training and which for validation. The
-# *pretraining* SAE has read encyclopaedia text, the *finetuned* one goes on from there on chat, the *chat* one has read chat only; *QF*
-# is a chat SAE with another sparsity penalty (notebook 05).
-
+# Which SAEs. All have had the same number of steps. The *IT* SAE has read encyclopaedia text as if users had written it, in the chat template and
+# in turns as long as theirs, as the post's baseline did; the *finetuned* one leaves it for chat after two thirds of the steps; the *chat* one
+# has read chat only. Each is trained from several *seeds*. Beside them, from fewer seeds, a *pretraining* SAE that read plain text, and
+# other kinds of chat SAE: *TopK*, *Gated*, and *QF*, with another sparsity penalty (notebook 05).
 
 # %%
-def three_ways(coefficient, run=0):
-    """Three ways to get a chat SAE; finetuning takes half as many steps again."""
-    sae = study.sae("jumprelu", coefficient=coefficient)
-    before = study.train("pretraining", sae, run=run)
+saes = study.saes
+three = ("IT", "finetuned", "chat")  # those of the post's claims
+
+# %% [markdown]
+# IT and finetuned SAEs also at other sparsities, of few seeds each. And two controls, made of chat SAEs. An *untrained* SAE has random directions: what
+# it reaches is worth nothing. An *oracle* is told the answer: a latent of it, or the sum of five, is the dense probe's own direction. A method
+# that cannot use it could not use a perfect SAE.
+
+# %%
+levels = sorted({p.saes.coefficient, *p.saes.levels})  # the densest first
+pairs_at = {
+    c: [study.finetuned(study.jumprelu(coefficient=c), run) for run in range(p.saes.level_seeds)] for c in levels
+}
+sweep = {kind: {c: [pair[i] for pair in pairs_at[c]] for c in levels} for i, kind in enumerate(("IT", "finetuned"))}
+first = saes["chat"][: p.saes.fewer_seeds]
+untrained = [
+    controls.untrained(sae, study.labelled, study.prompt_activations, p.layer, run) for run, sae in enumerate(first)
+]
+
+# %% [markdown]
+# Which probes, and what each of them sees. The *dense* probe is a linear regression on the residual stream. A *k-sparse* probe sees k
+# latents: those whose means differ most between the two classes. Its rivals see as many principal components, random directions, or
+# random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean, where SAEs lose
+# least (notebook 01). Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is
+# chosen by leaving out one kind of training prompt at a time; OOD prompts choose nothing.
+
+# %%
+two = {"end of turn": q.position, "maximum": "max user"}  # the post's places: claims are decided at one of them
+places = two | {"mean": "mean user"}
+
+
+def at_each(probe, see=None, made=(), among=places):
+    """{place: a probe fit on the residual stream there, or on what SAEs make of it}."""
     return {
-        "pretraining": before,
-        "finetuned": study.train("chat", sae, start=before, share=0.5, run=run),
-        "chat": study.train("chat", sae, run=run),
+        name: study.fit(probe, *(study.see(see, made, at) if made else (Residual(at),))) for name, at in among.items()
     }
 
 
-every = [three_ways(t.coefficient, run) for run in range(q.seeds)]
-saes = {name: [ways[name] for ways in every] for name in every[0]}
-three = tuple(saes)  # those of the post's claims
-penalised = study.sae("jumprelu", coefficient=t.coefficient, penalty=QuadraticFrequency(t.omegas[0]))
-saes["QF"] = [study.train("chat", penalised, run=run) for run in range(q.seeds)]
-
-# %% [markdown]
-# More SAEs, in one run each: the same three at other sparsity, and two other kinds (appendix).
-
-# %%
-others = {f"{name}, λ={c:g}": sae for c in t.sweep if c != t.coefficient for name, sae in three_ways(c).items()}
-others["TopK"] = study.train("chat", study.sae("topk", k=t.k_sweep[len(t.k_sweep) // 2]))
-others["Gated"] = study.train("chat", study.sae("gated", coefficient=t.gated_sweep[len(t.gated_sweep) // 2]))
-
-# %% [markdown]
-# Which probes, and what each of them sees. The *dense* probe is a logistic regression on the residual stream at one token. A *k-sparse*
-# probe sees k latents: those whose means differ most between the two classes. Its rivals see as many principal components, random
-# directions, or random latents. Everything is taught on training prompts; whatever has to be chosen (regularisation, k) is chosen on
-# validation prompts; OOD prompts choose nothing. To try a probe of your own, add a line here: only that line is computed.
-
-# %%
-linear, site = Logistic(q.penalties), Residual(q.position)
-by_mean, by_path = study.few(ByMeanDifference()), study.few(ByL1Path())
-dense = study.baselines["dense"]
-latents = {name: study.fit(by_mean, *study.see(Latents, trained)) for name, trained in saes.items()}
-paths = {name: study.fit(by_path, *study.see(Latents, saes[name])) for name in three}
-singles = {name: study.fit(SingleLatent(), *study.see(Latents, trained)) for name, trained in saes.items()}
-rebuilt = {name: study.fit(linear, *study.see(Reconstruction, saes[name])) for name in three}
-missed = {name: study.fit(linear, *study.see(Error, saes[name])) for name in three}
-pooled = study.fit(by_mean, *study.see(Latents, saes["finetuned"], "max user"))
-rivals = {
-    "principal components": study.fit(study.few(PrincipalComponents()), site),
-    "random directions": study.fit(study.few(RandomDirections()), site),
-    "random latents": study.fit(study.few(AtRandom()), *study.see(Latents, saes["finetuned"])),
+linear, few, one = study.linear, study.few(), SingleLatent()
+more = study.few(ks=tuple(k for k in q.ks if k >= 5))
+by_place = {"dense": at_each(linear)}
+by_place |= {f"k latents, {name}": at_each(few, Latents, made) for name, made in saes.items()}
+by_place |= {f"single latent, {name}": at_each(one, Latents, saes[name]) for name in three}
+by_place |= {f"reconstruction, {name}": at_each(linear, Reconstruction, saes[name]) for name in three}
+by_place |= {f"5 latents or more, {name}": at_each(more, Latents, saes[name]) for name in ("finetuned",)}
+by_place |= {f"all latents, {name}": at_each(linear, Latents, saes[name][: p.saes.fewer_seeds], two) for name in three}
+by_place |= {
+    "principal components": at_each(study.few(PrincipalComponents())),
+    "random directions": at_each(study.few(RandomDirections())),
+    "k latents, untrained": at_each(few, Latents, untrained),
+    "random latents": at_each(study.few(AtRandom()), Latents, saes["finetuned"][: p.saes.fewer_seeds]),
 }
+of_sweep = {
+    f"single latent, {kind}, λ={c:g}": at_each(one, Latents, made, two)
+    for kind in sweep
+    for c, made in sweep[kind].items()
+}
+of_sweep |= {
+    f"k latents, {kind}, λ={c:g}": at_each(few, Latents, made, two) for kind in sweep for c, made in sweep[kind].items()
+}
+of_post = {method: {name: at[name] for name in two} for method, at in (by_place | of_sweep).items()}
+choices = tables.chosen(of_post, name="02_choices").value
+
+# %% [markdown]
+# A probe of your own is a class of one method. This one is what monitors in production are said to use
+# ([Kramár et al. 2026](https://arxiv.org/abs/2601.11516)): a linear score of every token, averaged over a few tokens in a row; the highest average
+# counts.
+
 
 # %%
-fits = {
-    **study.baselines,
-    **{f"reconstruction, {name}": fit for name, fit in rebuilt.items()},
-    **{f"error, {name}": fit for name, fit in missed.items()},
-    **{f"k latents, {name}": fit for name, fit in latents.items()},
-    **{f"k latents by L1 path, {name}": fit for name, fit in paths.items()},
-    "k latents, finetuned, max over user turn": pooled,
-}  # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
+@dataclass(frozen=True)
+class RollingMeanMax(Probe):
+    """The highest mean over ``window`` tokens in a row of a linear probe's scores, taught on the mean over all tokens."""
+
+    window: int
+    penalties: tuple[float, ...]
+
+    def fit(self, x, labels, run):
+        count, parts = np.diff(x.starts), np.array_split(np.arange(len(x.x)), max(1, len(x.x) // 65_536))
+        which = torch.from_numpy(np.repeat(np.arange(len(count)), count))
+        total = torch.zeros(len(count), x.x.shape[1])
+        for part in parts:
+            total.index_add_(0, which[part[0] : part[-1] + 1], x.x[part[0] : part[-1] + 1].float())
+        options = Logistic(self.penalties).fit((total / torch.from_numpy(count)[:, None]).numpy(), labels, run)[""]
+        wide, found = np.minimum(self.window, count), {}
+        ends = [np.arange(a + w, b + 1) for a, w, b in zip(x.starts, wide, x.starts[1:], strict=False)]
+        for option, model in options.items():
+            weight = torch.from_numpy(model.direction[:-1])
+            score = torch.cat([x.x[part[0] : part[-1] + 1].float() @ weight for part in parts]).double().numpy()
+            summed = np.r_[0, np.cumsum(score)]
+            highest = [((summed[end] - summed[end - w]) / w).max() for end, w in zip(ends, wide, strict=True)]
+            found[option] = Model(np.array(highest))
+        return {"": found}
+
+
+# %%
+best = {method: by_place[method][choices[method]["best"]] for method in by_place}
+at_dense = choices["dense"]["best"]  # where reconstructions are set against residuals: one place for both
+best |= {f"reconstruction, {name}": by_place[f"reconstruction, {name}"][at_dense] for name in three}
+path = study.few(ByL1Path())
+read_at = {name: places[choices[f"k latents, {name}"]["best"]] for name in three}
+best |= {
+    f"k latents by L1 path, {n}": study.fit(path, *study.see(Latents, saes[n][: p.saes.fewer_seeds], read_at[n]))
+    for n in three
+}
+best |= {f"error, {name}": study.fit(linear, *study.see(Error, saes[name])) for name in three}  # at the end of turn
+best["rolling mean, max"] = study.fit(RollingMeanMax(10, q.penalties), Tokens(), draws=min(2, q.draws))
+fits = {**{name: fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
+# yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
 
 # %%
 probes = study.table(fits, name="02_probes").value
-sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in {**latents, **rivals}.items() for k in q.ks}
+of_k = {name: best[name] for name in best if name.startswith(("k latents", "principal", "random"))}
+sizes = {f"{name}, k={k}": (fit, str(k)) for name, fit in of_k.items() for k in q.ks}
 by_k = study.table(sizes, name="02_k_sparse", slices=False).value
 
 
@@ -141,10 +208,189 @@ def at(name, k, split="ood"):
 
 
 # %% [markdown]
+# Probes are compared in pairs, on the same prompts, seeds and draws. Beside the post's setting, which alone is counted, the same pairs are compared
+# with both probes at the mean over the text.
+
+
+# %%
+claimed = str(q.k_claim)
+
+
+def paired(of, where):
+    """({pair of probes: differences}, {triple: shares of a gap}) of the probes ``of``, at the post's places or all ``where`` told."""
+    dense, pairs, name_of = of["dense"], {}, "02_differences" if where is None else "02_differences_at_mean"
+    for name in three:
+        pairs[f"dense - single, {name}"] = (dense, of[f"single latent, {name}"])
+        pairs[f"dense - k, {name}"] = (dense, (of[f"k latents, {name}"], claimed))
+        pairs[f"dense - best k, {name}"] = (dense, of[f"k latents, {name}"])
+        pairs[f"dense - reconstruction, {name}"] = (dense, of[f"reconstruction, {name}"])
+    pairs["single, finetuned - IT"] = (of["single latent, finetuned"], of["single latent, IT"])
+    pairs["best k, finetuned - IT"] = (of["k latents, finetuned"], of["k latents, IT"])
+    pairs["QF - JumpReLU, k"] = (of["k latents, QF"], of["k latents, chat"])
+    if where is None:
+        ends, tuned = by_place["dense"], by_place["k latents, finetuned"]
+        for name in three:
+            pairs[f"rules, {name}"] = (of[f"k latents, {name}"], of[f"k latents by L1 path, {name}"])
+            pairs[f"dense - error, {name}"] = (ends["end of turn"], of[f"error, {name}"])
+        pairs["max - position, dense"] = (ends["maximum"], ends["end of turn"])
+        pairs["max - position, k"] = (tuned["maximum"], tuned["end of turn"])
+        pairs["attention - dense"] = (study.baselines["attention"], ends["end of turn"])
+        for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
+            pairs[f"dense - {name}"] = (ends["end of turn"], study.baselines[name])
+    triples = {"finetuning": (dense, of["k latents, IT"], of["k latents, finetuned"])}
+    triples["5 latents"] = (dense, of["single latent, finetuned"], (of["k latents, finetuned"], "5"))
+    triples["5 latents or more"] = (dense, of["single latent, finetuned"], of["5 latents or more, finetuned"])
+    shares = study.compare(tables.closed, triples, name=name_of.replace("differences", "closed_gap")).value
+    return study.compare(tables.differences, pairs, name=name_of).value, shares
+
+
+gaps, closed = paired(best, None)
+at_mean = paired({method: of["mean"] for method, of in by_place.items() if "mean" in of}, "mean")
+
+# %% [markdown]
+# The best single latent by sparsity: finetuned less IT, and in the sparser half of the sweep less in the denser half.
+
+# %%
+chosen_at = {method: of_sweep[method][choices[method]["best"]] for method in of_sweep}
+alone = {(kind, c): chosen_at[f"single latent, {kind}, λ={c:g}"] for kind in sweep for c in levels}
+level_gaps = study.compare(
+    tables.differences,
+    {f"dense - single, λ={c:g}": (best["dense"], alone["finetuned", c]) for c in levels}
+    | {f"finetuned - IT, λ={c:g}": (alone["finetuned", c], alone["IT", c]) for c in levels},
+    name="02_level_differences",
+).value
+half = len(levels) // 2
+signs = [(c, 1 if c in levels[-half:] else -1) for c in levels if half and (c in levels[:half] or c in levels[-half:])]
+trend = study.compare(
+    tables.differences,
+    {"sparse - dense half": tuple(alone[kind, c] for c, _ in signs for kind in ("finetuned", "IT"))},
+    weights=tuple(way * sign / half for _, sign in signs for way in (1, -1)),
+    name="02_level_trend",
+).value["sparse - dense half"]
+
+# %% [markdown]
+# ## Claim by claim
+#
+# The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
+# (`data/claims.yaml`). A claim holds if every interval lies where the test says, fails if one lies wholly elsewhere, and is otherwise
+# inconclusive at this scale.
+
+
+# %%
+def parts_of(gaps, closed, split, ours=best):
+    """{claim: {part: entry}} of a set of OOD prompts; ``ours`` False leaves out those that no other place has."""
+    more = TRANSFER if split == "ood" else split
+    of = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
+
+    def share_of(name):
+        entry = closed[name][split]
+        gap = {"difference": entry["gap"], **{key: entry[f"gap_{key}"] for key in ("interval", "error", "freedom")}}
+        shown = {key: entry[key] for key in ("share", "interval", "error", "freedom")}
+        return [part | {"seeds": saes["finetuned"]} for part in (shown, gap)]
+
+    largest, gap = share_of("5 latents or more")
+    found = {
+        "B2": {name: gap["single"]["train"] for name, gap in of.items()},
+        "B3": {"OOD": gaps["single, finetuned - IT"][split]},
+        "B4a": {f"{name}, {part}": gap["k"][part] for name, gap in of.items() for part in ("train", "val")},
+        "B4b": {f"{name}, {part}": gap["k"][part] for name, gap in of.items() for part in dict.fromkeys((split, more))},
+        "B4c": {"5 latents": share_of("5 latents")[0], "chosen k": largest, "gap of the single latent": gap},
+        "B5": dict(zip(("share closed", "gap of the IT SAE"), share_of("finetuning"), strict=True)),
+        "B7a": {name: of[name]["reconstruction"]["val"] for name in ("IT", "finetuned")},
+        "B7b": {name: of[name]["reconstruction"][more] for name in ("IT", "finetuned")},
+        "O2": {"OOD": gaps["QF - JumpReLU, k"][split]},
+    }
+    if ours:
+        found |= {
+            "B1": {
+                name: probes["dense"][part]
+                for name, part in (("train", "train"), ("validation", "val"), ("OOD", split))
+            },
+            "B3b": {"OOD": trend[split]},
+            "B3c": {f"λ={c:g}": level_gaps[f"dense - single, λ={c:g}"][split] for c in levels},
+            "B6": {name: gaps[f"rules, {name}"][split] for name in three},
+            "B8": {name: gaps[f"max - position, {name}"][split] for name in ("dense", "k")},
+            "O6": {"OOD": gaps["attention - dense"][split]},
+        }
+    return {name: found[name] for name in sorted(found, key=[*claims.ledger()].index)}
+
+
+drawn_in = {"B1": "02_slices", "B2": "02_sparsity", "B3": "02_sparsity", "B3b": "02_sparsity", "B3c": "02_sparsity"}
+drawn_in |= {"B7a": "02_reconstructions", "B7b": "02_reconstructions", "B8": "02_places", "O6": "02_probes"}
+
+
+def judged(parts):
+    """A record of each claim."""
+    found = []
+    for name, part in parts.items():
+        counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
+        seeds = min((len(entry["seeds"]) for entry in part.values() if len(entry.get("seeds", [])) > 1), default=1)
+        found.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=seeds))
+    return found
+
+
+records = judged(parts_of(gaps, closed, "ood"))
+claims.filed(records, claims.fixed(), name="02_claims").value
+expect(
+    {record.id for record in records} == {c.id for c in claims.ledger().values() if c.notebook == "02_probing"},
+    "every row of the ledger that is this notebook's is judged",
+)
+
+# %%
+rows = {}
+for record in records:
+    unit, post = claims.ledger()[record.id].unit, claims.ledger()[record.id].post.get(record.decided_by)
+    told = textwrap.fill(f"{record.id} {record.statement}", 52) + f"\n{record.verdict.removesuffix(' at this scale')}"
+    mine = {"here": {"value": record.value, "interval": record.interval}}
+    mine |= {} if post is None else {"the post": {"value": post, "interval": [post, post]}}
+    rows.setdefault(unit, {})[told] = mine
+figure, axes = plt.subplots(
+    len(rows), figsize=(figures.WIDTH, 0.75 * len(records) + 1.2), height_ratios=[len(of) for of in rows.values()]
+)
+for axis, (unit, of) in zip(np.atleast_1d(axes), rows.items(), strict=True):
+    figures.forest(of, "value", axis).set_xlabel(unit)
+    axis.tick_params(axis="y", labelsize="small")
+    if unit != "AUROC":
+        axis.axvline(0, color="#888888", linewidth=1)
+    if unit.startswith("share"):  # of a gap that may be nought, an interval has no end
+        axis.set_xlim(-1, 2)
+figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(figure, "TITLE: the claims")
+pages.publish(
+    figure,
+    "02_claims",
+    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, beside the post's where it gives one, and the verdict of a "
+    "test fixed beforehand.",
+    alt="Forest plot of the post's claims on probing with our numbers, the post's, and verdicts.",
+)
+
+# %% tags=["hide-input"]
+pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
+# %% [markdown]
+# The same rows in other settings, which were not counted: on the wider OOD set, and with both probes at the mean over the text.
+
+# %% tags=["hide-input"]
+beside = {"wider OOD set": judged(parts_of(gaps, closed, "wider")) if "wider" in probes["dense"] else []}
+beside["at the mean"] = judged(parts_of(at_mean[0], at_mean[1], "ood", ours=False))
+by_id = {what: {record.id: record for record in found} for what, found in beside.items()}
+
+
+def short(record):
+    """A record's number and verdict, or nothing."""
+    return f"{record.value:.3f}, {record.verdict.removesuffix(' at this scale')}" if record else ""
+
+
+pages.table(
+    ((r.id, short(r), *(short(of.get(r.id)) for of in by_id.values())) for r in records),
+    ("", "the post's setting", *by_id),
+)
+
+# %% [markdown]
 # ## Latents are no better a summary than principal components
 #
-# Each panel is one SAE. From twenty features on, the first principal components of the same residual stream transfer better than that
-# SAE's latents, though no SAE chose them. No SAE's probes reach the dense probe at any k.
+# Each panel is one SAE. Beside its latents stand principal components of the same residual stream, which nobody chose for the task, and in the last panel
+# the two controls.
 
 
 # %%
@@ -166,39 +412,43 @@ axes = figures.panels(
     [f"{name} SAE" for name in three], x="k, features that a probe may use", y="OOD AUROC", height=3.2
 )
 for name, axis in zip(three, axes.values(), strict=True):
-    figures.curves(
-        {"principal components": curve("principal components"), f"{name} SAE": curve(name)},
-        axis=axis,
-        ticks=(1, 5, 20, 100),
-    )
+    lines = {"principal components": curve("principal components"), f"{name} SAE": curve(f"k latents, {name}")}
+    lines |= {"untrained SAE": curve("k latents, untrained")} if name == "chat" else {}
+    figures.curves(lines, axis=axis, ticks=(1, 5, 20, 50))
     dense_level(axis, "dense probe" if name == three[0] else "")
-orange = figures.look("principal components")["color"]
-beside = axes["finetuned SAE"]
-beside.text(0.97, 0.05, "principal\ncomponents", transform=beside.transAxes, color=orange, ha="right", va="bottom")
+    axis.plot(q.ks[-1], probes[f"all latents, {name}"]["ood"]["auroc"], "*", color=figures.look(f"{name} SAE")["color"])
+orange, grey = (figures.look(name)["color"] for name in ("principal components", "untrained"))
+for name, said, colour in (("finetuned SAE", "principal\ncomponents", orange), ("chat SAE", "untrained", grey)):
+    axes[name].text(0.97, 0.05, said, transform=axes[name].transAxes, color=colour, ha="right", va="bottom")
 figures.headed(
     axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
 )
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
-    "OOD AUROC of probes on k latents of an SAE and on k principal components. Thin: runs; thick: their mean. Shaded: the dense probe's 95 % "
-    "interval, over prompts and runs.",
+    "OOD AUROC of probes on k latents of an SAE and on k principal components; star: all latents. Thin: SAE seeds, or draws; thick: their mean. "
+    "Shaded: the dense probe's 95 % interval, over prompts, seeds and draws.",
     alt="Three panels, one an SAE: from k = 20 on the line of principal components lies above that of the SAE's latents, below the dense probe.",
 )
 
 # %%
-few_ood = {name: at(name, q.k_claim) for name in saes}
+few_ood = {name: at(f"k latents, {name}", q.k_claim) for name in saes}
 components = at("principal components", q.k_claim)
 expect(
-    all(min(components["seeds"]) > max(few_ood[name]["seeds"]) for name in three),
-    "twenty principal components beat twenty latents of every one of these three SAEs in every run",
+    all(components["auroc"] > few_ood[name]["auroc"] for name in three),
+    "twenty principal components beat twenty latents of every one of these three SAEs in the mean",
 )
 expect(
-    all(at("principal components", k)["auroc"] > at(name, k)["auroc"] for name in saes for k in q.ks if k >= 20),
+    all(
+        at("principal components", k)["auroc"] > e["auroc"]
+        for name in saes
+        for k, e in curve(f"k latents, {name}")
+        if k >= 20
+    ),
     "from twenty on principal components have the higher mean at every k",
 )
 expect(
-    all(at(name, k)["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for k in q.ks),
+    all(e["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for _, e in curve(f"k latents, {name}")),
     "at no k does the mean over runs of an SAE's probe reach that of the dense probe",
 )
 
@@ -238,39 +488,126 @@ expect(
 )
 
 # %% [markdown]
+# **Could the method have found it?** The oracle SAEs, read where their latents were put, against the dense probe on the same draw. At the maximum a
+# latent cannot be the dense probe, which takes the maximum of every coordinate before it weighs them.
+
+
+# %%
+def told_answer(place, parts):
+    """Probes on ``parts`` latents of chat SAEs in which so many sum up to the dense probe's direction at ``place``."""
+    there = by_place["dense"][place], "0/0", parts, study.labelled, study.prompt_activations, p.layer, places[place]
+    oracles = [controls.oracle(sae, *there) for sae in first]
+    return study.fit(study.few(ks=(parts,)), *study.see(Latents, oracles, places[place]), draws=1)
+
+
+oracle = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
+oracle_gaps = study.compare(
+    tables.differences,
+    {f"{place}, {parts}": (by_place["dense"][place], fit) for (place, parts), fit in oracle.items()},
+    name="02_oracle",
+).value
+
+# %% tags=["hide-input"]
+pages.table(
+    (
+        (name, pages.interval(e["val"], "difference"), pages.interval(e["ood"], "difference"))
+        for name, e in oracle_gaps.items()
+    ),
+    ("oracle: place, latents", "dense less oracle, validation", "OOD"),
+)
+
+# %% [markdown]
 # ## How it is measured
 #
 # **Prompts.** Harmful ones are HarmBench's, harmless ones first turns of chats. They are split by *cluster* (near-duplicates stay together)
 # before they are wrapped. A jailbroken prompt stays harmful; a harmful text inside an innocent errand ("how many words are in the
-# following text?") is harmless. OOD are AdvBench, harmful questions, requests that only look harmful, other chats, and two jailbreaks and
-# two errands that training never saw. Harmless prompts inside a jailbreak stand apart: no probe learns from them, but for one control, and
-# no overall figure holds them, as the post has none.
+# following text?") is harmless. OOD are, as in the post, AdvBench, requests that only look harmful, other chats, and two jailbreaks and
+# two errands that training never saw; a *wider* set adds harmful questions, their benign twins and sensitive requests. As they come,
+# harmful and harmless prompts differ in style: so all are brought to one (one line, no "please", no punctuation at the end, a capital first),
+# and in training all are instructions. The chats of OOD come from the collection of the training ones; figures without them stand beside.
 
 
 # %% tags=["hide-input"]
 @result
 def counts(prompts):
-    """Rows {split, slice, label, n} of a labelled set."""
-    table = Counter((e.split, e.slice, e.label) for e in examples.read(prompts))
+    """Rows {split, mix, slice, label, n} of a labelled set."""
+    table = Counter((e.split, e.mix, e.slice, e.label) for e in examples.read(prompts))
     order = {"train": 0, "val": 1, "ood": 2}
-    rows = sorted(table.items(), key=lambda item: (order[item[0][0]], -item[0][2], item[0][1]))
-    return [{"split": split, "slice": slice_, "label": label, "n": n} for (split, slice_, label), n in rows]
+    rows = sorted(table.items(), key=lambda item: (order[item[0][0]], item[0][1], -item[0][3], item[0][2]))
+    return [dict(zip(("split", "mix", "slice", "label"), key, strict=True)) | {"n": n} for key, n in rows]
 
 
 sizes_of = Counter()
 for row in counts(study.labelled, name="02_prompt_counts").value:
-    sizes_of[row["split"], row["label"]] += row["n"] * (row["slice"] != "benign in a jailbreak")
+    sizes_of[row["split"], row["mix"], row["label"]] += row["n"]
+kinds = {"train": ("train", "post"), "validation": ("val", "post"), "OOD, the post's mix": ("ood", "post")}
+kinds |= {
+    "OOD, added in the wider set": ("ood", "wider"),
+    "harmless ones in jailbreaks and errands": ("ood", "balanced"),
+}
 pages.table(
-    (
-        (name, f"{sizes_of[split, 1]:,}", f"{sizes_of[split, 0]:,}")
-        for split, name in (("train", "train"), ("val", "validation"), ("ood", "OOD"))
-    ),
-    ("split", "harmful", "harmless"),
+    ((name, *(f"{sizes_of[*key, label]:,}" for label in (1, 0))) for name, key in kinds.items()),
+    ("prompts", "harmful", "harmless"),
 )
+
+
+# %% tags=["hide-input"]
+@result
+def alike(embedded, prompts, least):
+    """Pairs of a plain OOD prompt and a plain one of train or validation whose sentence embeddings have a cosine of at least so much."""
+    x = load_file(embedded.path / "embeddings.safetensors")["x"]
+    rows = examples.read(prompts)
+    inside, ood = (
+        [i for i, e in enumerate(rows) if e.transform == "plain" and (e.split == "ood") is out] for out in (False, True)
+    )
+    cosine = x[ood] @ x[inside].T
+    return {"pairs": int((cosine >= least).sum()), "highest": float(cosine.max())}
+
+
+near = alike(study.embedding.made, study.labelled, 0.85, name="02_alike").value
+Markdown(
+    f"No OOD prompt shares most of its letters with a training prompt (clusters are kept apart). By meaning, {near['pairs']} pairs of an OOD and "
+    f"a training prompt have sentence embeddings with a cosine of at least 0.85; the closest has {near['highest']:.2f}."
+)
+
+# %% [markdown]
+# What style still tells: a probe on 33 counts of punctuation, length and case. Of plain prompts it is taught and tested on plain ones alone,
+# since only harmful ones are wrapped in jailbreaks, and a wrapper is easy to see.
+
+# %%
+style_alone = study.table(
+    {"plain": study.fit(linear, Surface(), change=Plain())}, name="02_style", change=Plain()
+).value
+
+
+# %% tags=["hide-input"]
+@result
+def style_told(prompts, folds):
+    """AUROC of surface features between plain OOD prompts, of a probe that is taught on other clusters of the same: what style tells in
+    hindsight."""
+    every = [e for e in examples.read(prompts) if (e.split, e.mix, e.transform) == ("ood", "post", "plain")]
+    x, y, group = matrix([e.text for e in every]), np.array([e.label for e in every]), [e.group for e in every]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    score = cross_val_predict(probe, x, y, groups=group, cv=GroupKFold(folds), method="decision_function")
+    return {"auroc": roc_auc_score(y, score), "n": len(y)}
+
+
+hindsight = style_told(study.labelled, 5, name="02_style_ood").value
+
+# %% tags=["hide-input"]
+every_kind = {"plain prompts only": style_alone["plain"]["val"], "all": probes["surface features"]["val"]}
+every_kind["all, OOD"] = probes["surface features"]["ood"]
+floors = [(name, pages.interval(e)) for name, e in every_kind.items()]
+floors.append(("plain OOD prompts, had it been taught on others of them", f"{hindsight['auroc']:.3f}"))
+pages.table(floors, ("surface features on", "AUROC"))
+
+# %% [markdown]
+# So style is not gone OOD, where each kind keeps its form: it tells nearly as much as in distribution, but other things. What training teaches of it does
+# not transfer.
 
 # %% tags=["hide-input"]
 cut = sequences.cut(study.conversations, name="02_cut").value
-drawn = files.drawn(study.labelled, name="02_drawn").value if q.data else []
+drawn = files.told(study.labelled, name="02_told").value["drawn"] if q.data else []
 said = [
     f"{cut:,} prompts are longer than {q.limit:,} tokens, or than what the model can read: only their beginnings are."
 ] * (cut > 0)
@@ -285,73 +622,58 @@ activation = np.array([[0, 3, 1], [0, 5, 1], [2, 0, 1], [4, 0, 1]])  # two harmf
 ByMeanDifference().order(activation, np.array([1, 1, 0, 0]), 2, 0)  # the means differ by 3, 4 and 0
 
 # %% [markdown]
-# **How sure.** Two things vary: which prompts were collected, and the run. Clusters of prompts are drawn anew, a thousand times, for the
-# first; the spread of the runs is the second; the interval is Student's t on the sum of both variances. Two probes are compared on the same
-# prompts and runs, so differences are paired.
+# **What is chosen, and how.** A random validation set cannot tell settings apart: nearly all are perfect on it. So one kind of training prompt
+# (a jailbreak, an errand) is left out at a time; the score is how well the probe tells that kind in validation from plain prompts
+# of the other class, as a mean over kinds. The best setting wins, of equal ones the simpler. So validation takes part in choices, and figures on it
+# are a little too good; OOD does not.
 
-# %%
-pages.source(stats.aurocs)
-
-# %%
-pages.source(stats.interval)
-
-# %%
-harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
-stats.aurocs(
-    harmful, score, np.array([[1, 1, 1, 1], [1, 1, 2, 1]])
-)  # three of four pairs; then the wrong one counts twice
-
-# %%
+# %% tags=["hide-input"]
 pages.table(
     (
         (
-            name,
-            f"{np.ptp(probes[name]['ood']['seeds']):.3f}",
-            " ".join(f"{x:.3f}" for x in probes[name]["ood"]["seeds"]),
+            method,
+            choice["best"],
+            f"{(score := choice['scores'][choice['best']])['mean']:.3f}",
+            ", ".join(f"{name} ({count})" for name, count in [*score["options"].items()][:3]),
+            f"{score['edge']:.0%}",
         )
-        for name in ("dense", "sentence embedding", *(f"k latents, {name}" for name in saes))
+        for method, choice in choices.items()
     ),
-    ("probe", "largest less smallest", "OOD AUROC, run by run"),
+    ("method", "place", "score", "options most often chosen (runs)", "at an end of its grid"),
 )
 
 # %% [markdown]
-# The dense probe and the embedding have no SAE: their spread is the draw's alone. Probes on latents vary more than twice as much, so there it
-# is SAE seeds that make them uncertain; but for the chat SAE, whose runs agree.
+# **How sure.** Three things vary: which prompts were collected, the draw of train and validation, and the SAE's seed; every seed meets every
+# draw. What the score would be with other prompts follows from its derivative by each cluster's weight; what it would be with other
+# seeds and draws, from how it varies between them. Two probes are compared on the same prompts, seeds and draws: differences are paired.
 
 # %%
-spreads = {name: np.ptp(probes[name]["ood"]["seeds"]) for name in probes}
-expect(
-    min(spreads[f"k latents, {name}"] for name in ("pretraining", "finetuned", "QF")) > 2 * spreads["dense"]
-    and spreads["k latents, chat"] < spreads["dense"],
-    "runs of probes on latents differ more than twice as much as the dense probe's, but for the chat SAE",
+pages.source(stats.influences)
+
+# %%
+harmful, score = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
+stats.influences(harmful, score, np.arange(4), 4)  # three of four pairs; more of the two that are confused lowers it
+
+# %% [markdown]
+# Where the spread of one fit comes from (standard deviations, OOD). Draws share four fifths of their training prompts, so they say little of what
+# *other* training prompts would do. The last column is an estimate of that (the delete-d jackknife, Shao & Wu 1989: what draws differ by, times the
+# root of the share taught on over the share left out). Intervals and verdicts hold for these training prompts.
+
+# %% tags=["hide-input"]
+spread = {name: probes[name]["ood"]["spread"] for name in ("dense", *(f"k latents, {name}" for name in three))}
+pages.table(
+    (
+        (name, *(f"{parts[axis]['sd']:.3f}" for axis in ("seeds", "draws", "seeds x draws", "prompts")), f"{again:.3f}")
+        for name, parts in spread.items()
+        for again in [parts["draws"]["sd"] * (1 / p.prompts.validation - 1) ** 0.5]
+    ),
+    ("probe", "SAE seeds", "draws of the split", "both together", "prompts to test on", "other training prompts"),
 )
 
 # %% [markdown]
 # ## Is the signal in the reconstruction, or in what the SAE leaves out?
 #
 # The same dense probe on an SAE's reconstruction of the residual stream, and on its error.
-
-# %%
-few = str(q.k_claim)
-pairs = {}
-for name in three:
-    pairs[f"dense - single, {name}"] = (dense, singles[name])
-    pairs[f"dense - k, {name}"] = (dense, (latents[name], few))
-    pairs[f"dense - best k, {name}"] = (dense, latents[name])
-    pairs[f"rules, {name}"] = ((latents[name], few), (paths[name], few))
-    pairs[f"dense - reconstruction, {name}"] = (dense, rebuilt[name])
-    pairs[f"dense - error, {name}"] = (dense, missed[name])
-pairs["single, finetuned - pretraining"] = (singles["finetuned"], singles["pretraining"])
-pairs["k, finetuned - pretraining"] = ((latents["finetuned"], few), (latents["pretraining"], few))
-pairs["max - position, dense"] = (study.baselines["dense, max over user turn"], dense)
-pairs["max - position, k"] = ((pooled, few), (latents["finetuned"], few))
-pairs["QF - JumpReLU, k"] = ((latents["QF"], few), (latents["chat"], few))
-pairs["attention - dense"] = (study.baselines["attention"], dense)
-for name in ("sentence embedding", "bag of words", "difference of means", "surface features"):
-    pairs[f"dense - {name}"] = (dense, study.baselines[name])
-gaps = study.compare(tables.differences, pairs, name="02_differences").value
-triples = {"finetuning": (dense, (latents["pretraining"], few), (latents["finetuned"], few))}
-closed = study.compare(tables.closed, triples, name="02_closed_gap").value["finetuning"]
 
 # %%
 lost = {
@@ -381,6 +703,79 @@ expect(
 )
 
 # %% [markdown]
+# And the k latents that a probe chose, decoded by themselves: the part of the reconstruction that the probe sees, in the residual stream's own space, at the
+# end of turn. A view of your own is a class of one method, as this one is.
+
+
+# %%
+@dataclass(frozen=True)
+class ChosenLatents(Latents):
+    """What an SAE rebuilds [n, d] from the ``k`` latents whose class means differ most between train prompts."""
+
+    learns = True  # from the labels of each draw and fold
+    k: int = 20
+
+    def matrix(self, data, labels):
+        f, train = super().matrix(data, labels), labels.where("train")
+        which = ByMeanDifference().order(f[train], labels.taught[train], self.k, 0)[: self.k]
+        return f[:, which] @ training.load(self.sae).W_dec[torch.from_numpy(which)].numpy()
+
+
+of_chosen = {
+    name: study.fit(
+        linear, *(ChosenLatents(q.position, sae=sae, k=q.k_claim) for sae in saes[name][:2]), draws=min(2, q.draws)
+    )
+    for name in three
+}
+chosen_gaps = study.compare(
+    tables.differences,
+    {name: (by_place["dense"]["end of turn"], fit) for name, fit in of_chosen.items()},
+    name="02_chosen_latents",
+).value
+
+# %% [markdown]
+# ## Does sparsity matter?
+#
+# The best single latent, the one with the best AUROC on train, of IT and finetuned SAEs of several sparsities, on train, validation and OOD; and k latents.
+
+# %%
+single = study.table(
+    {f"{kind}, λ={c:g}": alone[kind, c] for kind, c in alone}
+    | {f"{name}, headline": best[f"single latent, {name}"] for name in three},
+    name="02_singles",
+    slices=False,
+).value
+of_level = study.table(
+    {f"{kind}, λ={c:g}": chosen_at[f"k latents, {kind}, λ={c:g}"] for kind in sweep for c in levels},
+    name="02_k_by_level",
+    slices=False,
+).value
+l0 = {
+    (kind, c): study.evaluate(sweep[kind][c][0], "chat", f"02_{kind}_at_{c:g}").value["l0"]
+    for kind in sweep
+    for c in levels
+}
+names = {"train": "train", "val": "validation", "ood": "OOD"}
+figure, axes = plt.subplots(2, 3, figsize=(figures.WIDTH, 4.6), sharex=True, sharey="row")
+for row, (found, what) in zip(axes, ((single, "best latent"), (of_level, "k latents")), strict=True):
+    for axis, (part, said) in zip(row, names.items(), strict=True):
+        lines = {f"{kind} SAE": [(l0[kind, c], found[f"{kind}, λ={c:g}"][part]) for c in levels] for kind in sweep}
+        figures.curves(lines, axis=axis, ticks=(5, 10, 20, 40, 80))
+        axis.axhline(probes["dense"][part]["auroc"], color=figures.look("dense")["color"], linestyle=":")
+        axis.set_title(said if found is single else "", fontsize="medium")
+    row[0].set_ylabel(f"AUROC, {what}")
+figure.supxlabel(f"L0 on held-out chat (prompts OOD: n = {probes['dense']['ood']['n']:,})", fontsize="medium")
+axes[0, 0].legend(loc="lower left", fontsize="small")
+figures.headed(figure, "TITLE: sparsity")
+pages.publish(
+    figure,
+    "02_sparsity",
+    "AUROC of the best single latent (above) and of k latents, k chosen (below), against the SAE's L0. Thin: SAE seeds; thick: their mean. Dotted: the "
+    "dense probe.",
+    alt="Six panels of AUROC against L0 for IT and finetuned SAEs, all below the dense probe's dotted line.",
+)
+
+# %% [markdown]
 # ## Is it the SAE, or the place it is read at?
 #
 # The site is one token of the template, right after the user's text. Perhaps SAEs lose there because of the place. So the dense probe and
@@ -398,26 +793,16 @@ def positions(conversations):
 
 after = range(positions(study.conversations, name="02_positions").value)
 where = [*sorted({q.position, *q.places} & set(after)), "mean user", "max user"]
-there, at_place = {}, {}
+there = {}
 for place in where:
     there[f"dense, {place}"] = study.fit(linear, Residual(place))
-    for name in (
-        three if isinstance(place, int) else ("finetuned",)
-    ):  # over the text an SAE reads every token: one is enough
-        there[f"reconstruction, {name}, {place}"] = study.fit(linear, *study.see(Reconstruction, saes[name], place))
-        few_there = study.few(ByMeanDifference(), (q.k_claim,))
-        there[f"k latents, {name}, {place}"] = study.fit(few_there, *study.see(Latents, saes[name], place))
-        at_place.setdefault(name, []).append(place)
-places = study.table(there, name="02_places", slices=False).value
+    there[f"reconstruction, {place}"] = study.fit(linear, *study.see(Reconstruction, saes["finetuned"][:3], place))
 pairs = {name: (there[f"dense, {name.rsplit(', ', 1)[1]}"], fit) for name, fit in there.items() if name[:5] != "dense"}
 place_gaps = study.compare(tables.differences, pairs, name="02_place_differences").value
 
 # %%
-told = {
-    name: {str(place): study.see(Latents, saes[name][:1], place)[0] for place in on} for name, on in at_place.items()
-}
-told["QF"] = {str(q.position): study.see(Latents, saes["QF"][:1])[0]}
-told |= {name: {str(q.position): study.see(Latents, (sae,))[0]} for name, sae in others.items()}
+shown_saes = {name: made[0] for name, made in saes.items()} | {"untrained": untrained[0]}
+told = {name: {str(at): study.see(Latents, [sae], at)[0] for at in where} for name, sae in shown_saes.items()}
 fidelity = kept(study.labelled, study.prompt_activations, p.layer, told, name="02_fidelity").value
 
 # %%
@@ -425,7 +810,7 @@ read = fidelity["finetuned"]
 labels = {place: f"+{place}" if place.isdigit() else f"{place.split()[0]} over the text" for place in read}
 figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.6), width_ratios=(3, 1), sharey=True)
 rows = {
-    f"{label} (L0 {read[place]['l0']:.0f})": {"finetuned SAE": place_gaps[f"reconstruction, finetuned, {place}"]["ood"]}
+    f"{label} (L0 {read[place]['l0']:.0f})": {"finetuned SAE": place_gaps[f"reconstruction, {place}"]["ood"]}
     for place, label in labels.items()
 }
 figures.forest(rows, "difference", left)
@@ -448,10 +833,66 @@ expect(
     all(
         high > 0.02
         for _, high in (
-            place_gaps[f"reconstruction, finetuned, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
+            place_gaps[f"reconstruction, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
         )
     ),
     "at no token after the user's text is a loss of two hundredths ruled out for the finetuned SAE",
+)
+
+# %% [markdown]
+# **Where in the prompt does it stand?** The post reads the end of turn, supposing that the model gathers there what it has read. The dense probe that is
+# taught at the mean over the text is applied to single tokens: to tenths of the text, first to last, and to each template token after it.
+
+
+# %%
+@result
+def by_token(prompts, harvest, fitted, layer, tail):
+    """AUROC on OOD prompts of a dense probe's direction (first run) on single tokens: {place: {auroc, n}}; the text in tenths, averaged, then each
+    token of the template."""
+    labels, source = examples.Labels.of(examples.read(prompts)), activations.read(harvest, layer)
+    weight = load_file(fitted.path / "directions.safetensors")["0/0"][:-1]
+    score = np.concatenate([(x @ torch.from_numpy(weight)).numpy() for x in source.chunks()])
+    which, position = source.column("sequence"), source.column("position")
+    first, last = np.full(len(labels.y), 1 << 30), np.zeros(len(labels.y), int)
+    np.minimum.at(first, which, position)
+    np.maximum.at(last, which, position)
+    length = (last - first + 1 - tail)[which]  # of the text
+    into = position - first[which]
+    part = np.where(into < length, into * 10 // np.maximum(length, 1), 10 + into - length)
+    found = {}
+    for number in range(10 + tail):
+        here = part == number
+        count = np.bincount(which[here], minlength=len(labels.y))
+        mean = np.bincount(which[here], score[here], len(labels.y)) / np.maximum(count, 1)
+        rows = labels.where("ood") & (count > 0)
+        name = f"tenth {number + 1}" if number < 10 else f"+{number - 10}"
+        found[name] = {"auroc": roc_auc_score(labels.y[rows], mean[rows]), "n": rows.sum()}
+    return found
+
+
+token_by_token = by_token(
+    study.labelled, study.prompt_activations, by_place["dense"]["mean"], p.layer, len(after), name="02_tokens"
+).value
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 2.8))
+axis.plot(
+    range(len(token_by_token)),
+    [e["auroc"] for e in token_by_token.values()],
+    "o-",
+    color=figures.look("dense")["color"],
+)
+axis.axvspan(9.5, len(token_by_token) - 0.5, **figures.SHADE | {"color": figures.CONTEXT})
+axis.set_xticks(range(len(token_by_token)), [name.removeprefix("tenth ") for name in token_by_token])
+axis.set(
+    xlabel="tenths of the user's text, then tokens of the template (shaded)",
+    ylabel=f"OOD AUROC (n = {probes['dense']['ood']['n']:,})",
+    title="TITLE: tokens",
+)
+pages.publish(
+    figure,
+    "02_tokens",
+    "OOD AUROC of one direction, the dense probe's over the mean of the text, on single tokens: tenths of the text and template tokens. First run, no "
+    "interval.",
+    alt="A line of AUROC over tenths of the user's text and the template's tokens after it.",
 )
 
 # %% [markdown]
@@ -534,7 +975,7 @@ def errors(prompts, fitted, count):
     labels = examples.Labels.of(every)
     ood, found = np.flatnonzero(labels.where("ood")), {}
     for name, fit in fitted.items():
-        score, found[name] = methods.scores(fit)[0], {}
+        score, found[name] = methods.scores(fit)[0, 0], {}
         for label, kind, sign in ((0, "harmless", -1), (1, "harmful", 1)):
             mine, other = ood[labels.y[ood] == label], score[ood[labels.y[ood] != label]]
             worst = {}  # by cluster
@@ -565,27 +1006,25 @@ pages.table(
 # %% [markdown]
 # ## What happens if the training prompts change?
 #
-# *Plain prompts only*: without jailbroken copies and errands. *One style* and *matched length* are parts of these: single imperative
-# sentences without a question mark; harmless prompts as long as the harmful ones. *With benign in jailbreaks* adds harmless prompts inside
-# the training jailbreaks, so that a wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what the choice of C and
-# k on true validation labels lets through.
+# *Plain prompts only*: without jailbroken copies and errands. *Balanced*: harmless prompts go through every jailbreak and errand too, so that a
+# wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what choices on true labels let through. The SAE of the
+# first seed, two draws.
 
 # %%
 changes = {"shuffled labels": [Shuffled(float(number)) for number in range(q.shuffles)]}
 changes["wrong labels"] = [Mislabelled(share) for share in q.noise]
 changes["clusters"] = [Fewer(float(count)) for count in q.sizes]
 if not q.data:  # these are about the report's own kinds of prompt
-    changes |= {"with benign in jailbreaks": [Wrapped()], "plain prompts only": [Plain()]}
-    changes |= {"plain, one style": [OneStyle()], "plain, matched length": [OneLength()]}
+    changes |= {"balanced": [Balanced()], "plain prompts only": [Plain()]}
 compared = {
-    "dense": (linear, (site,)),
-    "k latents, finetuned": (by_mean, study.see(Latents, saes["finetuned"])),
+    "dense": (linear, (Residual(places[choices["dense"]["best"]]),)),
+    "k latents, finetuned": (few, study.see(Latents, saes["finetuned"][:1], read_at["finetuned"])),
     "sentence embedding": (linear, (study.embedding,)),
     "surface features": (linear, (Surface(),)),
 }
 changed = study.table(
     {
-        f"{what} {change.amount:g}, {name}": study.fit(probe, *seen, change=change)
+        f"{what} {change.amount:g}, {name}": study.fit(probe, *seen, change=change, draws=min(2, q.draws))
         for what, every in changes.items()
         for change in every
         for name, (probe, seen) in compared.items()
@@ -605,7 +1044,7 @@ def under(what, name):
 def mean_of(draws):
     """An entry of several draws: their mean, and their range in place of an interval."""
     values = [entry["auroc"] for _, entry in draws]
-    return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": values}
+    return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": [values]}
 
 
 trained_on = {"as it stands": {name: probes[name]["ood"] for name in compared}}
@@ -644,52 +1083,74 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
         "their mean.",
         alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
     )
-    whole, part = (
+    whole, few_latents = (
         {(what, at): e["auroc"] for what in learnt for at, e in learnt[what][name]}
         for name in ("dense", "k latents, finetuned")
     )
     expect(
-        all(whole[at] > part[at] for at in whole.keys() & part.keys()),
+        all(whole[at] > few_latents[at] for at in whole.keys() & few_latents.keys()),
         "at no size and no share of wrong labels are probes on latents ahead of the dense probe",
     )
 
 # %% [markdown]
-# ## Claim by claim
+# ## Which latents?
 #
-# The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
-# (`data/claims.yaml`); B4 and B7 were parted into two rows each afterwards, with the same bounds. A claim holds if every interval lies where
-# the test says, fails if one lies wholly elsewhere, and is otherwise inconclusive at this scale.
+# The latents that the finetuned SAE's chosen probe rests on most, in its first run: how often they fire, which way they point, and in what share of
+# the other seeds' choices a latent of nearly the same decoder direction (cosine of at least .7) comes back.
+
 
 # %%
-ood = {name: {what: gaps[f"dense - {what}, {name}"] for what in ("single", "k", "reconstruction")} for name in three}
-losses = {name: ood[name]["reconstruction"] for name in ("pretraining", "finetuned")}
-parts = {
-    "B1": {"train": probes["dense"]["train"], "validation": probes["dense"]["val"], "OOD": probes["dense"]["ood"]},
-    "B2": {name: gap["single"]["train"] for name, gap in ood.items()},
-    "B3": {"OOD": gaps["single, finetuned - pretraining"]["ood"]},
-    "B4a": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("train", "val")},
-    "B4b": {f"{name}, {split}": gap["k"][split] for name, gap in ood.items() for split in ("ood", TRANSFER)},
-    "B5": {
-        "share closed": {"share": closed["share"], "interval": closed["interval"]},
-        "gap of the pretraining SAE": {"difference": closed["gap"], "interval": closed["gap_interval"]},
-    },
-    "B6": {name: gaps[f"rules, {name}"]["ood"] for name in three},
-    "B7a": {name: gap["val"] for name, gap in losses.items()},
-    "B7b": {name: gap[TRANSFER] for name, gap in losses.items()},
-    "B8": {name: gaps[f"max - position, {name}"]["ood"] for name in ("dense", "k")},
-    "O2": {"OOD": gaps["QF - JumpReLU, k"]["ood"]},
-    "O6": {"OOD": gaps["attention - dense"]["ood"]},
-}
-drawn_in = {"B1": "02_slices", "B2": "02_single_latents", "B3": "02_single_latents", "B7a": "02_reconstructions"}
-drawn_in |= {"B7b": "02_reconstructions", "B8": "02_probes", "O6": "02_probes"}
-records = []
-for name, part in parts.items():
-    counted = probes["dense"][{"B2": "train", "B4a": "val", "B7a": "val"}.get(name, "ood")]
-    records.append(claims.judge(name, part, drawn_in.get(name, "02_k_sparse"), n=counted["n"], seeds=q.seeds))
-claims.filed(records, name="02_claims").value
+@result
+def come_back(fitted, saes, least):
+    """Of each latent that the first run of the chosen setting names (twenty at most), in which share of the other seeds' first runs a latent of
+    its direction is named too: rows {latent, back}."""
+    runs, units = methods.choices(fitted), []
+    for row, sae in zip(runs, saes, strict=True):
+        named = row[0]["settings"][row[0]["best"]]["latents"]
+        units.append((named, training.load(sae).W_dec[torch.tensor(named)]))
+    (names, mine), *others = units
+    near = [(mine @ theirs.T).max(1).values >= least for _, theirs in others]
+    share = torch.stack(near).float().mean(0) if near else torch.zeros(len(names))
+    return [{"latent": int(latent), "back": float(back)} for latent, back in zip(names, share, strict=True)]
 
-# %% tags=["hide-input"]
-pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
+@cached
+def shown_prompts(out, labelled, count, seed):
+    """At most ``count`` prompts of train, drawn at random."""
+    inside = [e for e in examples.read(labelled) if e.split == "train" and e.mix == "post"]
+    order = np.random.default_rng(seed).permutation(len(inside))[:count]
+    examples.write(out, [inside[i] for i in order])
+
+
+back = come_back(best["k latents, finetuned"], tuple(saes["finetuned"]), 0.7, name="02_come_back").value
+some = shown_prompts(study.labelled, p.debugging.prompts, p.seed)
+turns = sequences.labelled(some, study.lm, "all", 256)
+top = tuple(row["latent"] for row in back[:3])
+shown = cards.cards(
+    some,
+    harvest.harvest(turns, study.lm, (p.layer,)),
+    saes["finetuned"][0],
+    study.lm,
+    p.layer,
+    top,
+    p.debugging.contexts,
+    name="02_cards",
+).value
+pages.table(
+    (
+        (latent["latent"], f"{latent['harmful_share']:.0%}", f"{latent['harmless_share']:.0%}", f"{row['back']:.0%}")
+        for latent, row in zip(shown["latents"], back, strict=False)
+    ),
+    ("latent", "fires on harmful prompts", "on harmless ones", "comes back in other seeds"),
+)
+
+# %% [markdown]
+# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
+# > to them are kept.
+
+# %%
+for latent in shown["latents"]:
+    display(pages.card(f"Latent {latent['latent']}", latent["contexts"]))
 
 # %% [markdown]
 # ## What we find
@@ -793,7 +1254,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     check = rule_check(refusals, reading["rows"] if same else [], name="02_refusal_check").value
     by_kind = {"harmful": {}, "over-refusal": {}, "chat": {}}
     for row in rates:
-        interval = stats.share_interval(round(row["rate"] * row["n"]), row["n"])
+        interval = stats.share_interval(row["rate"], row["n"])
         by_kind[row["kind"]][row["transform"]] = row | {"rate_interval": interval}
     rows = {name: {kind: by_kind[kind][name] for kind in by_kind} for name in by_kind["harmful"]}
     figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 4.2), sharey=True)
@@ -804,7 +1265,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
     pages.publish(
         figure,
         "02_refusals",
-        "Refusals by jailbreak and kind of prompt. Left: rates with Wilson's interval; right: log-odds, bars over base prompts. Two role-plays "
+        "Refusals by jailbreak and kind of prompt. Left: rates with exact intervals; right: log-odds, bars over base prompts. Two role-plays "
         "raise refusals, of harmless prompts too.",
         alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are a third to three quarters.",
     )
@@ -819,95 +1280,51 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
 # %% [markdown]
 # ### The site
 #
-# Layer and position were fixed from a first sweep on an earlier draw of the chat prompts, before any OOD score was computed. The sweep again,
-# of the dense probe with one C, on validation only:
+# Layer and position were fixed by the dense probe, once, before any SAE was trained: the layer with the highest score by leaving out kinds of training
+# prompts, as a mean over its best position, the maximum and the mean; there, the best position. The sweep again, on two draws:
 
 # %%
-layers, all_places = sorted({p.layer, *q.layers}), [*after, *POOLS]
-middle = Logistic((sorted(q.penalties)[(len(q.penalties) - 1) // 2],))
+layers = sorted({p.layer, *q.layers})
 cells = {
-    f"{layer}, {place}": study.fit(middle, Residual(place, layer=layer), runs=1)
+    f"{layer}, {at}": study.fit(linear, Residual(at, layer=layer), draws=min(2, q.draws))
     for layer in layers
-    for place in all_places
+    for at in where
 }
-sweep = study.table(cells, name="02_sweep", splits=("train", "val")).value
-val = {layer: {place: sweep[f"{layer}, {place}"]["val"]["auroc"] for place in all_places} for layer in layers}
-flat = [value for row in val.values() for value in row.values()]
-expect(
-    min(flat) > 0.99,
-    "every layer and place is above ninety-nine per cent on validation, so the sweep chooses next to nothing",
-)
-Markdown(
-    f"Of {len(flat)} cells {sum(value > 0.99 for value in flat)} are above 0.99 on validation, from {min(flat):.4f} to {max(flat):.4f}; the "
-    f"site, layer {p.layer} at +{q.position}, has {val[p.layer][q.position]:.4f}. A random split cannot tell these places apart."
+swept = {
+    layer: tables.chosen({"": {str(at): cells[f"{layer}, {at}"] for at in where}}, name=f"02_sweep_{layer}").value[""]
+    for layer in layers
+}
+score_at = {layer: {at: found["scores"][str(at)]["mean"] for at in where} for layer, found in swept.items()}
+positions_of = [at for at in where if isinstance(at, int)]
+of_layer = {
+    layer: np.mean([max(row[at] for at in positions_of), row["max user"], row["mean user"]])
+    for layer, row in score_at.items()
+}
+expect(max(of_layer, key=of_layer.get) == p.layer, "the layer that the report reads has the highest score")
+expect(max(positions_of, key=score_at[p.layer].get) == q.position, "and its position the highest of that layer's")
+pages.table(
+    (
+        (
+            f"{layer}",
+            *(f"{row[at]:.3f}" for at in (max(positions_of, key=row.get), "max user", "mean user")),
+            f"{of_layer[layer]:.3f}",
+        )
+        for layer, row in score_at.items()
+    ),
+    ("layer", "best position", "maximum", "mean", "mean of the three"),
 )
 
 # %% [markdown]
-# ### The best single latent
-
-# %%
-alone = {
-    **singles,
-    **{name: study.fit(SingleLatent(), *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()},
-}
-single = study.table(alone, name="02_singles").value
-names = {"train": "train", "val": "validation", "ood": "OOD"}
-axis = figures.forest({name: {names[s]: entry[s] for s in names} for name, entry in single.items()})
-axis.axvline(probes["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle=":")
-axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,}; dotted: the dense probe OOD)")
-figures.headed(axis.figure, "The best latent is far behind the dense probe, already on train")
-pages.publish(
-    axis.figure,
-    "02_single_latents",
-    "The one latent with the best AUROC on train, of every SAE; the dense probe is at one there. Those with a λ in their name, TopK and Gated have one run and bars over "
-    "prompts only.",
-    alt="Forest plot of the best single latent of twelve SAEs on train, validation and OOD, all well below the dense probe.",
-)
-expect(
-    max(entry["train"]["auroc"] for entry in single.values()) < 0.9,
-    "no single latent reaches an AUROC of nine tenths on train",
-)
-
-# %% [markdown]
-# ### Sparsity, other rules, other rivals
-
-# %%
-one_run = {name: study.fit(by_mean, *study.see(Latents, (sae,)), runs=1) for name, sae in others.items()}
-extra = {f"{name}, k={k}": (fit, str(k)) for name, fit in one_run.items() for k in q.ks}
-extra |= {f"{name}, L1 path, k={k}": (fit, str(k)) for name, fit in paths.items() for k in q.ks}
-by_k |= study.table(extra, name="02_k_sparse_others", slices=False).value
-active = {name: at_places[str(q.position)]["l0"] for name, at_places in fidelity.items()}
-kinds = dict.fromkeys(name.split(",")[0] for name in active)
-lines = {
-    kind: [(active[name], at(name, q.k_claim)) for name in active if name.split(",")[0] == kind and at(name, q.k_claim)]
-    for kind in kinds
-}
-axis = figures.curves({kind: line for kind, line in lines.items() if line}, ticks=(4, 8, 16, 32, 64))
-dense_level(axis, "dense")
-axis.set(xlabel="L0 at the site (active latents on the prompts)", ylabel=f"OOD AUROC, k = {q.k_claim}")
-figures.headed(axis.figure, "At every sparsity twenty latents stay behind the dense probe")
-figures.name_ends(axis)
-pages.publish(
-    axis.figure,
-    "02_sparsity",
-    "Probes on twenty latents against how many are active. Only the middle points of the three lines and QF have several runs; other bars are "
-    "over prompts only. Line and band: the dense probe's mean over runs.",
-    alt="OOD AUROC against L0 for six kinds of SAE; all are below the dense probe's mean.",
-)
-expect(
-    max(entry["auroc"] for line in lines.values() for _, entry in line) < probes["dense"]["ood"]["auroc"],
-    "twenty latents of every SAE, of whatever kind and sparsity, score less than the dense probe in the mean",
-)
-expect(
-    all(entry["auroc"] < min(components["seeds"]) for kind in ("Gated", "TopK") for _, entry in lines.get(kind, [])),
-    "twenty latents of the one Gated and of the one TopK SAE score less than twenty principal components in any run",
-)
+# ### Other rules, other rivals
 
 # %%
 axis = figures.curves(
     {
-        **{f"{name}, L1 path": [(k, e) for k in q.ks if (e := at(f"{name}, L1 path", k))] for name in three},
-        **{name: [(k, e) for k in q.ks if (e := at(name, k))] for name in rivals},
+        **{f"{name}, L1 path": curve(f"k latents by L1 path, {name}") for name in three},
+        **{
+            name: curve(name)
+            for name in ("principal components", "random directions", "random latents", "k latents, untrained")
+        },
     }
 )
 dense_level(axis, "dense")
@@ -923,9 +1340,9 @@ pages.publish(
 )
 expect(
     all(
-        at("random directions", k)["auroc"] > at(f"{name}, L1 path", k)["auroc"]
+        at("random directions", k)["auroc"] > e["auroc"]
         for name in three
-        for k in q.ks
+        for k, e in curve(f"k latents by L1 path, {name}")
         if k >= 50
     ),
     "from fifty on random directions have a higher mean than latents chosen along the L1 path",

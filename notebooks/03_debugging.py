@@ -56,8 +56,7 @@ def raw_pair(out, labelled, benign, seed):
 
 pair = raw_pair(study.prompts, p.debugging.prompts, p.seed)
 turns = sequences.labelled(pair, study.lm, "user", 256)
-sae = study.sae("jumprelu", coefficient=p.training.coefficient)
-finetuned = study.train("chat", sae, start=study.train("pretraining", sae), share=0.5)
+finetuned = study.saes["finetuned"][0]
 found = cards.cards(
     pair,
     harvest.harvest(turns, study.lm, (p.layer,)),
@@ -83,7 +82,7 @@ def fires(latent):
     """{class: share of prompts on which the latent fires}, with 95 % intervals."""
     n = {"harmful": found["harmful"], "harmless": found["n"] - found["harmful"]}
     shares = {side: latent[f"{side}_share"] for side in n}
-    return {side: {"share": x, "interval": share_interval(round(x * n[side]), n[side])} for side, x in shares.items()}
+    return {side: {"share": x, "interval": share_interval(x, n[side])} for side, x in shares.items()}
 
 
 named = {f"“{peak(latent)}”  {latent['latent']}".replace("$", r"\$"): fires(latent) for latent in latents}
@@ -97,7 +96,7 @@ pages.publish(
     axis.figure,
     "03_mean_difference",
     "The latents with the largest difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
-    "(Wilson); the latents were picked on these same prompts.",
+    "(exact); the latents were picked on these same prompts.",
     alt="Forest plot of ten latents: those that peak on full stop, comma and question mark fire on harmless prompts, “Write” on harmful ones.",
 )
 style = [latent for latent in latents if peak(latent).lower() in {".", ",", "?", "write"}]

@@ -31,7 +31,7 @@ from lib.store import values
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
-p, t = study.profile, study.profile.training
+p = study.profile
 pages.banner(profile, overrides)
 
 # %% [markdown]
@@ -40,10 +40,10 @@ pages.banner(profile, overrides)
 # Both SAEs are trained on chat from scratch, at the same $\lambda$. Another one to score is one more line.
 
 # %%
-middle, omega = t.sweep[len(t.sweep) // 2], t.omegas[0]
+omega = p.saes.omegas[0]
 saes = {
-    "JumpReLU": study.sae("jumprelu", coefficient=middle),
-    f"QF ω₀={omega:g}": study.sae("jumprelu", coefficient=middle, penalty=QuadraticFrequency(omega)),
+    "JumpReLU": study.jumprelu(),
+    f"QF ω₀={omega:g}": study.jumprelu(penalty=QuadraticFrequency(omega)),
 }
 scores = values(
     {
@@ -207,5 +207,5 @@ Markdown(
 # were trained on. Latents that fire too rarely to fill both halves are left out, which flatters the mean over latents. The SAEs share $\lambda$,
 # not L0.
 #
-# **Try** `overrides = {"training.sweep": [1e-4, 5e-4, 2e-3]}`, denser SAEs at the middle setting. **Next**: [05](05_quadratic_frequency.ipynb)
+# **Try** `overrides = {"saes.coefficient": 2.5e-4}`, denser SAEs. **Next**: [05](05_quadratic_frequency.ipynb)
 # counts how often latents fire under either penalty.

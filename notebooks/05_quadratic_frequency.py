@@ -30,7 +30,7 @@ from lib.store import values
 from lib.study import open_study
 
 study = open_study(profile, overrides, frozen)
-t = study.profile.training
+t = study.profile.saes
 pages.banner(profile, overrides)
 
 # %% [markdown]

@@ -1,8 +1,7 @@
 """pytest plugin: nbval compares decimals within a tolerance (its own digit truncation fails at boundaries)."""
 
+from drift import Tolerant
 from nbval.plugin import IPyNbCell
-
-from lib.report.compare import Tolerant
 
 _sanitize = IPyNbCell.sanitize
 

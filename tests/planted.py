@@ -1,6 +1,7 @@
 """A labelled prompt set with a harvest and SAEs whose answers are known, for the tests of probes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from lib.sae.variants import SAEConfig, make
 from lib.texts.examples import Example, Labels
 
 POSITIONS, WIDTH = 3, 16
-TIMES = 200  # resampled clusters
 
 
 def examples(n: int = 600) -> list[Example]:
@@ -100,12 +100,11 @@ def dense_sae(out: Path) -> None:
     training.save(sae, [], out)
 
 
-def fit(probe: Probe, *views: View, change: Change | None = None, runs: int = 2) -> store.Artifact:
-    """Fits on the planted data, one view for all runs or one for each."""
-    every = views * (runs if len(views) == 1 else 1)
-    return methods.fit(prompt_set(), harvest(), 0, probe, every, change or Change())
+def fit(probe: Probe, *views: View, change: Change | None = None, draws: int = 2) -> store.Artifact:
+    """Fits on the planted data, a view for each SAE seed."""
+    return methods.fit(prompt_set(), harvest(), 0, probe, views, draws, change or Change())
 
 
-def table(probe: store.Artifact, setting: str | None = None) -> dict:
+def table(probe: store.Artifact, setting: str | None = None, **how: Any) -> dict:
     """The row of a probe."""
-    return tables.table(prompt_set(), {"it": (probe, setting)}, TIMES, 0).value["it"]
+    return tables.table(prompt_set(), {"it": (probe, setting)}, **how).value["it"]

@@ -16,6 +16,7 @@ def shard(folder: Path, x: torch.Tensor) -> Activations:
     n = len(x)
     ids = torch.arange(n, dtype=torch.int32)
     tensors = {"layer_0": x.half(), "norm_0": x.norm(dim=1), "sequence": ids // 4, "position": ids % 4, "token": ids}
+    tensors["tail"] = ids % 4 == 3
     half = n // 2
     for number, part in enumerate((slice(0, half), slice(half, n))):
         save_file({k: v[part].contiguous() for k, v in tensors.items()}, folder / f"shard_{number:04d}.safetensors")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from lib.config import ModelSection, RefusalSection
 from lib.lm import answers, model, spans
@@ -107,3 +108,16 @@ def test_rollouts_are_seeded_and_stay_in_budget(tiny: ModelSection) -> None:
     assert sum(map(len, first)) >= 120 > sum(map(len, first[:-4]))
     free = answers.rollouts(lm, asked, length=6, budget=120, seed=1, uncounted=5, batch=4)
     assert sum(len(ids) - 5 for ids in free) >= 120 > sum(len(ids) - 5 for ids in free[:-4])
+
+
+def test_the_nucleus_is_the_whole_vocabularys() -> None:
+    """transformers sorts the whole vocabulary for it; where the nucleus is wider than we look, the likeliest are left."""
+    generator = torch.Generator().manual_seed(0)
+    for spread in (6.0, 3.0):
+        scores = spread * torch.randn(5, 2000, generator=generator)
+        theirs = TopPLogitsWarper(0.9)(None, scores.clone())
+        ours = answers.Nucleus(0.9)(torch.zeros(0), scores)
+        assert theirs.isfinite().sum(1).min() >= 1 and theirs.isfinite().sum(1).max() < answers.WIDEST
+        torch.testing.assert_close(ours, theirs)
+    flat = answers.Nucleus(0.9)(torch.zeros(0), torch.randn(1, 2000, generator=generator) * 0.01)
+    assert flat.isfinite().sum() == answers.WIDEST

@@ -38,10 +38,10 @@ def sets(tmp_path: Path, tiny: ModelSection, monkeypatch: pytest.MonkeyPatch) ->
     def baselines(study: Study) -> dict:
         """Without the embedder, whose wheel is not at hand in this cache; and with a probe that asks for more columns than are."""
         found = {name: fit for name, fit in every(study).items() if name != "sentence embedding"}
-        return found | {"5,000 columns": study.fit(study.few(ByMeanDifference(), (5000,)), Residual(1))}
+        return found | {"5,000 columns": study.fit(study.few(ByMeanDifference(), ks=(5000,)), Residual(1))}
 
     monkeypatch.setattr(Study, "baselines", property(baselines))
-    few = "layer=2 probes.layers=[1] probes.seeds=2 probes.bootstrap=30 probes.epochs=1"
+    few = "layer=2 probes.layers=[1] probes.draws=2 probes.bootstrap=30 probes.epochs=1"
     return ["--set", few, "--set", f"model.name={tiny.name}"]
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lib import store
-from lib.texts import corpora, sources
+from lib.texts import corpora, likeness, sources
 from lib.texts.examples import Example
 
 LONG = (
@@ -44,7 +44,8 @@ def labelled(out: Path, texts: tuple[str, ...], transform: str = "plain") -> Non
 
 
 def openings(*sets: store.Artifact) -> list[str]:
-    found = corpora.read(corpora.documents({"chat": CHAT}, sets, 0))
+    made = corpora.documents({"chat": CHAT}, sets, 0)
+    found = corpora.read(made, "eval") + corpora.read(made, "train")
     return [turns[0]["content"] for turns in found]
 
 
@@ -68,11 +69,11 @@ def test_prompts_of_every_labelled_set_are_left_out(empty_store: store.Store) ->
         labelled(("write a limerick about an otter in a canoe",)),
     )
     assert any("otter" in text for text in openings(ours))
-    assert any("bread" in text for text in openings(theirs))
+    assert not any("bread" in text for text in openings(ours)), "the long one holds it whole"
+    assert sum("bread" in text for text in openings(theirs)) == 2
     both = openings(ours, theirs)
-    assert len(both) == 2
-    assert not any(text.startswith("Write a limerick") for text in both)
-    assert sum("bread" in text for text in both) == 1, "the long one"
+    assert len(both) == 1
+    assert not any(text.startswith("Write a limerick") or "bread" in text for text in both)
     assert len(openings(labelled(("Write a limerick about an otter in a canoe",), "AIM"))) == 4
 
 
@@ -81,6 +82,63 @@ def test_pretraining_text_is_encyclopaedia_and_news(empty_store: store.Store) ->
     assert list(corpora.sources_of("pretraining", "wheels")) == ["wikipedia", "news"]
     assert list(corpora.sources_of("pretraining", "hub")) == ["wikipedia"]
     assert list(corpora.sources_of("chat", "wheels")) == ["chat"]
-    found = corpora.documents({"news": CHAT, "wikipedia": CHAT}, (), 0)
-    assert len(corpora.read(found)) == 12
-    assert corpora.read(found) != corpora.read(corpora.documents({"news": CHAT, "wikipedia": CHAT}, (), 1))
+    assert corpora.sources_of("IT", "wheels") == corpora.sources_of("pretraining", "wheels")
+    found, other = (corpora.documents({"news": CHAT, "wikipedia": CHAT}, (), seed) for seed in (0, 1))
+    assert corpora.read(found, "train") != corpora.read(other, "train")
+
+
+def test_a_probe_prompt_anywhere_in_a_conversation_leaves_it_out() -> None:
+    """Also in a later turn or an answer, in other case and punctuation."""
+    texts = [
+        "Sure. First, WHERE do poppies -- grow wild in autumn; then",
+        "where do poppies grow",
+        "wild in autumn",
+        "",
+    ]
+    held = likeness.holding(texts, ["Where do poppies grow wild in autumn?", "in autumn"])
+    assert [*held] == [True, False, False, False]
+
+    class Later(Given):
+        def rows(self):
+            for row in super().rows():
+                said = "So: where do poppies grow wild in autumn" if "limerick" in row["text"] else "no"
+                yield row | {"turns": [*row["turns"], {"role": "assistant", "content": said}]}
+
+    assert len(corpora.chats(Later(name="chat"), [])) == 4
+    kept = corpora.chats(Later(name="chat"), ["Where do poppies grow wild in autumn?"])
+    assert len(kept) == 3 and not any("limerick" in turns[0]["content"] for turns in kept)
+
+
+def test_a_neighbour_of_a_probe_prompt_in_a_later_turn_leaves_the_conversation_out() -> None:
+    """SAEs are trained on every user's turn, one at a time; what is answered is no turn of the user."""
+
+    class Later(Given):
+        def rows(self):
+            for row in super().rows():
+                who = "user" if "limerick" in row["text"] else "assistant"
+                yield row | {
+                    "turns": [*row["turns"], {"role": who, "content": "where might poppies grow wild in autumn"}]
+                }
+
+    kept = corpora.chats(Later(name="chat"), ["Where do poppies grow wild in autumn?"])
+    assert len(kept) == 3 and not any("limerick" in turns[0]["content"] for turns in kept)
+
+
+def test_held_out_documents_share_no_run_of_words_with_training_ones(empty_store: store.Store) -> None:
+    run = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    assert likeness.shared([f"a {run} b", run.replace("nine", "9"), "x"], [run.upper() + "!"]).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert likeness.shared(["x"], []).tolist() == [False]
+
+    class Twins(Given):
+        def rows(self):
+            return [{"text": f"{'abcdefghij'[i]} {run if i < 5 else i} {i}"} for i in range(20) if i < 10]
+
+    made = corpora.documents({"news": Twins(name="news")}, (), 0)
+    train, held_out = (corpora.read(made, part) for part in ("train", "eval"))
+    assert sum(run in text for text in train) >= 3 and len(train) == 8
+    assert not any(run in text for text in held_out)
+    assert not set(train) & set(held_out)

@@ -1,9 +1,11 @@
 """Products against float64; models through them against models without; what the allocator keeps and gives back, in pages."""
 
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import joblib
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 import transformers
 
 from lib.config import ROOT, ModelSection
-from lib.cpu import product, use_onednn
+from lib.cpu import product, speed, use_onednn
 from lib.lm import model
 
 
@@ -146,3 +148,8 @@ def test_threads_keep_to_a_containers_limit() -> None:
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
         )
         assert set(done.stdout.split()) <= most, done.stderr
+
+
+def test_speed_is_in_billions_of_operations_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", itertools.count(step=0.5).__next__)  # every product takes half a second
+    assert speed() == pytest.approx(2 * (2048 * 576 * 2304) / 0.5e9)

@@ -19,7 +19,6 @@ from lib import config, store
 from lib.config import ModelSection, TrainingSection
 from lib.lm import activations, model
 from lib.lm.model import Pinned
-from lib.probes.views import Data, Residual
 from lib.sae import controls, exchange, training
 from lib.sae.variants import SAE, SAEConfig, make
 
@@ -421,19 +420,19 @@ def test_an_sae_of_another_place_is_refused(tmp_path: Path, empty_store: store.S
 
 def test_an_untrained_sae_is_as_large_and_as_sparse(empty_store: store.Store) -> None:
     """Its directions are random, so that it shows what an SAE of this size and sparsity keeps without having learnt."""
-    sae, x = identity_sae(), torch.from_numpy(Residual(1).matrix(Data(prompt_set(), prompts(), 0), LABELS))
-    x = x[torch.from_numpy(LABELS.split == "train")]
+    sae, source = identity_sae(), activations.read(prompts(), 0)
+    x = source.gather(np.flatnonzero(np.isin(source.column("sequence"), np.flatnonzero(LABELS.where("train")))))
 
     def untrained(like: store.Artifact, seed: int = 0) -> SAE:
-        return training.load(controls.untrained(like, prompt_set(), prompts(), 0, 1, seed))
+        return training.load(controls.untrained(like, prompt_set(), prompts(), 0, seed))
 
     random = untrained(sae)
     active = [float((each.encode(x) > 0).sum(1).float().mean()) for each in (training.load(sae), random)]
     assert random.config.latents == training.load(sae).config.latents
     assert active[1] == pytest.approx(active[0], rel=0.1)
     assert not torch.equal(untrained(sae, 1).W_dec, random.W_dec)
-    assert not (untrained(mute_sae()).encode(x) > 0).any(), "of a dead SAE a dead one"
-    assert (untrained(dense_sae()).encode(x) > 0).float().mean() > 0.3, "of a dense one all that a JumpReLU can"
+    assert untrained(mute_sae()).config.k == 1, "of a dead SAE one with a latent"
+    assert (untrained(dense_sae()).encode(x) > 0).float().mean() > 0.3, "of a dense one all that are above nought"
 
 
 def test_exported_files_can_be_read_by_others(tmp_path: Path, empty_store: store.Store) -> None:

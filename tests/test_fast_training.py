@@ -20,8 +20,9 @@ from lib.config import TrainingSection
 from lib.lm import activations
 from lib.sae import active, kernels, training
 from lib.sae.adam import Adam
-from lib.sae.penalties import QuadraticFrequency, SquaredFrequency, TargetL0
+from lib.sae.penalties import QuadraticFrequency, SquaredFrequency
 from lib.sae.variants import SAE, SAEConfig, make
+from tests.bench.penalty import TargetL0
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05},
@@ -204,6 +205,30 @@ def test_adam_equals_clipping_torch_adam_and_normalising(fast: bool, monkeypatch
     for (name, p), q in zip(sae.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert all(p.grad is None for p in sae.parameters())
+
+
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "topk", "batchtopk"])
+def test_a_weighted_token_is_as_many_tokens_to_the_error_and_one_to_sparsity(variant: str) -> None:
+    """Values and gradients of both paths against autograd on the errors themselves; a weight of one changes nothing."""
+    for sparse in (True, False):
+        sae, x = prepared(variant, 8.0)
+        sae.sparse = sparse
+        weights = torch.ones(len(x), 1)
+        plain = sae.losses(x, 1.0).named
+        for name, value in sae.losses(x, 1.0, weights).named.items():
+            torch.testing.assert_close(value, plain[name])
+        weights[::3] = 5.0
+        found = sae.losses(x, 1.0, weights).named
+        (to_dec,) = torch.autograd.grad(found["reconstruction"], sae.W_dec, retain_graph=True)
+        f = sae.activate(sae.preactivations(x)).detach() if variant != "batchtopk" else None
+        if f is not None:
+            W_dec = sae.W_dec.detach().clone().requires_grad_()
+            loss = (weights * (f @ W_dec + sae.b_dec - x).square()).sum() / len(x)
+            torch.testing.assert_close(found["reconstruction"], loss.detach(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(to_dec, torch.autograd.grad(loss, W_dec)[0], rtol=1e-3, atol=1e-5)
+        for name in ("l1_penalty", "l0_penalty"):
+            if name in found:
+                torch.testing.assert_close(found[name], plain[name])
 
 
 def test_the_update_is_along_the_sphere() -> None:

@@ -330,7 +330,7 @@ def test_a_split_is_drawn_where_there_is_none(tmp_path: Path, empty_store: store
     path = write(tmp_path / "mine.csv", found)
     made = files.prompt_file(str(path), files.digest(str(path)))
     drawn = read(made)
-    assert files.drawn(made).value == ["ood", "val"]
+    assert files.told(made).value["drawn"] == ["ood", "val"]
     for split in ("val", "ood"):
         groups = {label: {e.group for e in drawn if e.split == split and e.label == label} for label in (0, 1)}
         assert all(5 <= len(each) <= 7 for each in groups.values())
@@ -375,9 +375,9 @@ def test_what_is_taken_for_harmless_is_told(tmp_path: Path, empty_store: store.S
     ]
     path = write(tmp_path / "mine.csv", found)
     made = files.prompt_file(str(path), files.digest(str(path)), Named(positive="Attack"))
-    told = files.harmless(made).value
+    told = files.told(made).value["harmless"]
     assert set(told) == {"fine", "unclear"} and sum(told.values()) == sum(not row["label"] for row in rows())
-    assert files.harmless(files.prompt_file(str(write(tmp_path / "n.csv", rows())), "x")).value == {}
+    assert files.told(files.prompt_file(str(write(tmp_path / "n.csv", rows())), "x")).value["harmless"] == {}
     with pytest.raises(DataError, match=r"which label is harmful, --positive says: (\w+, ){2}\w+ are there"):
         files.examples_of(found, "x")
 

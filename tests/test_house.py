@@ -99,7 +99,7 @@ def test_names_of_lib_are_written_out() -> None:
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-IN_ALL = 7_500  # lines of lib, all its files together
+IN_ALL = 8_200  # lines of lib, all its files together, once it holds all that the report is to do
 
 
 def too_large(paths: list[Path]) -> Iterator[str]:
@@ -126,10 +126,10 @@ def test_what_is_too_large_is_noticed(tmp_path: Path) -> None:
     paths = sorted(tmp_path.iterdir())
     assert list(too_large(paths)) == ["long.py: 401 lines", "wide.py: class Wide"]
     assert list(too_large([tmp_path / "fits.py"])) == []
-    many = [tmp_path / f"{n}.py" for n in range(20)]
+    many = [tmp_path / f"{n}.py" for n in range(21)]
     for path in many:
         path.write_text("x = 1\n" * 400)
-    assert list(too_large(many)) == ["8000 lines in all"]
+    assert list(too_large(many)) == ["8400 lines in all"]
 
 
 def named_notebooks(tree: ast.Module) -> list[str]:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from planted import LABELS, examples
 
-from lib import stats
-from lib.texts.examples import SPLITS, Labels, LeakError, TooFew
+from lib.texts.examples import NO_CHAT, SETS, SPLITS, Labels, LeakError, TooFew
 
 
 def test_draws_part_no_group_and_keep_sizes() -> None:
@@ -25,12 +24,6 @@ def test_draws_part_no_group_and_keep_sizes() -> None:
     assert all(few.drawn(run).checked() for run in range(1, 20)), (
         "a draw that left a split without a class is drawn again"
     )
-
-
-def test_runs_share_the_draws_of_clusters() -> None:
-    """A cluster has one weight in all runs, wherever their splits put it: else a mean over runs would look too certain."""
-    a, b = (stats.draws(r.group, r.split == "ood", 20, 0) for r in (LABELS.drawn(0), LABELS.drawn(1)))
-    np.testing.assert_array_equal(a, b)
 
 
 def test_a_draw_counts_clusters_by_class_once() -> None:
@@ -60,13 +53,42 @@ def test_a_split_of_one_class_is_an_error() -> None:
         Labels.of(rows)
 
 
-def test_diagnostic_slices_stay_out_of_the_overall_figures() -> None:
+def test_sets_and_what_stays_out_of_every_figure() -> None:
     rows = examples()
-    rows[-1] = rows[-1].model_copy(update={"overall": False})
-    labels = Labels.of(rows)
-    assert labels.where("ood").sum() == len(rows) // 4 - 1
+    rows[-1] = rows[-1].model_copy(update={"mix": "wider"})
+    rows[-2] = rows[-2].model_copy(update={"mix": "balanced", "slice": "wrapped"})
+    labels, ood = Labels.of(rows), len(rows) // 4
+    assert {name: labels.where(name).sum() for name in SETS} == {"ood": ood - 2, "wider": ood - 1, "balanced": ood - 1}
+    assert (labels.slice[labels.where(NO_CHAT)] != "chat").all()
+    assert labels.where(NO_CHAT).sum() == (labels.slice[labels.where("ood")] != "chat").sum()
     kept = np.arange(len(rows)) % 3 > 0
     only = labels.only(kept)
     assert (only.where("train") == ((labels.split == "train") & kept)).all()
-    np.testing.assert_array_equal(only.where("ood"), labels.where("ood"))
+    for name in SETS:
+        np.testing.assert_array_equal(only.where(name), labels.where(name))
     assert dataclasses.replace(only, split=np.where(kept, only.split, "")).where("train").sum() == 200
+
+
+def test_folds_leave_a_transform_out_and_score_it() -> None:
+    """A transform of one class is set against plain prompts of the other; one of both against itself."""
+    names = {3: "jailbreak", 4: "errand", 6: "both", 7: "both", 10: "never in validation"}
+    rows = [
+        e.model_copy(update={"transform": names.get(i % 12, "plain"), "group": i}) for i, e in enumerate(examples())
+    ]
+    rows = [
+        e if i % 12 != 10 or e.split != "val" else e.model_copy(update={"transform": "plain"})
+        for i, e in enumerate(rows)
+    ]
+    labels = Labels.of(rows)
+    folds = {next(iter(set(labels.transform[labels.split != left.split]))): (left, m) for left, m in labels.folds()}
+    assert folds.keys() == {"jailbreak", "errand", "both"}
+    val, train = labels.where("val"), labels.where("train")
+    for name, (left, scored) in folds.items():
+        here = labels.transform == name
+        np.testing.assert_array_equal(left.where("train"), train & ~here)
+        np.testing.assert_array_equal(left.where("val"), val)
+        others = {"jailbreak": 0, "errand": 1}.get(name)
+        plain = val & (labels.transform == "plain") & (labels.y == others) if others is not None else val & False
+        np.testing.assert_array_equal(scored, (val & here) | plain)
+    ((same, scored),) = LABELS.folds()
+    assert same is LABELS and (scored == LABELS.where("val")).all()

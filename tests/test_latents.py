@@ -69,6 +69,7 @@ def test_windows_are_whole_and_of_one_text(tmp_path: Path) -> None:
     sequence = np.repeat([4, 0, 7, 2], lengths).astype(np.int32)
     numbers = torch.arange(len(sequence), dtype=torch.int32)
     columns = {"sequence": torch.from_numpy(sequence), "position": numbers, "token": numbers.clone()}
+    columns["tail"] = torch.zeros(len(sequence), dtype=torch.bool)
     ones = torch.ones(len(sequence))
     save_file({**columns, "layer_0": ones.half()[:, None], "norm_0": ones}, tmp_path / "shard_0000.safetensors")
     source = activations.Activations([(tmp_path, 1.0)], 0)
@@ -139,6 +140,7 @@ def residuals(out: Path, sequences: store.Artifact) -> None:
         "sequence": sequence,
         "position": position,
         "token": token,
+        "tail": torch.zeros_like(token, dtype=torch.bool),
     }
     save_file(tensors, out / "shard_0000.safetensors")
 
@@ -172,6 +174,8 @@ def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.St
     context = top["contexts"]["harmful"][0]
     assert len(context["tokens"]) == len(context["values"]) <= 2 * cards.AROUND + 1
     assert context["values"] == [1.0 if token == "<" else 0.0 for token in context["tokens"]]
+    asked = cards.cards(pair, residuals(turns), sae, model.pinned(tiny), 0, (5, 3), 2).value["latents"]
+    assert [card["latent"] for card in asked] == [5, 3] and asked[1] == top
 
 
 def test_autointerp_of_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None:

@@ -1,5 +1,6 @@
 """The committed notebooks: paired with their sources, executed, and re-checked by nbval on results alone."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from drift import Tolerant, drift, figure_drift
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from jupytext.sync_contentsmanager import build_sync_jupytext_contents_manager_class
 from traitlets.config.loader import PyFileConfigLoader
@@ -17,7 +19,6 @@ from traitlets.config.loader import PyFileConfigLoader
 from lib import config
 from lib.report import __main__ as command
 from lib.report import notebooks, promotion, runner
-from lib.report.compare import Tolerant, drift, figure_drift
 
 NAMES = sorted(notebooks.names())
 MINIMUM = {"00": 5, "01": 9, "02": 30, "03": 8, "04": 9, "05": 7}  # outputs that nbval compares
@@ -211,6 +212,13 @@ def test_nbval_fails_on_a_changed_number_and_on_a_stale_result(tmp_path: Path) -
     assert done.returncode == 1 and "make report PROFILE=report" in done.stdout, done.stdout[-2000:]
 
 
+def test_the_data_sheet_has_the_sizes_of_the_committed_run() -> None:
+    record = json.loads((config.ROOT / "data" / "results" / "02_prompt_counts.json").read_text())
+    rows = [row for row in record["payload"] if row["mix"] == "post"]
+    sizes = [sum(row["n"] for row in rows if row["split"] == split) for split in ("train", "val", "ood")]
+    assert f"{' / '.join(f'{n:,}' for n in sizes)} prompts in train" in (config.ROOT / "data" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
@@ -242,7 +250,7 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text(), count=1))
     (folders[1] / "03_cards.json").rename(folders[1] / "03_new.json")
     path = folders[1] / "01_chat_on_chat.json"
-    path.write_text(path.read_text().replace('"latents": 4608', '"latents": 4609'))
+    path.write_text(path.read_text().replace('"latents": 2304', '"latents": 2305'))
     found = drift(*folders)
     assert len(found) == 4
     for words in ("03_cards: committed", "03_new: in the run", "02_probes.dense.ood.auroc", "01_chat_on_chat.latents"):

@@ -67,7 +67,7 @@ def test_long_captions_and_lacking_alt_texts_are_refused(empty_store: store.Stor
 def test_source_shows_the_code_that_runs_without_docstrings() -> None:
     text = pages.source(claims.Test).data
     assert text.startswith("```python\n# lib/claims.py\nclass Test(") and text.endswith("\n```")
-    assert "return high < self.above or low > self.below" in text
+    assert "return self.room(low, high) <= 0 < self.against(low, high)" in text
     assert '"""' not in text and "How far the interval" not in text
     step = pages.source(claims.filed).data
     assert "@store.result\ndef filed(" in step and "Step:" not in step

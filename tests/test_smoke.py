@@ -30,8 +30,8 @@ BASELINE = """
 class Discriminant(Probe):
     def fit(self, x, labels, run):
         train, lda = labels.where("train"), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        return {"": lda.fit(x[train], labels.taught[train]).decision_function(x)}, {}
-fits["shrunken discriminant"] = study.fit(Discriminant(), site)
+        return {"": {"": Model(lda.fit(x[train], labels.taught[train]).decision_function(x))}}
+fits["shrunken discriminant"] = study.fit(Discriminant(), Residual(q.position))
 """
 PENALTY = """
 @dataclass(frozen=True)
@@ -128,8 +128,9 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     of_report = {p.stem for p in (cold.build / "smoke" / "figures").glob("02_*.png")}
     assert drawn == of_report - {"02_refusals"}
     begun = Counter(e["step"].removeprefix("lib.lm.") for e in events(tmp_path / "build") if e["event"] == "start")
-    assert begun["sequences.chat"] == 1 and begun["harvest.harvest"] > 0, "no SAE sees a prompt that is probed"
-    assert not begun["sequences.pretraining"], "text of pretraining does not depend on the prompts"
+    assert begun["sequences.text"] == 1 and begun["harvest.harvest"] == 1, (
+        "chat's alone: no SAE sees a prompt that is probed"
+    )
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
     assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
@@ -152,7 +153,7 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
             "02_probing",
             "probes = study.table(fits",
             BASELINE,
-            "from sklearn.discriminant_analysis import LinearDiscriminantAnalysis\nfrom lib.probes.methods import Probe\n",
+            "from sklearn.discriminant_analysis import LinearDiscriminantAnalysis\nfrom lib.probes.methods import Model, Probe\n",
             {"lib.probes.methods.fit": 1, "lib.probes.tables.table": 1},
         ),
         (

@@ -4,8 +4,9 @@ import pytest
 
 from lib import config, store, study
 from lib.lm.model import ModelError
-from lib.probes.methods import ByMeanDifference, Logistic
+from lib.probes.methods import ByMeanDifference
 from lib.probes.views import Latents, Residual
+from lib.report import probe
 from lib.study import Study
 
 
@@ -28,7 +29,7 @@ def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
         "latents": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw])),
         "pooled": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw], "max user")),
         **given.baselines,
-        **given.on_saes,
+        **probe.on_ours(given),
     }
     assert len({recipe.key for recipe in made.values()}) == len(made)
     assert not empty_store.cache.exists() and not empty_store.results.exists()
@@ -36,10 +37,10 @@ def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
 
 def test_equal_recipes_are_one_artifact(empty_store: store.Store) -> None:
     one, two = (Study(config.load("smoke")) for _ in range(2))
-    probe = Logistic(one.profile.probes.penalties)
-    assert one.fit(probe, Residual(1)).key == two.fit(probe, Residual(1)).key == two.baselines["dense"].key
-    assert one.fit(probe, Residual(1), runs=1).key != one.fit(probe, Residual(1)).key
-    assert one.fit(probe, Residual(1, layer=8)).key != one.fit(probe, Residual(1)).key
+    linear = one.linear
+    assert one.fit(linear, Residual(1)).key == two.fit(linear, Residual(1)).key == two.baselines["dense"].key
+    assert one.fit(linear, Residual(1), draws=1).key != one.fit(linear, Residual(1)).key
+    assert one.fit(linear, Residual(1, layer=8)).key != one.fit(linear, Residual(1)).key
 
 
 def test_an_own_file_does_not_renew_what_does_not_read_it(empty_store: store.Store, tmp_path) -> None:

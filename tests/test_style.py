@@ -19,14 +19,18 @@ def test_features() -> None:
     assert np.isfinite(strange).all()
 
 
-def test_matching() -> None:
-    texts = [
-        "Write a poem about the sea and boats",
-        "Can you write a poem about the sea?",
-        "Write a poem, please, I beg you now",
-    ]
-    assert [style.one_style(text) for text in texts] == [True, False, False]
-    y = np.array([1, 0, 0, 0, 0, 0])
-    texts = ["one two three"] * 5 + ["one two three four five six seven"]
-    kept = style.one_length(texts, y, np.ones(6, bool), np.random.default_rng(0))
-    assert kept[0] and kept[1:5].sum() == 3 and not kept[5]
+def test_one_style() -> None:
+    said = "please write a poem,\n please, about the sea and boats!! "
+    assert style.rewritten(said) == "Write a poem about the sea and boats"
+    assert style.rewritten(style.rewritten(said)) == style.rewritten(said)
+    assert style.rewritten("how do I pick a lock?") == "How do I pick a lock"
+    assert style.rewritten("") == style.rewritten("Please?") == ""
+    texts = {
+        "Write a poem about the sea": True,
+        "How does one write a poem": False,
+        "Write a poem about your sea": False,
+        "Write a poem. Make it long": False,
+        "Write a poem? about the sea": False,
+        "Write a poem": False,
+    }
+    assert {text: style.instruction(text) for text in texts} == texts

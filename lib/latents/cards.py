@@ -23,9 +23,15 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
 
 @result
 def cards(
-    prompts: Artifact, harvest: Artifact, sae: Artifact, lm: Pinned, layer: int, count: int, excerpts: int
+    prompts: Artifact,
+    harvest: Artifact,
+    sae: Artifact,
+    lm: Pinned,
+    layer: int,
+    asked: int | tuple[int, ...],
+    excerpts: int,
 ) -> dict[str, Any]:
-    """Step: the ``count`` latents whose maximum over the user's text differs most, in the mean, between the classes.
+    """Step: the latents ``asked`` for, or so many whose maximum over the tokens kept differs most, in the mean, between the classes.
 
     Returns {n, harmful, latents: [{latent, difference, harmful_mean, harmless_mean, harmful_share, harmless_share, auroc,
     contexts: {harmful: [...], harmless: [...]}}]}. A share is that of prompts on which the latent fires. A context is
@@ -41,7 +47,7 @@ def cards(
     classes = {"harmful": y == 1, "harmless": y == 0}
     means = {name: peaks[here].mean(0) for name, here in classes.items()}
     difference = means["harmful"] - means["harmless"]
-    chosen = np.argsort(-np.abs(difference), kind="stable")[:count]
+    chosen = np.argsort(-np.abs(difference), kind="stable")[:asked] if isinstance(asked, int) else np.array(asked)
     tokenizer = model.tokenizer(lm)
 
     def context(prompt: int, latent: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Activations:
             yield self.gather(np.arange(at, min(at + size, len(self))))
 
     def column(self, name: str) -> np.ndarray:
-        """[n] of every row: "sequence", "position" or "token", int32; "norm_<L>", float32."""
+        """[n] of every row: "sequence", "position" or "token", int32; "tail", bool; "norm_<L>", float32."""
         return np.concatenate([shard[name].numpy() for shard in self.shards])[self.rows]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 
 from lib import store
 from lib.config import RefusalSection
@@ -22,6 +22,7 @@ from lib.texts.examples import Example
 from lib.texts.transforms import Transform, apply
 
 BATCH = 64  # prompts that are answered at once
+WIDEST = 256  # tokens that a nucleus may have
 OPENINGS = ("I'm sorry", "I'm unable", "I cannot", "I can't", "Sorry")
 _HELP = (
     "help|assist|provide|fulfil|comply|answer|support|create|write|give|generate|engage|condone|share|discuss|offer"
@@ -33,6 +34,21 @@ REFUSAL = re.compile(
     rf"|\b(i|we) (can'?t|can ?not|won'?t|will not|do not) ({_HELP})\b",
     re.IGNORECASE,
 )
+
+
+class Nucleus(LogitsProcessor):
+    """The fewest tokens that hold the share ``p`` of the probability (Holtzman et al. 2020, arXiv:1904.09751, section 3.1), of
+    the :data:`WIDEST` most probable: exact wherever these hold the nucleus, and without sorting the vocabulary."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """[n, vocabulary] log-odds with those outside the nucleus at minus infinity."""
+        top, which = scores.topk(min(WIDEST, scores.shape[1]), dim=1)
+        share = (top - scores.logsumexp(1, keepdim=True)).exp()
+        inside = top.masked_fill(share.cumsum(1) - share >= self.p, -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(1, which, inside)
 
 
 def _generate(lm: LM, chunk: Sequence[list[int]], length: int, **how: Any) -> tuple[Any, torch.Tensor]:
@@ -54,9 +70,10 @@ def rollouts(
     ``uncounted`` of each, which the template makes the same. Answers end after their end token. Prompts are taken in the
     order given, 8 batches at a time, batches of like length, and those in a seeded order, so that the end of the budget
     cuts no kind of prompt more than another. Sampling at temperature 1 rambles and greedy decoding loops with small models,
-    hence nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+    hence :class:`Nucleus` sampling.
     """
-    sampling = {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 0.7}
+    sampling: dict[str, Any] = {"do_sample": True, "top_p": 1.0, "top_k": 0, "temperature": 1.0}
+    sampling["logits_processor"] = LogitsProcessorList([TemperatureLogitsWarper(0.7), Nucleus(0.9)])
     stops = lm.model.generation_config.eos_token_id
     stops = {*(stops if isinstance(stops, list) else [stops]), lm.tokenizer.eos_token_id} - {None}
     done: list[list[int]] = []

@@ -140,6 +140,7 @@ def _part(rows: Sequences, index: int, kept: dict[int, torch.Tensor], skip: int 
     part = {f"layer_{layer}": _half(x[skip:], layer) for layer, x in kept.items()}
     part["position"] = torch.arange(start, stop, dtype=torch.int32)
     part["sequence"] = torch.full_like(part["position"], index)
+    part["tail"] = (part["position"] >= int(rows.tail_start[index])) & (part["position"] < int(rows.tail_stop[index]))
     return part | {"token": torch.from_numpy(rows[index][start:stop].astype(np.int32))}
 
 
@@ -163,7 +164,8 @@ def _save_shards(parts: Iterator[dict[str, torch.Tensor]], out: Path) -> None:
 def harvest(out: Path, sequences: store.Artifact, lm: Pinned, layers: tuple[int, ...]) -> None:
     """Step: the residual stream of the kept tokens after each of ``layers``, as float16 shards.
 
-    A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, and ``sequence``, ``position``, ``token`` [n] int32.
+    A shard holds ``layer_<L>`` [n, d] float16, ``norm_<L>`` [n] float32, ``sequence``, ``position``, ``token`` [n] int32, and
+    ``tail`` [n] bool, the template's tokens after a user's text.
     ModelError if there is no such layer or a residual does not fit into float16, SequenceError if there are no tokens.
     """
     rows, found = _run(sequences, lm, layers)

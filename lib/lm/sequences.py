@@ -1,4 +1,4 @@
-"""Token sequences to run the model on: windows of documents, chat contexts, rollouts, prompts.
+"""Token sequences to run the model on: windows of documents, single user turns, rollouts, prompts.
 
 The first token is never kept: it is an attention sink whose norm is two orders of magnitude above the rest. Template tokens that
 open every chat context alike are not kept either: their activations are constants.
@@ -6,11 +6,11 @@ open every chat context alike are not kept either: their activations are constan
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -20,9 +20,17 @@ from lib.config import CorpusSection, Expected
 from lib.lm import answers, model, spans
 from lib.lm.model import Pinned
 from lib.texts import corpora, examples
+from lib.texts.corpora import Part
 
-Part = Literal["train", "eval"]
-Row = tuple[list[int], int, int]  # token ids; of them, start and stop of what is kept
+
+class Row(NamedTuple):
+    """A sequence: token ids; of them, start and stop of what is kept, and of the template's tokens after a user's text."""
+
+    ids: list[int]
+    start: int
+    stop: int
+    tail_start: int = 0
+    tail_stop: int = 0
 
 
 class SequenceError(Expected, ValueError):
@@ -31,12 +39,15 @@ class SequenceError(Expected, ValueError):
 
 @dataclass(frozen=True)
 class Sequences:
-    """Ragged token sequences: ``ids`` [tokens] int32, ``offsets`` [n+1] int64, kept range per sequence [n] int32."""
+    """Ragged token sequences: ``ids`` [tokens] int32, ``offsets`` [n+1] int64; per sequence [n] int32 what is kept, and the
+    template's tokens after the user's text, if there are such."""
 
     ids: np.ndarray
     offsets: np.ndarray
     keep_start: np.ndarray
     keep_stop: np.ndarray
+    tail_start: np.ndarray
+    tail_stop: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -51,14 +62,14 @@ class Sequences:
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Self:
         """From rows; ValueError if a kept range holds the first token or leaves its sequence."""
-        rows = list(rows)
-        for ids, start, stop in rows:
-            if not 1 <= start <= stop <= len(ids):
-                raise ValueError(f"kept range {start}:{stop} of {len(ids)} tokens; the first is never kept")
-        offsets = np.cumsum([0, *(len(ids) for ids, _, _ in rows)], dtype=np.int64)
-        starts, stops = np.array([row[1:] for row in rows], np.int32).reshape(-1, 2).T
-        flat = [np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids, _, _ in rows)]
-        return cls(np.concatenate(flat), offsets, starts, stops)
+        rows = [Row(*row) for row in rows]
+        for row in rows:
+            if not 1 <= row.start <= row.stop <= len(row.ids):
+                raise ValueError(f"kept range {row.start}:{row.stop} of {len(row.ids)} tokens; the first is never kept")
+        offsets = np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64)
+        ranges = np.array([row[1:] for row in rows], np.int32).reshape(-1, 4).T
+        flat = [np.zeros(0, np.int32), *(np.asarray(row.ids, np.int32) for row in rows)]
+        return cls(np.concatenate(flat), offsets, *ranges)
 
     def save(self, path: Path) -> None:
         save_file({name: np.ascontiguousarray(column) for name, column in vars(self).items()}, path)
@@ -72,19 +83,13 @@ def read(sequences: store.Artifact) -> Sequences:
 def _within(rows: Iterable[Row], budget: int, what: str) -> list[Row]:
     """The first rows that hold ``budget`` kept tokens, the last one cut to fit exactly."""
     taken, left = [], budget
-    for ids, start, stop in rows:
-        stop = min(stop, start + left)
-        taken.append((ids[:stop], start, stop))
-        left -= stop - start
+    for row in rows:
+        stop = min(row.stop, row.start + left)
+        taken.append(row._replace(ids=row.ids[:stop], stop=stop))
+        left -= stop - row.start
         if left == 0:
             return taken
     raise SequenceError(f"{what} has only {budget - left} tokens, {budget} were asked for: lower corpora.*_tokens")
-
-
-def _part(documents: list[Any], part: Part) -> list[Any]:
-    """Evaluation documents are the first tenth of the seeded order, training documents the rest."""
-    cut = max(2, round(0.1 * len(documents)))
-    return documents[:cut] if part == "eval" else documents[cut:]
 
 
 def _windows(tokenizer: Any, documents: Iterable[str], context: int) -> Iterable[Row]:
@@ -95,57 +100,79 @@ def _windows(tokenizer: Any, documents: Iterable[str], context: int) -> Iterable
         for at in range(0, len(ids), step):
             window = opening + ids[at : at + step]
             if len(window) >= 16:
-                yield window, max(1, len(opening)), len(window)
+                yield Row(window, max(1, len(opening)), len(window))
 
 
-def _unchanged(make: Callable[..., Any], tokenizer: Any, found: Iterable[Any], *how: Any) -> Iterator[Any]:
-    """Chats or transcripts of what is found, without texts that the model's template would change."""
-    for each in found:
+def _asked(tokenizer: Any, turns: Iterable[tuple[str, str]], section: CorpusSection) -> Iterator[Row]:
+    """Single-turn chats of (user's text, answer), the beginning of each; without texts that the model's template changes."""
+    for text, answer in turns:
         with suppress(ValueError):
-            yield make(tokenizer, each, *how)
+            chat = spans.chat(tokenizer, text, section.turn)
+            ids = chat.ids + spans.plain_ids(tokenizer, answer)[: section.answer]
+            yield Row(ids, max(1, chat.user.start), len(ids), chat.tail.start, chat.tail.stop)
 
 
-def _chat_rows(tokenizer: Any, found: Iterable[list[int]]) -> Iterable[Row]:
-    constant = max(1, spans.chat(tokenizer, "x").user.start)
-    return ((ids, constant, len(ids)) for ids in found if len(ids) > constant)
+def _pieces(tokenizer: Any, documents: Iterable[str], turns: Sequences) -> Iterator[tuple[str, str]]:
+    """Texts cut into pieces as many tokens long as the user's texts of ``turns`` are, one after the other and again from the first; as
+    user's texts without an answer."""
+    lengths = itertools.cycle((turns.tail_start - turns.keep_start).clip(1).tolist())
+    for text in documents:
+        spans_ = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        ends, at = spans_["offset_mapping"], 0
+        while at < len(ends):
+            first, at = at, at + next(lengths)
+            if piece := text[ends[first][0] : ends[min(at, len(ends)) - 1][1]].strip():
+                yield piece, ""
+
+
+def _user_turns(conversations: Iterable[list[dict[str, str]]]) -> Iterator[tuple[str, str]]:
+    """(user's text, answer) of every turn, each text once."""
+    seen = set[str]()
+    for turns in conversations:
+        for turn, after in itertools.zip_longest(turns, turns[1:]):
+            text = turn["content"].strip()
+            if turn["role"] == "user" and text and (known := " ".join(text.split()).lower()) not in seen:
+                seen.add(known)
+                yield text, after["content"].strip() if after else ""
 
 
 @store.cached
-def pretraining(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, part: Part) -> None:
-    """Step: windows of pretraining text, ``train_tokens`` or ``eval_tokens`` kept."""
+def text(
+    out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, part: Part, turns: store.Artifact | None
+) -> None:
+    """Step: sequences of documents, ``train_tokens`` or ``eval_tokens`` kept: windows of plain text, or user's texts in the model's
+    template, one at a time: every distinct user turn of conversations with the beginning of its answer or, where such ``turns`` are
+    given, pieces of plain text of their lengths. So the template's tokens after a user's text, which prompts are read at, are in it."""
+    tokenizer, found = model.tokenizer(lm), corpora.read(documents, part)
     budget = section.train_tokens if part == "train" else section.eval_tokens
-    windows = _windows(model.tokenizer(lm), _part(corpora.read(documents), part), section.context)
-    Sequences.of(_within(windows, budget, f"pretraining text ({part})")).save(out / "sequences.safetensors")
+    chats = bool(found) and not isinstance(found[0], str)
+    if chats or turns is not None:
+        asked = _user_turns(found) if turns is None else _pieces(tokenizer, found, read(turns))
+        rows: Iterable[Row] = _asked(tokenizer, asked, section)
+    else:
+        rows = _windows(tokenizer, found, section.context)
+    Sequences.of(_within(rows, budget, f"text ({part})")).save(out / "sequences.safetensors")
 
 
 @store.cached
 def on_policy(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, seed: int) -> None:
-    """Step: the model's own answers to first turns of training conversations, with their prompts."""
+    """Step: the model's own answers to first turns of training conversations, with their prompts: ``rollout_tokens``."""
     loaded = model.load(lm)
-    constant, asked, found = spans.chat(loaded.tokenizer, "x").user.start, 0, list[list[int]]()
-    # From the end of the seeded order, which transcripts reach last: the two parts of the chat corpus do not overlap.
-    first = (turns[0]["content"] for turns in reversed(_part(corpora.read(documents), "train")))
-    for chat in _unchanged(spans.chat, loaded.tokenizer, first):
-        if len(chat.user) <= 64:
-            found.append(chat.ids)
+    constant, asked, found = spans.chat(loaded.tokenizer, "x").user.start, 0, dict[tuple[int, ...], spans.Chat]()
+    for turns in corpora.read(documents, "train"):
+        with suppress(ValueError):
+            chat = spans.chat(loaded.tokenizer, turns[0]["content"], section.turn)
+            found[tuple(chat.ids)] = chat
             asked += len(chat.ids) - constant
         if asked >= section.rollout_tokens:
             break
-    rolled = answers.rollouts(loaded, found, section.rollout_length, section.rollout_tokens, seed, constant)
-    Sequences.of(_chat_rows(loaded.tokenizer, rolled)).save(out / "sequences.safetensors")
-
-
-@store.cached
-def chat(
-    out: Path, documents: store.Artifact, rolled: store.Artifact | None, lm: Pinned, section: CorpusSection, part: Part
-) -> None:
-    """Step: chat contexts, ``train_tokens`` or ``eval_tokens`` kept: rollouts where given, then transcripts."""
-    tokenizer, own = model.tokenizer(lm), Sequences.of([]) if rolled is None else read(rolled)
-    budget = section.train_tokens if part == "train" else section.eval_tokens
-    longest = spans.chat(tokenizer, "x").user.start + section.context
-    transcripts = _unchanged(spans.transcript, tokenizer, _part(corpora.read(documents), part), longest)
-    rows = _chat_rows(tokenizer, itertools.chain((own[i].tolist() for i in range(len(own))), transcripts))
-    Sequences.of(_within(rows, budget, f"chat text ({part})")).save(out / "sequences.safetensors")
+    prompts = [chat.ids for chat in found.values()]
+    rolled = answers.rollouts(loaded, prompts, section.rollout_length, section.rollout_tokens, seed, constant)
+    rows = []
+    for ids in rolled:
+        chat = next(found[tuple(ids[:n])] for n in range(len(ids), 0, -1) if tuple(ids[:n]) in found)
+        rows.append(Row(ids, max(1, chat.user.start), len(ids), chat.tail.start, chat.tail.stop))
+    Sequences.of(rows).save(out / "sequences.safetensors")
 
 
 @store.cached
@@ -169,7 +196,9 @@ def labelled(out: Path, prompts: store.Artifact, lm: Pinned, part: Literal["all"
                 f"{which} has no token of the template after it, which probes read: use another template"
             )
     kept = ((1, len(c.ids)) if part == "all" else (max(1, c.user.start), c.user.stop) for c in chats)
-    Sequences.of((c.ids, *span) for c, span in zip(chats, kept, strict=True)).save(out / "sequences.safetensors")
+    tails = ((c.tail.start, c.tail.stop) for c in chats)
+    rows = (Row(c.ids, *span, *tail) for c, span, tail in zip(chats, kept, tails, strict=True))
+    Sequences.of(rows).save(out / "sequences.safetensors")
     # Of the template, so the same for all but where one of its tokens holds a text's end too: then places count from the end.
     lengths = {"system": min(c.user.start for c in chats), "tail": min(len(c.tail) for c in chats)}
     (out / "spans.json").write_text(json.dumps(lengths | {"cut": sum(c.cut for c in chats)}), encoding="utf-8")

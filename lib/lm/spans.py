@@ -106,20 +106,3 @@ def opening(tokenizer: Any, text: str) -> list[int]:
     before, after = _template(tokenizer)
     asked, both = ([t for t, _, _ in _tokenised(tokenizer, (before + "x" + after + said,))] for said in ("", text))
     return both[len(asked) :] if both[: len(asked)] == asked else plain_ids(tokenizer, text)
-
-
-def transcript(tokenizer: Any, turns: Sequence[Message], limit: int) -> list[int]:
-    """Tokens of a conversation in the template, at most ``limit``; ValueError if it drops or rewrites a turn."""
-    stand_ins = [f"{_STAND_IN}{number}q" for number in range(len(turns))]
-    rest = _render(tokenizer, [t | {"content": name} for t, name in zip(turns, stand_ins, strict=True)], False)
-    rendered, frames, contents, at = _render(tokenizer, turns, False), list[str](), list[str](), 0
-    for turn, name in zip(turns, stand_ins, strict=True):
-        frame, _, rest = rest.partition(name)
-        at += len(frame)
-        kept = (text for text in (turn["content"], turn["content"].strip()) if rendered.startswith(text, at))
-        contents.append(next(kept, ""))
-        frames.append(frame)
-        at += len(contents[-1])
-    if "".join([*itertools.chain(*zip(frames, contents, strict=True)), rest]) != rendered:
-        raise ValueError("this chat template drops or rewrites a turn")
-    return [token for token, _, _ in _tokenised(tokenizer, [*frames, rest], contents)[:limit]]

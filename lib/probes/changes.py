@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.texts import style
 from lib.texts.examples import Labels, TooFew
+
+HELD = 0.2  # share of clusters that is validation, where a change draws it
 
 
 @dataclass(frozen=True)
@@ -62,33 +63,36 @@ class Fewer(Change):
         return dataclasses.replace(labels, split=np.where(left_out, "", labels.split))
 
 
-class Wrapped(Change):
-    """Also the benign prompts inside train jailbreaks, in train and validation."""
+class Balanced(Change):
+    """Both classes through every jailbreak and errand in train and validation too; the figure is that of "balanced"
+    (:data:`lib.texts.examples.SETS`)."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
         return labels.only(labels.split != "ood")
-
-
-def _plain(labels: Labels) -> np.ndarray:
-    return (labels.split != "ood") & labels.overall & np.isin(labels.slice, ["HarmBench", "chat"])
 
 
 class Plain(Change):
     """Without jailbroken copies and errands, in train and validation."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        return labels.only(_plain(labels))
+        return labels.only((labels.split != "ood") & (labels.mix == "post") & (labels.transform == "plain"))
 
 
-class OneStyle(Change):
-    """Of the plain prompts those of one style (:func:`lib.texts.style.one_style`)."""
+@dataclass(frozen=True, kw_only=True)
+class LeftOut(Change):
+    """Leave one data set of each class out: of plain prompts alone, OOD are the source ``harmful``'s harmful ones and the source
+    ``benign``'s harmless ones; of the others, a fifth of the clusters of each class is validation. No cluster is in both. A table of
+    such a fit is given the same change, since it moves prompts between splits."""
+
+    harmful: str
+    benign: str
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        return labels.only(_plain(labels) & np.array([style.one_style(text) for text in texts]))
-
-
-class OneLength(Change):
-    """Of the plain prompts the harmful ones, and harmless ones of their lengths (:func:`lib.texts.style.one_length`)."""
-
-    def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
-        return labels.only(style.one_length(texts, labels.y, _plain(labels), rng))
+        plain = labels.transform == "plain"
+        ood = plain & (labels.source == np.where(labels.y == 1, self.harmful, self.benign))
+        split = np.where(ood, "ood", np.where(plain & ~np.isin(labels.group, labels.group[ood]), "train", ""))
+        harmful = np.unique(labels.group[(split == "train") & (labels.y == 1)])  # the cluster holds a harmful prompt
+        harmless = np.setdiff1d(labels.group[split == "train"], harmful)
+        held = np.concatenate([rng.permutation(names)[: round(HELD * len(names))] for names in (harmful, harmless)])
+        split[(split == "train") & np.isin(labels.group, held)] = "val"
+        return dataclasses.replace(labels, split=split, mix=np.full_like(labels.mix, "post")).checked()

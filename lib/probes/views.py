@@ -6,7 +6,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Data:
 @dataclass(frozen=True)
 class View:
     """What a probe sees of each prompt. A new view is a class with this method."""
+
+    learns: ClassVar[bool] = False  # from the train prompts, so that each draw and fold has a matrix of its own
 
     def matrix(self, data: Data, labels: Labels) -> Matrix:
         """[n, features]; what it learns from data (a vocabulary) it learns from the train prompts of ``labels``. ValueError if
@@ -110,6 +112,8 @@ class Surface(View):
 class Words(View):
     """A bag of words and pairs, TF-IDF [n, terms], sparse; of texts without spaces one of characters, up to three in a row."""
 
+    learns = True
+
     def matrix(self, data: Data, labels: Labels) -> Matrix:
         train = [data.texts[i] for i in np.flatnonzero(labels.where("train"))]
         words = np.median([len(text.split()) for text in train]) > 1
@@ -160,57 +164,91 @@ def embeddings(out: Path, prompts: Artifact, wheel_hash: str) -> None:
     save_file({"x": normalize(found, dim=1)}, out / "embeddings.safetensors")
 
 
+def prefixes(sequence: np.ndarray, position: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """[n] int64, equal for rows whose tokens up to there are equal: nodes of the tree of all texts, made level by level."""
+    order = np.lexsort((position, sequence))
+    ordered, depth = sequence[order], np.empty(len(order), np.int64)
+    depth[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    found, before, made = np.empty(len(order), np.int64), np.zeros(sequence.max() + 1, np.int64), 1
+    for rows in np.split(np.argsort(depth, kind="stable"), np.cumsum(np.bincount(depth))[:-1]):
+        both = before[sequence[rows]] * (int(token.max()) + 1) + token[rows]
+        distinct, node = np.unique(both, return_inverse=True)
+        before[sequence[rows]] = found[rows] = made + node
+        made += len(distinct)
+    return found
+
+
 @cached
 def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
     """Step: an SAE over the tokens of each prompt's user text, pooled: ``latents max`` and ``latents mean`` [n, M] float16,
-    ``reconstruction max`` and ``reconstruction mean`` [n, d] float32; ``kept.json`` has what :func:`kept` has, there.
+    ``reconstruction max`` and ``reconstruction mean`` [n, d] float32; ``kept.json`` has their ``l0``.
 
-    Attention sinks are left out; so is the template's tail, where the fixed positions are.
+    Attention sinks are left out; so is the template's tail, where the fixed positions are. A residual depends on the tokens
+    before it alone, so what prompts begin with in common is encoded once, and pooled once for those that share it.
     """
     trained, source = training.load(sae), activations.read(harvest, layer)
     count, tail = activations.summary_shape(harvest, layer)
+    whole = activations.read(harvest, layer, sinks=True)  # a sink too is a token that others come after
+    node = prefixes(*(whole.column(name) for name in ("sequence", "position", "token")))[source.rows]
     sequence, position = source.column("sequence"), source.column("position")
     last = np.zeros(count, np.int64)
     np.maximum.at(last, sequence, position)
     rows = np.flatnonzero(position <= last[sequence] - tail)
-    rows = rows[np.argsort(sequence[rows], kind="stable")]
+    owner = sequence[rows].astype(np.int64)
+    _, first, node = np.unique(node[rows], return_index=True, return_inverse=True)
+    owners, lowest = np.bincount(node), np.full(len(first), count, np.int64)
+    np.minimum.at(lowest, node, owner)
+    # In a tree, nodes with the same lowest owner and as many owners have the same owners: one row of their own, after the prompts'.
+    shared, target = owners > 1, lowest.copy()
+    signatures, number = np.unique((lowest * (count + 1) + owners)[shared], return_inverse=True)
+    target[shared] = count + number
+    pairs = np.unique((target[node] * count + owner)[shared[node]])
     widths = {"latents": trained.config.latents, "reconstruction": source.width}
-    tops = {what: torch.full((count, width), -torch.inf) for what, width in widths.items()}
-    sums = {what: torch.zeros(count, width) for what, width in widths.items()}
-    seen = Sums(1, source.width, trained.config.latents)
+    height, active = count + len(signatures), 0
+    tops = {what: torch.full((height, width), -torch.inf) for what, width in widths.items()}
+    sums = {what: torch.zeros(height, width) for what, width in widths.items()}
+
+    order = np.argsort(target, kind="stable")
     with torch.inference_mode():
-        for at in range(0, len(rows), 8192):
-            part = rows[at : at + 8192]
-            x, which = source.gather(part), torch.from_numpy(sequence[part].astype(np.int64))
-            f = trained.encode(x)
-            again = trained.decode(f) * trained.scale
-            for what, values in (("latents", f), ("reconstruction", again)):
-                tops[what].scatter_reduce_(0, which[:, None].expand_as(values), values, "amax")
-                sums[what].index_add_(0, which, values)
-            seen.add(x, again, f)
-    tokens = torch.from_numpy(np.bincount(sequence[rows], minlength=count)).clamp_min(1)[:, None]
+        for at in range(0, len(order), 8192):
+            part = order[at : at + 8192]
+            f, to = trained.encode(source.gather(rows[first[part]])), torch.from_numpy(target[part])
+            active += int((f > 0).sum(1).numpy() @ owners[part])
+            for what, values in (("latents", f), ("reconstruction", trained.decode(f) * trained.scale)):
+                tops[what].scatter_reduce_(0, to[:, None].expand_as(values), values, "amax")
+                sums[what].index_add_(0, to, values)
+    tokens = torch.from_numpy(np.bincount(owner, minlength=count)).clamp_min(1)[:, None]
     found: dict[str, torch.Tensor] = {}
     for what in widths:  # one after the other: of a large dictionary these are the largest matrices there are
+        top, total = tops.pop(what), sums.pop(what)
+        for at in range(0, len(pairs), 8192):
+            come, to = (torch.from_numpy(numbers) for numbers in divmod(pairs[at : at + 8192], count))
+            top.scatter_reduce_(0, to[:, None].expand(-1, top.shape[1]), top[come], "amax")
+            total.index_add_(0, to, total[come])
         kind = torch.float16 if what == "latents" else None
-        found[f"{what} max"] = tops.pop(what).nan_to_num_(neginf=0.0).to(kind)
-        found[f"{what} mean"] = sums.pop(what).div_(tokens).to(kind)
+        found[f"{what} max"] = top[:count].nan_to_num_(neginf=0.0).to(kind)
+        found[f"{what} mean"] = total[:count].div_(tokens).to(kind)
     save_file(found, out / "pooled.safetensors")
-    (out / "kept.json").write_text(json.dumps(seen.fidelity()), encoding="utf-8")
+    (out / "kept.json").write_text(json.dumps({"l0": active / max(1, len(rows))}), encoding="utf-8")
 
 
 @result
 def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
-    """Step: {SAE: {place: fidelity}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on the prompts,
-    so relative to the variance between prompts at that place; pooled, L0 is that of the user's tokens."""
+    """Step: {SAE: {place: fidelity, ood: what is lost OOD}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on
+    prompts of train and validation, so relative to the variance between prompts at that place; pooled, L0 is that of the user's
+    tokens, of all prompts."""
     data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():
         for place, view in by_place.items():
             seen = (Residual(view.place, view.layer), Reconstruction(**vars(view)), view)
             x, again, f = (torch.from_numpy(each.matrix(data, labels)) for each in seen)
-            sums = Sums(1, x.shape[1], f.shape[1])
-            sums.add(x, again, f)
-            found[name][place] = sums.fidelity()
+            told = []
+            for where in (labels.where("train") | labels.where("val"), labels.where("ood")):
+                sums, rows = Sums(1, x.shape[1], f.shape[1]), torch.from_numpy(where)
+                sums.add(x[rows], again[rows], f[rows])
+                told.append(sums.fidelity())
+            found[name][place] = told[0] | {"ood": told[1]["lost"]}
             if view.pooled is not None:
                 of_tokens = json.loads((view.pooled.path / "kept.json").read_text(encoding="utf-8"))
                 found[name][place]["l0"] = of_tokens["l0"]

@@ -1,1 +1,1 @@
-"""From notebooks to a report: ``notebooks`` (pairing), ``runner`` (execution), ``site``, ``promotion``, ``compare``."""
+"""From notebooks to a report: ``notebooks`` (pairing), ``runner`` (execution), ``site``, ``promotion``; ``probe`` (own prompts)."""

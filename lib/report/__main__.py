@@ -1,4 +1,4 @@
-"""Command line: ``python -m lib.report fetch | run | probe | lab | site | drift``."""
+"""Command line: ``python -m lib.report fetch | run | probe | lab | site``."""
 
 import argparse
 import errno
@@ -8,21 +8,15 @@ import resource
 import sys
 from pathlib import Path
 
-from lib import config, pages, store, wheels
-from lib.lm import sequences
-from lib.report import compare, notebooks, promotion, runner, site
-from lib.sae import exchange
-from lib.study import open_study
-from lib.texts import files
+from lib import config, store, wheels
+from lib.report import notebooks, probe, promotion, runner, site
 
-SPLITS = {"train": "train", "val": "validation", "ood": "OOD"}
 HELP = {
     "fetch": "download and verify the pinned wheels that hold the data",
     "run": "execute notebooks, build the site, promote a complete report run",
     "probe": "notebook 02's table of probes for your own labelled prompts",
     "lab": "open JupyterLab on the notebooks, unless an edit would be lost",
     "site": "build the site of an executed run",
-    "drift": "compare numbers and figures of the last report run with the committed ones",
 }
 
 
@@ -75,55 +69,6 @@ def _run(options: argparse.Namespace) -> None:
         print("promoted to notebooks/, figures/ and data/results/")
 
 
-def _probe(options: argparse.Namespace) -> str:
-    """The table of probes, OOD best first, and which are left out and why; also written to ``build/probe/results``."""
-    if not options.data.strip():
-        raise config.ConfigError("no prompts given: make probe DATA=file.csv (or .json, .parquet, hub:owner/name)")
-    named = {f"probes.{name}": value for name in ("text", "label", "positive") if (value := getattr(options, name))}
-    given = {"probes.layers": []} | runner.parse_settings(options.settings)  # no row is of a swept layer
-    overrides = given | named | {"probes.data": runner.located(options.data)}
-    study = open_study(options.profile, overrides)
-    profile = study.profile
-    store.open_store("probe")  # its results do not stand among those of a run
-    fits, kept = study.baselines | (study.on_saes if options.saes else {}), None
-    if options.any_place and not options.sae:
-        raise config.ConfigError("--any-place says where an SAE may be from: give --sae FOLDER with it")
-    if options.sae:
-        own, kept = study.on_sae(study.bring(options.sae, any_place=options.any_place))
-        fits = fits | own
-    every = study.table(fits, name="probes").value
-    left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
-    found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
-    if not found:
-        raise config.Expected(f"{options.data}: no probe could be fit.{left_out}")
-    rows = [(name, *(pages.interval(e[s]) for s in SPLITS), pages.share(e["ood"]["recall"])) for name, e in found]
-    counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
-    said = [
-        f"AUROC with 95 % intervals, {profile.probes.seeds} runs; prompts: {counts}. Dense: layer {profile.layer}, "
-        f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
-    ]
-    if any(e["ood"]["recall"] is None for _, e in found):
-        said.append("Recall is blank: of fewer than 100 harmless OOD prompts, 1 % is none.")
-    if drawn := files.drawn(study.labelled).value:
-        names = " and ".join(SPLITS[split] for split in drawn)
-        like = ": so OOD prompts are of the same kinds as train" if "ood" in drawn else ""
-        why = "All rows are in one split, or in none" if len(drawn) == 2 else f"No rows were given for {names}"
-        said.append(f"{why}: {names} are a fifth of the clusters each, drawn by class{like}.")
-    if len(words := files.harmless(study.labelled).value) > 1:
-        said.append(f"Harmless is all but {options.positive!r}: {', '.join(f'{w} ({n:,})' for w, n in words.items())}.")
-    if cut := sequences.cut(study.conversations).value:
-        most = f"{profile.probes.limit:,} tokens, or what the model can read (probes.limit)"
-        said.append(f"{cut:,} prompts are longer than {most}: only their beginnings are read.")
-    for name, by_place in (kept.value if kept else {}).items():
-        (one,) = by_place.values()
-        told = f"{name} loses {one['lost']:.2f} (their mean alone 1), with {one['l0']:.0f} latents active"
-        said.append(f"Of the variance between prompts, {told}.")
-    if options.any_place:
-        said.append(f"{exchange.says(options.sae)}; here it reads {profile.model.name} after block {profile.layer}.")
-    table = pages.table(rows, ("probe", *SPLITS.values(), "OOD recall at 1 % FP")).data
-    return f"{table}\n\n" + "\n".join(said) + left_out
-
-
 def _lab() -> None:
     notebooks.refuse_lost_edits(notebooks.names())
     os.environ["JUPYTER_CONFIG_PATH"] = str(Path(__file__).parent)
@@ -141,15 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
             case "run":
                 _run(options)
             case "probe":
-                print(_probe(options))
+                print(probe.table(options))
             case "lab":
                 _lab()
             case "site":
                 print(site.build(options.profile))
-            case "drift":
-                found = compare.drift_from_head(config.build_dir() / "report")
-                print("\n".join(found) or "the run agrees with the committed results")
-                return int(bool(found))
     except (config.Expected, OSError) as error:
         locked = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS)
         remedy = ". Name folders that can be written, SAE_REPORT_CACHE=… SAE_REPORT_BUILD=…" if locked else ""

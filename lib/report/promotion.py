@@ -56,11 +56,11 @@ def promote() -> None:
     finish()
 
 
-def finish() -> bool:
-    """Put a staged run in place; True if there was one. Safe to repeat until it has gone through."""
+def finish() -> None:
+    """Put a staged run in place, if there is one. Safe to repeat until it has gone through."""
     stage = config.build_dir() / STAGE
     if not stage.exists():
-        return False
+        return
     for folder in ("notebooks", "figures", "data/results"):
         target, staged = config.ROOT / folder, {path.name: path for path in (stage / folder).iterdir()}
         target.mkdir(parents=True, exist_ok=True)
@@ -78,4 +78,3 @@ def finish() -> bool:
     shutil.rmtree(gone, ignore_errors=True)
     stage.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-    return True

@@ -14,10 +14,11 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from lib import config
+from lib import config, cpu
 from lib.report import notebooks, promotion
 from lib.report.notebooks import ReportError
 
@@ -125,6 +126,17 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
     raise ReportError(f"{name}: {said}")
 
 
+def forecast(profile: str) -> str:
+    """How long a cold run takes on this host: in proportion to its speed, from one that ``data/cost.yaml`` tells of; "" if none."""
+    known = yaml.safe_load((config.ROOT / "data" / "cost.yaml").read_text(encoding="utf-8")).get(profile)
+    if not known:
+        return ""
+    here = cpu.speed()
+    minutes = f"{known['minutes'] * known['speed'] / here:.0f} min with nothing in the cache"
+    measured = f"{known['minutes']:g} min at {known['speed']:g} GFLOP/s, data/cost.yaml"
+    return f"this host: {here:.0f} GFLOP/s in float32, so about {minutes} ({measured})"
+
+
 def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: int) -> dict[str, float]:
     """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook. Finished
     steps are kept, so a run that was broken off goes on where it was. Errors are those of :func:`execute`, and ConfigError if
@@ -142,6 +154,8 @@ def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: 
     path = os.pathsep.join(filter(None, (str(config.ROOT), os.environ.get("PYTHONPATH"))))  # there may be another lib
     store = {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)}
     os.environ.update(KERNEL_ENVIRONMENT | store | {"PYTHONPATH": path})
+    if not only and (said := forecast(profile)):
+        print(said, flush=True)
     seconds = {}
     with _progress(log):
         for number, name in enumerate(wanted, 1):

@@ -32,8 +32,7 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def build(profile: str) -> Path:
-    """Build the site of a profile's executed notebooks; returns its index page. ReportError if one was not executed, or Sphinx
-    warned."""
+    """Build the site of a profile's executed notebooks; returns its index page. ReportError if one was not run, or Sphinx warned."""
     folder = config.build_dir() / profile
     source, out = folder / "site-source", folder / "site"
     for old in (source, out):

@@ -52,23 +52,24 @@ class SquaredError(torch.autograd.Function):
     """(loss [P], last error [n, d]): squared error of P reconstructions, summed over d, mean over tokens.
 
     ``parts`` [P, n, d] are what each stretch of latents adds; the p-th reconstruction is b_dec and the first p + 1 of
-    them. One pass each way: the error is the gradient, but for a factor.
+    them; ``weights`` [n, 1] say how much each token's error counts, once if None. One pass each way: the error is the gradient,
+    but for a factor.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, parts: torch.Tensor, b_dec: torch.Tensor, x: torch.Tensor
+        ctx: Any, parts: torch.Tensor, b_dec: torch.Tensor, x: torch.Tensor, weights: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         errors = (parts.cumsum(0) if len(parts) > 1 else parts) - (x - b_dec)
-        ctx.save_for_backward(errors)
+        counted = errors if weights is None else errors * weights
+        ctx.save_for_backward(counted)
         last = errors[-1]
         ctx.mark_non_differentiable(last)
-        flat = errors.flatten(1)
-        return (flat.unsqueeze(1) @ flat.unsqueeze(2)).flatten() / len(x), last
+        return (errors.flatten(1).unsqueeze(1) @ counted.flatten(1).unsqueeze(2)).flatten() / len(x), last
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
-        (errors,) = ctx.saved_tensors
-        each = errors * (2 / errors.shape[1] * grad)[:, None, None]
+    def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        (counted,) = ctx.saved_tensors
+        each = counted * (2 / counted.shape[1] * grad)[:, None, None]
         parts = each.flip(0).cumsum(0).flip(0) if len(each) > 1 else each  # a part is in every later reconstruction
-        return parts, each.sum((0, 1)), None
+        return parts, each.sum((0, 1)), None, None

@@ -55,14 +55,3 @@ class SquaredFrequency(Penalty):
 
     def of(self, omega: torch.Tensor) -> torch.Tensor:
         return omega.square().sum()
-
-
-@dataclass(frozen=True)
-class TargetL0(Penalty):
-    """(L0 / target - 1)^2: lambda no longer has to be searched (Rajamanoharan 2024b, appendix)."""
-
-    target: PositiveFloat  # active latents per token
-    name: ClassVar[str] = "target_l0_penalty"
-
-    def of(self, omega: torch.Tensor) -> torch.Tensor:
-        return (omega.sum() / self.target - 1).square()

@@ -75,12 +75,14 @@ class Trainee:
         self.kept: dict[int, Tensors] = {}  # checkpoints by number of steps
         self.error: TrainingError | None = None  # why it was left behind
 
-    def advance(self, x: torch.Tensor) -> None:
-        """One step on residuals x [batch, d]; FloatingPointError if the loss has exploded, or it, a gradient or a weight is no
+    def advance(self, x: torch.Tensor, tail: torch.Tensor | None = None) -> None:
+        """One step on residuals x [batch, d], of which ``tail`` [batch, 1] bool are the template's after a user's text; FloatingPointError if the loss has exploded, or it, a gradient or a weight is no
         longer finite."""
         section, step = self.section, self.step
         warm = section.sparsity_warmup * section.steps
-        losses = self.sae.losses(x.to(section.device) / self.sae.scale, min(1.0, (step + 1) / max(1.0, warm)))
+        weights = None if tail is None else torch.where(tail.to(section.device), section.tail_weight, 1.0)
+        x = x.to(section.device) / self.sae.scale
+        losses = self.sae.losses(x, min(1.0, (step + 1) / max(1.0, warm)), weights)
         loss = torch.stack(list(losses.named.values())).sum()
         logged = step % max(1, section.steps // 20) == 0 or step == section.steps - 1
         seen = logged or loss.device.type == "cpu"  # elsewhere looking at the loss would wait for the device
@@ -150,13 +152,14 @@ def fit(trainees: Sequence[Trainee], source: Activations, seed: int, states: Seq
     rows = row_batches(len(source), max(t.section.steps for t in trainees), trainees[0].section.batch, seed)
     names = ", ".join(dict.fromkeys(t.sae.name for t in trainees))
     first, saved = min(t.step for t in trainees), time.monotonic()
+    tail = source.column("tail")[:, None] if any(t.section.tail_weight != 1 for t in trainees) else None
     steps = tqdm(rows[first:], f"train {names}", initial=first, total=len(rows), unit="step", disable=None)
     for step, row in enumerate(steps, first):
-        x = source.gather(row)
+        x, after = source.gather(row), None if tail is None else torch.from_numpy(tail[row])
         for trainee in trainees:
             if trainee.error is None and trainee.step == step < trainee.section.steps:
                 try:
-                    trainee.advance(x)
+                    trainee.advance(x, after)
                 except FloatingPointError:
                     where = f"{trainee.sae.name}: the loss diverged at step {trainee.step}"
                     trainee.error = TrainingError(f"{where}: lower training.learning_rate")
@@ -267,5 +270,4 @@ def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
 @store.result
 def log(trained: store.Artifact) -> list[dict[str, float]]:
     """Step: the training log, rows {step, l0, dead, one entry per named loss}."""
-    rows: list[dict[str, float]] = json.loads((trained.path / "log.json").read_text(encoding="utf-8"))
-    return rows
+    return json.loads((trained.path / "log.json").read_text(encoding="utf-8"))

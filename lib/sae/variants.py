@@ -119,16 +119,22 @@ class SAE(nn.Module):
     def encoder(self, x: torch.Tensor) -> Encoder:
         return Encoder(x, self.W_enc, self.b_enc, self.prefixes, self.sparse)
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
-        """Losses of a batch of unit inputs [n, d]; ``sparsity`` in [0, 1] scales the sparsity term during warm-up."""
+    def losses(self, x: torch.Tensor, sparsity: float, weights: torch.Tensor | None = None) -> Losses:
+        """Losses of a batch of unit inputs [n, d]; ``sparsity`` in [0, 1] scales the sparsity term during warm-up, ``weights`` [n, 1]
+        say how much each token's error counts."""
         raise NotImplementedError("an architecture defines its losses")
 
     def reconstruction(
-        self, z: Dense | Sparse, f: torch.Tensor, x: torch.Tensor, detached: bool = False
+        self,
+        z: Dense | Sparse,
+        f: torch.Tensor,
+        x: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        detached: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(squared error summed over d, mean over tokens and prefixes; last error [n, d], without gradient)."""
         W_dec, b_dec = (self.W_dec.detach(), self.b_dec.detach()) if detached else (self.W_dec, self.b_dec)
-        by_prefix, error = SquaredError.apply(z.decode(f, W_dec), b_dec, x)
+        by_prefix, error = SquaredError.apply(z.decode(f, W_dec), b_dec, x, weights)
         return by_prefix.mean(), error
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -169,7 +175,7 @@ class JumpReLU(SAE):
     def activate(self, pi: torch.Tensor) -> torch.Tensor:
         return JumpReLUFunction.apply(pi, self.theta, self.config.bandwidth)
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+    def losses(self, x: torch.Tensor, sparsity: float, weights: torch.Tensor | None = None) -> Losses:
         c = self.config
         reach = 0.5001 * c.bandwidth  # of the kernel, with room for rounding: latents below the threshold count too
         z = self.encoder(x).latents(Above(self.theta.detach() - reach))
@@ -177,7 +183,7 @@ class JumpReLU(SAE):
         f = JumpReLUFunction.apply(z.pi, theta, c.bandwidth)
         fired = z.by_latent(StepFunction.apply(z.pi, theta, c.bandwidth, c.sparsity_reaches == "all"))
         named = {
-            "reconstruction": self.reconstruction(z, f, x)[0],
+            "reconstruction": self.reconstruction(z, f, x, weights)[0],
             c.penalty.name: sparsity * c.coefficient * c.penalty.of(fired / len(x)),
         }
         return Losses(named, fired.detach())
@@ -211,14 +217,14 @@ class Gated(SAE):
         b_enc, r_mag, b_mag = of(self.b_enc), of(self.r_mag), of(self.b_mag)
         return torch.where(pi > 0, (r_mag.exp() * (pi - b_enc) + b_mag).relu(), 0.0)
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+    def losses(self, x: torch.Tensor, sparsity: float, weights: torch.Tensor | None = None) -> Losses:
         z = self.encoder(x).latents(Above(torch.zeros_like(self.b_enc)))
         f = self.activate(z.pi, z.of)
         gate = z.pi.relu()
         named = {
-            "reconstruction": self.reconstruction(z, f, x)[0],
+            "reconstruction": self.reconstruction(z, f, x, weights)[0],
             "l1_penalty": sparsity * self.config.coefficient * gate.sum() / len(x),  # decoder rows have norm 1
-            "gate_reconstruction": self.reconstruction(z, gate, x, detached=True)[0],
+            "gate_reconstruction": self.reconstruction(z, gate, x, weights, detached=True)[0],
         }
         return Losses(named, z.by_latent((f.detach() > 0).to(f.dtype)))
 
@@ -240,11 +246,11 @@ class TopK(SAE):
         values, indices = pi.topk(self.config.k, dim=1)
         return torch.zeros_like(pi).scatter(1, indices, values.relu())
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
+    def losses(self, x: torch.Tensor, sparsity: float, weights: torch.Tensor | None = None) -> Losses:
         encoder = self.encoder(x)
         z = encoder.latents(self.rule())
         f = z.pi.relu()
-        loss, error = self.reconstruction(z, f, x)
+        loss, error = self.reconstruction(z, f, x, weights)
         named = {"reconstruction": loss, "auxk": self._auxk(encoder, error)}
         self.watch(f.detach())
         return Losses(named, z.by_latent((f.detach() > 0).to(f.dtype)))

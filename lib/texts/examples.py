@@ -15,11 +15,20 @@ from lib import store
 from lib.config import Expected
 
 Split = Literal["train", "val", "ood"]
+Mix = Literal["post", "wider", "balanced"]
 SPLITS: tuple[str, ...] = get_args(Split)
+SETS = {  # OOD sets, each of those rows whose ``mix`` it holds
+    "ood": ("post",),
+    "wider": ("post", "wider"),
+    "balanced": ("post", "balanced"),
+}
+NO_CHAT = "ood without chat"
 
 
 class Example(BaseModel):
-    """One labelled prompt. ``text`` is the whole user turn; ``group`` the cluster of its base prompt."""
+    """One labelled prompt. ``text`` is the whole user turn; ``group`` the cluster of its base prompt; ``source`` the data set
+    that this is from. ``mix`` is "post" for what the post's design has, and is in every figure; "wider" for further OOD kinds;
+    "balanced" for harmless prompts inside jailbreaks and errands, in no fit and no figure but of the balanced design."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +39,8 @@ class Example(BaseModel):
     transform: str
     base: str
     group: int
-    overall: bool = True  # False: a diagnostic slice, in no fit and no overall figure but a control's
+    source: str = ""
+    mix: Mix = "post"
 
 
 def read(prompts: store.Artifact) -> list[Example]:
@@ -59,14 +69,16 @@ class Labels:
     y: np.ndarray  # [n] int, 1 harmful
     split: np.ndarray  # [n] str; "" is left out
     slice: np.ndarray  # [n] str
+    transform: np.ndarray  # [n] str
+    source: np.ndarray  # [n] str
     group: np.ndarray  # [n] int
-    overall: np.ndarray  # [n] bool
+    mix: np.ndarray  # [n] str
     taught: np.ndarray  # [n] int, the label that training is told
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
         """Of a prompt set, :meth:`checked`."""
-        fields = ("label", "split", "slice", "group", "overall", "label")
+        fields = ("label", "split", "slice", "transform", "source", "group", "mix", "label")
         return cls(*(np.array([getattr(e, name) for e in examples]) for name in fields)).checked()
 
     def checked(self) -> Self:
@@ -82,8 +94,12 @@ class Labels:
         return self
 
     def where(self, split: str) -> np.ndarray:
-        """[n] bool: the prompts that the figures of ``split`` are taken over."""
-        return (self.split == split) & self.overall
+        """[n] bool: the prompts that the figures of a split, or of one of :data:`SETS`, are taken over; "ood without chat"
+        is OOD without the chats, which come from the source of the harmless prompts in distribution."""
+        if split == NO_CHAT:
+            return self.where("ood") & (self.slice != "chat")
+        part = "ood" if split in SETS else split
+        return (self.split == part) & np.isin(self.mix, SETS.get(split, ("post",)))
 
     def drawn(self, run: int) -> Self:
         """Run 0 is the split as it stands; others draw validation anew, by cluster and class, of the same size."""
@@ -99,8 +115,26 @@ class Labels:
             split[inside] = np.where(np.isin(self.group[inside], np.concatenate(chosen)), "val", "train")
             with suppress(TooFew):
                 return dataclasses.replace(self, split=split).checked()
-        raise TooFew("too few groups to draw train and validation anew: set probes.seeds=1, or give more groups")
+        raise TooFew("too few groups to draw train and validation anew: set probes.draws=1, or give more groups")
 
     def only(self, kept: np.ndarray) -> Self:
-        """In distribution the prompts ``kept`` [n] bool alone, diagnostic ones among them; OOD as it stands."""
-        return dataclasses.replace(self, overall=np.where(self.split == "ood", self.overall, kept)).checked()
+        """In distribution the prompts ``kept`` [n] bool alone, those of the balanced design among them; OOD as it stands."""
+        inside = np.where(kept, "post", "balanced")
+        return dataclasses.replace(self, mix=np.where(self.split == "ood", self.mix, inside)).checked()
+
+    def folds(self) -> list[tuple[Self, np.ndarray]]:
+        """Ways to choose by leaving out one transform of train: (labels without it in train, [n] bool of what is scored).
+
+        Scored are validation's prompts under that transform against its plain ones of the other class, or of both classes
+        where the transform has both. Without transforms, or where validation has too few of them, train and validation as they are.
+        """
+        train, val, found = self.where("train"), self.where("val"), []
+        plain = self.transform == "plain"
+        for name in np.unique(self.transform[train & ~plain]):
+            here = val & (self.transform == name)
+            kinds = np.unique(self.y[here])
+            scored = here | (val & plain & (self.y != kinds[0])) if len(kinds) == 1 else here
+            left = dataclasses.replace(self, split=np.where(train & (self.transform == name), "", self.split))
+            if len(np.unique(self.y[scored])) == 2 and len(np.unique(left.taught[left.where("train")])) == 2:
+                found.append((left, scored))
+        return found or [(self, val)]

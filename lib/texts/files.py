@@ -340,23 +340,15 @@ def _listed(faults: Sequence[Fault]) -> str:
 
 @store.cached
 def prompt_file(out: Path, where: str, content: str, named: Named = NAMED) -> None:
-    """Step: somebody's prompts as ``examples.jsonl``, ``content`` their :func:`digest`; ``drawn.json`` has the splits that were
-    drawn."""
+    """Step: somebody's prompts as ``examples.jsonl``, ``content`` their :func:`digest`; ``told.json`` has what :func:`told` reads."""
     rows, name = rows_of(where), where if where.startswith("hub:") else Path(where).name
     write(out, examples_of(rows, name, named))
-    (out / "drawn.json").write_text(json.dumps(lacking(rows)), encoding="utf-8")
-    (out / "harmless.json").write_text(json.dumps(_words(rows, named) if named.positive else {}), encoding="utf-8")
+    about = {"drawn": lacking(rows), "harmless": _words(rows, named) if named.positive else {}}
+    (out / "told.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 @store.result
-def drawn(prompts: store.Artifact) -> list[str]:
-    """Step: the splits of a :func:`prompt_file` that were drawn."""
-    found: list[str] = json.loads((prompts.path / "drawn.json").read_text(encoding="utf-8"))
-    return found
-
-
-@store.result
-def harmless(prompts: store.Artifact) -> dict[str, int]:
-    """Step: which words of a :func:`prompt_file` are taken for harmless because another was named the harmful one, and how often."""
-    found: dict[str, int] = json.loads((prompts.path / "harmless.json").read_text(encoding="utf-8"))
-    return found
+def told(prompts: store.Artifact) -> dict[str, Any]:
+    """Step: {drawn: the splits of a :func:`prompt_file` that were drawn; harmless: words that are taken for harmless because another was
+    named the harmful one, and how often}."""
+    return json.loads((prompts.path / "told.json").read_text(encoding="utf-8"))

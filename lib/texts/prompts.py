@@ -1,13 +1,15 @@
 """The report's labelled prompt set: base prompts, jailbreaks and innocuous transforms, splits without leaks.
 
 In distribution: HarmBench (harmful) and chat first turns (harmless), split into train and validation by cluster of base
-prompt *before* augmentation. OOD: AdvBench, question-form harmful sets, over-refusal sets, other chat turns, with
-transforms that training never saw. The design is that of the post, section "Datasets".
+prompt *before* augmentation. OOD: AdvBench, over-refusal sets and other chat turns, with transforms that training never saw; and,
+in a wider set, harmful questions, their benign twins and sensitive requests. The design is that of the post, section "Datasets".
+All prompts are brought to one style (:func:`lib.texts.style.rewritten`); in distribution all are instructions besides, OOD
+each kind keeps its own. The balanced design takes harmless prompts through every jailbreak and errand too.
 """
 
 import re
-from collections.abc import Sequence
-from itertools import compress
+from collections.abc import Callable, Sequence
+from itertools import compress, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +18,24 @@ from scipy.sparse.csgraph import connected_components
 
 from lib import store
 from lib.config import PromptSection
-from lib.texts import sources
-from lib.texts.examples import Example, Labels, Split, write
-from lib.texts.likeness import clusters, neighbours
+from lib.texts import sources, style
+from lib.texts.examples import Example, Labels, Mix, Split, write
+from lib.texts.examples import read as examples_read
+from lib.texts.likeness import clusters, leaks, neighbours
 from lib.texts.sources import Source
 from lib.texts.transforms import Transform, apply
 
 _NOT_PLAIN = re.compile(r"https?://|www\.|```|[{}<>\\|]|\bdef \b|;\s*$|\bimport \w+")
 _JAILBREAK = re.compile(r"(?i)jailbreak|\bDAN\b|do anything now|ignore (all )?(the )?previous|no restrictions")
+
+OOD: dict[str, Mix] = {  # slices of base prompts beside chat, and the smallest set that holds them
+    "AdvBench": "post",
+    "over-refusal": "post",
+    "question-form harmful": "wider",
+    "benign twins": "wider",
+    "sensitive benign": "wider",
+}
+SEALED = ("dev", "debug", "training", "sorry", "dan", "poetry")  # kinds of jailbreak, of each the first
 
 
 def sources_of(kind: sources.Kind) -> dict[str, Source]:
@@ -39,6 +51,10 @@ class _Base(NamedTuple):
     label: int
     slice: str
 
+    @property
+    def source(self) -> str:
+        return self.id.partition(":")[0]
+
 
 def benign_pool(source: Source) -> list[_Base]:
     """Plain one-line chat requests: 4 to 60 words, at least 97 % ASCII, no URL or code, no duplicates."""
@@ -48,7 +64,8 @@ def benign_pool(source: Source) -> list[_Base]:
         words = text.split()
         odd = "\n" in text or _NOT_PLAIN.search(text) or _JAILBREAK.search(text)
         if 4 <= len(words) <= 60 and not odd and sum(c.isascii() for c in text) >= 0.97 * len(text):
-            found.setdefault(" ".join(words).lower(), _Base(f"chat:{record['id']}", text, 0, "chat"))
+            text = style.rewritten(text)
+            found.setdefault(text.lower(), _Base(f"chat:{record['id']}", text, 0, "chat"))
     return list(found.values())
 
 
@@ -56,8 +73,8 @@ def _bases(source: Source, label: int, slice_: str, harmful: bool | None = None)
     found: dict[str, _Base] = {}
     for record in sources.records(source):
         if harmful is None or record.get("harmful") is harmful:
-            base = _Base(f"{source.name}:{record['id']}", record["text"], label, slice_)
-            found.setdefault(record["text"].lower(), base)
+            text = style.rewritten(record["text"])
+            found.setdefault(text.lower(), _Base(f"{source.name}:{record['id']}", text, label, slice_))
     return list(found.values())
 
 
@@ -70,13 +87,14 @@ def _take(pool: list[_Base], count: int, rng: np.random.Generator) -> list[_Base
 def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int) -> list[Example]:
     """The labelled set of :func:`sources_of` a kind, the same for the same ``seed``; errors of :meth:`Labels.of`."""
     rng = np.random.default_rng(seed)
-    harmful = _take(_bases(rows["harmbench"], 1, "HarmBench"), section.harmful_bases, rng)
+    harmful = [base for base in _bases(rows["harmbench"], 1, "HarmBench") if style.instruction(base.text)]
+    harmful = _take(harmful, section.harmful_bases, rng)
     advbench = _bases(rows["advbench"], 1, "AdvBench")
     questions = _bases(rows["do_not_answer"], 1, "question-form harmful")
     questions += _bases(rows["refusal_pairs"], 1, "question-form harmful", harmful=True)
-    edgy = [base for name in ("overrefusal", "sensitive_benign") for base in _bases(rows[name], 0, "over-refusal")]
+    edgy = [*_bases(rows["overrefusal"], 0, "over-refusal"), *_bases(rows["sensitive_benign"], 0, "sensitive benign")]
     fixed_ood = advbench + questions + edgy + _bases(rows["refusal_pairs"], 0, "benign twins", harmful=False)
-    chat = _take(benign_pool(rows["benign"]), 2 * (section.benign + section.ood_benign), rng)
+    chat = _take(benign_pool(rows["benign"]), 0, rng)
 
     pool = [*harmful, *fixed_ood, *chat]
     near = neighbours([base.text for base in pool])
@@ -89,27 +107,25 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
     near_advbench = {group[b.id] for b in advbench}
     fixed_ood = [b for b in fixed_ood if b.slice != "question-form harmful" or group[b.id] not in near_advbench]
 
-    benign: list[_Base] = []
-    ood_chat: list[_Base] = []
-    by_cluster: dict[int, list[_Base]] = {}
-    for base in chat:
-        by_cluster.setdefault(group[base.id], []).append(base)
-    for cluster in rng.permutation(sorted(by_cluster)):
-        target = benign if len(benign) < section.benign else ood_chat
-        room = (section.benign if target is benign else section.ood_benign) - len(target)
-        target.extend(by_cluster[int(cluster)][: max(room, 0)])
+    # OOD chat is drawn first, from all kinds; in distribution are instructions of other clusters.
+    ood_chat = _by_cluster(chat, group, section.ood_benign)
+    elsewhere = {group[b.id] for b in ood_chat}
+    rest = [b for b in chat if group[b.id] not in elsewhere and style.instruction(b.text)]
+    benign = _by_cluster(rest, group, section.benign)
 
     validation: set[int] = set()
     for label in (1, 0):  # by class, so that both splits hold both
         labelled = sorted({group[b.id] for b in harmful + benign if b.label == label} - validation)
         validation.update(rng.permutation(labelled)[: round(section.validation * len(labelled))].tolist())
-    inside: dict[str, Split] = {b.id: "val" if group[b.id] in validation else "train" for b in harmful + benign}
 
+    plain = [t for t in transforms if t.kind == "plain"]
+    of = {split: [t for t in transforms if t.split == split] for split in ("train", "ood")}
     examples: list[Example] = []
 
-    def add(base: _Base, which: Sequence[Transform], split: Split, slice_: str = "", overall: bool = True) -> None:
-        examples.extend(
-            Example(
+    def add(base: _Base, which: Sequence[Transform], split: Split, slice_: str = "", mix: Mix = "post") -> None:
+        """A base prompt under some transforms; their slice is the transform unless told."""
+        for rule in which:
+            example = Example(
                 text=apply(rule, base.text, seed),
                 label=base.label if rule.label is None else rule.label,
                 split=split,
@@ -117,27 +133,31 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
                 transform=rule.name,
                 base=base.id,
                 group=group[base.id],
-                overall=overall,
+                source=base.source,
+                mix=mix,
             )
-            for rule in which
-        )
+            examples.append(example)
 
-    plain = [t for t in transforms if t.kind == "plain"]
-    of = {split: [t for t in transforms if t.split == split] for split in ("train", "ood")}
-    jailbreaks = {split: [t for t in of[split] if t.kind == "jailbreak"] for split in of}
+    def balance(bases: Sequence[_Base], count: int, where: str, split: Callable[[_Base], Split]) -> None:
+        for base, rule in product(bases[:count], of[where]):
+            inside_what = "a jailbreak" if rule.kind == "jailbreak" else "an errand"
+            add(base, [rule], split(base), f"benign in {inside_what}", "balanced")
+
+    def inside(base: _Base) -> Split:
+        return "val" if group[base.id] in validation else "train"
+
     for base in harmful + benign:
-        add(base, plain, inside[base.id], base.slice)
-        add(base, of["train"] if base.label else [], inside[base.id])
-    for base in benign[: section.train_wrapped]:
-        add(base, jailbreaks["train"], inside[base.id], "benign in a jailbreak", overall=False)
-    for name in ("AdvBench", "question-form harmful", "over-refusal", "benign twins"):
-        for base in _take([b for b in fixed_ood if b.slice == name], section.ood_harmful_bases, rng):
-            add(base, plain, "ood", name)
+        add(base, plain, inside(base), base.slice)
+        add(base, of["train"] if base.label else [], inside(base))
+    balance(benign, section.balanced or len(harmful), "train", inside)
+    taken = {name: _take([b for b in fixed_ood if b.slice == name], section.ood_harmful_bases, rng) for name in OOD}
+    for name, mix in OOD.items():
+        for base in taken[name]:
+            add(base, plain, "ood", name, mix)
             add(base, of["ood"] if name == "AdvBench" else [], "ood")
-    for number, base in enumerate(ood_chat):
+    for base in ood_chat:
         add(base, plain, "ood", "chat")
-        wrapped = jailbreaks["ood"] if number < section.ood_wrapped else []
-        add(base, wrapped, "ood", "benign in a jailbreak", overall=False)
+    balance(ood_chat, section.balanced or len(taken["AdvBench"]), "ood", lambda base: "ood")
 
     # The clusters so far are also linked through prompts that were dropped; the set keeps those of what is in it.
     texts = {e.base: e.text for e in examples if e.transform == "plain"}
@@ -148,9 +168,46 @@ def build(section: PromptSection, rows: dict[str, Source], transforms: Sequence[
     return examples
 
 
+def _by_cluster(pool: Sequence[_Base], group: dict[str, int], count: int) -> list[_Base]:
+    """The first ``count`` (0: all), clusters whole but for the last, in the order in which their first prompts come."""
+    order = {cluster: number for number, cluster in reversed([*enumerate(group[b.id] for b in pool)])}
+    return sorted(pool, key=lambda b: order[group[b.id]])[: count or None]
+
+
 @store.cached
 def prompt_set(
     out: Path, section: PromptSection, rows: dict[str, Source], transforms: Sequence[Transform], seed: int
 ) -> None:
     """Step: the labelled set as ``examples.jsonl``, of :func:`sources_of` a kind and, in their order, ``transforms``."""
     write(out, build(section, rows, transforms, seed))
+
+
+def sealed_sources() -> dict[str, Source]:
+    """What :func:`sealed_set` adds."""
+    return sources.rows("wheels", "sealed_harmful", "sealed_benign", "sealed_templates")
+
+
+@store.cached
+def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], seed: int) -> None:
+    """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are those of a collection used nowhere else: harmful and
+    harmless bases, plain and through six jailbreaks each (SPEC 9.3). No choice reads it: it is opened by notebook 06, once.
+
+    In distribution it is ``prompts`` as they are. Bases that are neighbours of any of its prompts, OOD ones too, are left out.
+    """
+    known = examples_read(prompts)
+    inside = [e for e in known if e.split != "ood"]
+    bases = [*_bases(rows["sealed_harmful"], 1, "sealed harmful"), *_bases(rows["sealed_benign"], 0, "sealed benign")]
+    near = {at for _, at in leaks([e.text for e in known if e.transform == "plain"], [b.text for b in bases])}
+    bases = [base for number, base in enumerate(bases) if number not in near]
+    first = max(e.group for e in known) + 1
+    groups = first + clusters([base.text for base in bases])
+    said = {r["kind"]: r["text"] for r in reversed(sources.records(rows["sealed_templates"]))}
+    found = []
+    for base, group in zip(bases, groups.tolist(), strict=True):
+        shared = {"label": base.label, "split": "ood", "base": base.id, "group": group, "source": base.source}
+        found.append(Example(text=base.text, slice=base.slice, transform="plain", **shared))
+        for kind in SEALED:
+            text = said[kind].replace("<INSTRUCTION>", base.text)
+            found.append(Example(text=text, slice=f"sealed {kind}", transform=f"sealed {kind}", **shared))
+    Labels.of([*inside, *found])
+    write(out, [*inside, *found])

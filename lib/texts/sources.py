@@ -90,11 +90,15 @@ class Seeds(Packaged):
         return [{"text": seed["value"]} for seed in found.get("seeds", [found])]
 
 
+@dataclass(frozen=True, config=STRICT)
 class JsonLines(Packaged):
-    """One JSON object a line with a "prompt"."""
+    """One JSON object a line, its text in ``column``; "kind" is what it says of its kind of jailbreak."""
+
+    column: str = "prompt"
 
     def parse(self, data: bytes) -> Iterable[Record]:
-        return [{"text": json.loads(line)["prompt"]} for line in data.decode("utf-8").splitlines() if line.strip()]
+        for row in (json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()):
+            yield {"text": row[self.column], "kind": row.get("jailbreak_type", "")}
 
 
 class Rho(Packaged):

@@ -1,4 +1,4 @@
-"""What style alone tells: punctuation, length, case, first-word class. No topic words."""
+"""What style alone tells: punctuation, length, case, first-word class, no topic words; and prompts brought to one style."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,9 @@ import numpy as np
 
 _IMPERATIVES = re.compile(
     "write|give|create|list|make|provide|describe|explain|generate|develop|design|tell|show|convince|find|build|draft|"
-    "outline|teach|compose|help|summarize|translate|suggest|compare|identify|act|please|let"
+    "outline|teach|compose|help|summarize|translate|suggest|compare|identify|act|please|let|rewrite|plan|use|define|recommend|"
+    "brainstorm|calculate|analyze|discuss|prepare|come|determine|devise|choose|propose|add|think|rephrase|craft|produce|name|"
+    "invent|convert|formulate"
 )
 _QUESTIONS = re.compile("how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will")
 _MARKS = {"question marks": "?", "exclamation marks": "!", "commas": ",", "quotation marks": '"', "colons": ":"}
@@ -62,21 +64,15 @@ def matrix(texts: Sequence[str]) -> np.ndarray:
     return np.array([list(features(text).values()) for text in texts], dtype=np.float64)
 
 
-def one_style(text: str) -> bool:
-    """Whether it is one capitalised imperative sentence of 6 to 25 words, without sentence marks, politeness, first or second
+def rewritten(text: str) -> str:
+    """A prompt in the report's one style: one line, no "please", no punctuation at its end, its first letter a capital."""
+    text = re.sub(r"(?i)\s*,?\s*\bplease\b\s*,?\s*", " ", " ".join(text.split())).strip().rstrip(" .!?:;,")
+    return text[:1].upper() + text[1:]
+
+
+def instruction(text: str) -> bool:
+    """Whether a :func:`rewritten` prompt is one imperative sentence of 4 to 60 words without a question mark, first or second
     person: what most HarmBench prompts are."""
     has = features(text)
-    wanted = has["first word is imperative"] and has["capital first letter"] and 6 <= has["words"] <= 25
-    unwanted = has["polite"] or has["first person"] or has["second person"] or re.search("[.!?]", text)
-    return bool(wanted and not unwanted)
-
-
-def one_length(texts: Sequence[str], y: np.ndarray, among: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[n] bool: of the prompts ``among`` [n] bool, all harmful ones, and of each length (in bins of two words) three times as
-    many harmless ones, or as many as there are."""
-    bins, harmful = np.array([features(text)["words"] for text in texts]) // 2, among & (y == 1)
-    chosen = harmful.copy()
-    for length in np.unique(bins[harmful]):
-        here = np.flatnonzero(among & (y == 0) & (bins == length))
-        chosen[rng.permutation(here)[: 3 * int((harmful & (bins == length)).sum())]] = True
-    return chosen
+    unwanted = re.search(r"\?|[.!]\s", text) or has["first person"] or has["second person"]
+    return bool(has["first word is imperative"] and 4 <= has["words"] <= 60 and not unwanted)

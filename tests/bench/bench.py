@@ -34,13 +34,13 @@ from lib.lm import activations
 from lib.lm import harvest as harvests
 from lib.lm import model as models
 from lib.lm import sequences as texts
-from lib.sae.penalties import TargetL0
 from lib.sae.training import Trainee, row_batches
 from lib.sae.variants import SAE, SAEConfig, make
 from lib.store.artifacts import plain
 from tests.bench import gated
 from tests.bench.gated import MENDED
 from tests.bench.peers import memory
+from tests.bench.penalty import TargetL0
 
 LAYER = 18
 TOKENS = 170_000  # harvested; the last HELD_OUT measure the loss
@@ -134,7 +134,7 @@ def harvest(job: dict[str, Any]) -> dict[str, Any]:
     tokens = load_file(job["tokens"])
     ids, offsets = tokens["ids"].numpy().astype(np.int32), tokens["offsets"].numpy()
     lengths = np.diff(offsets).astype(np.int32)
-    rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths)
+    rows = texts.Sequences(ids, offsets, np.ones_like(lengths), lengths, *np.zeros((2, len(lengths)), np.int32))
     lm = models.load(models.pinned(config.ModelSection(name=job["model"])))
     first = list(range(min(TEXTS, len(rows))))  # a whole batch, as the peers warm up
     list(harvests.run_group(lm, harvests.Group(0, first), rows, (job["layer"],)))

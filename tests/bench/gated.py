@@ -44,16 +44,21 @@ class Leaking(Gated):
     """A gated SAE whose gate's own reconstruction trains the decoder too."""
 
     def reconstruction(
-        self, z: Dense | Sparse, f: torch.Tensor, x: torch.Tensor, detached: bool = False
+        self,
+        z: Dense | Sparse,
+        f: torch.Tensor,
+        x: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        detached: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return super().reconstruction(z, f, x, detached=False)
+        return super().reconstruction(z, f, x, weights, detached=False)
 
 
 class FreeNorms(Gated):
     """A gated SAE whose L1 penalty weighs each latent with its decoder row's norm, for rows that are left free."""
 
-    def losses(self, x: torch.Tensor, sparsity: float) -> Losses:
-        found = super().losses(x, sparsity)
+    def losses(self, x: torch.Tensor, sparsity: float, weights: torch.Tensor | None = None) -> Losses:
+        found = super().losses(x, sparsity, weights)
         gate = self.preactivations(x).relu()
         l1 = (gate @ self.W_dec.norm(dim=1)).mean()
         return found._replace(named={**found.named, "l1_penalty": sparsity * self.config.coefficient * l1})

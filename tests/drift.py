@@ -1,10 +1,14 @@
-"""Compare outputs and results across machines: words exactly, decimals within a tolerance."""
+"""Compare outputs and results across machines: words exactly, decimals within a tolerance.
+
+nbval compares by :class:`Tolerant`; ``make drift`` (``python -m tests.drift``) a report run with the last commit.
+"""
 
 import io
 import json
 import math
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -93,3 +97,18 @@ def drift_from_head(built: Path) -> list[str]:
         archive.extractall(folder, filter="data")
         old = Path(folder)
         return drift(old / "data" / "results", built / "results") + figure_drift(old / "figures", built / "figures")
+
+
+def main() -> int:
+    """Print what differs; returns the exit status: 0 if nothing does, 2 if there is nothing to compare."""
+    try:
+        found = drift_from_head(config.build_dir() / "report")
+    except (config.Expected, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(found) or "the run agrees with the committed results")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
