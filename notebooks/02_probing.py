@@ -213,7 +213,7 @@ def at(name, k, split="ood"):
 
 
 # %%
-claimed = str(q.k_claim)
+claimed, names = str(q.k_claim), {"train": "train", "val": "validation", "ood": "OOD"}
 
 
 def paired(of, where):
@@ -673,38 +673,8 @@ pages.table(
 # %% [markdown]
 # ## Is the signal in the reconstruction, or in what the SAE leaves out?
 #
-# The same dense probe on an SAE's reconstruction of the residual stream, and on its error.
-
-# %%
-lost = {
-    f"{what}, {name}": {
-        "validation": gaps[f"dense - {what}, {name}"]["val"],
-        "OOD": gaps[f"dense - {what}, {name}"]["ood"],
-    }
-    for what in ("reconstruction", "error")
-    for name in three
-}
-axis = figures.forest(lost, "difference")
-axis.axvline(0, color="#888888", linewidth=1)
-axis.set_xlabel("AUROC lost against residuals (dense probe, paired)")
-figures.headed(axis.figure, "What SAEs leave out carries the signal nearly as well as the residuals do")
-pages.publish(
-    axis.figure,
-    "02_reconstructions",
-    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; OOD, the finetuned "
-    "and the chat SAE's losses on reconstructions are resolved from nought.",
-    alt="Forest plot: the loss of a dense probe on reconstructions and on errors of three SAEs; errors lose next to nothing.",
-)
-errors_lost = [lost[f"error, {name}"]["OOD"]["difference"] for name in three]
-expect(max(errors_lost) < 0.03, "a probe on what the SAEs leave out is nearly as good OOD as one on residuals")
-expect(
-    min(lost[f"reconstruction, {name}"]["OOD"]["difference"] for name in three) > max(errors_lost),
-    "reconstructions lose more than errors",
-)
-
-# %% [markdown]
-# And the k latents that a probe chose, decoded by themselves: the part of the reconstruction that the probe sees, in the residual stream's own space, at the
-# end of turn. A view of your own is a class of one method, as this one is.
+# The same dense probe on an SAE's reconstruction of the residual stream, on its error, and on what the k latents of a k-sparse probe rebuild by
+# themselves: all that such a probe sees, in the residual stream's own space. A view of your own is a class of one method, as this one is.
 
 
 # %%
@@ -733,6 +703,30 @@ chosen_gaps = study.compare(
     name="02_chosen_latents",
 ).value
 
+# %%
+lost = {f"reconstruction, {name}": gaps[f"dense - reconstruction, {name}"] for name in three}
+lost |= {f"{q.k_claim} latents of it, {name}": chosen_gaps[name] for name in three}
+lost |= {f"error, {name}": gaps[f"dense - error, {name}"] for name in three}
+axis = figures.forest(
+    {row: {said: entry[part] for part, said in names.items()} for row, entry in lost.items()}, "difference"
+)
+axis.axvline(0, color="#888888", linewidth=1)
+axis.set_xlabel(f"AUROC lost against residuals (dense probe, paired; OOD: n = {probes['dense']['ood']['n']:,})")
+figures.headed(axis.figure, "What SAEs leave out carries the signal nearly as well as the residuals do")
+pages.publish(
+    axis.figure,
+    "02_reconstructions",
+    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; OOD, the finetuned "
+    "and the chat SAE's losses on reconstructions are resolved from nought.",
+    alt="Forest plot: the loss of a dense probe on reconstructions and on errors of three SAEs; errors lose next to nothing.",
+)
+errors_lost = [lost[f"error, {name}"]["ood"]["difference"] for name in three]
+expect(max(errors_lost) < 0.03, "a probe on what the SAEs leave out is nearly as good OOD as one on residuals")
+expect(
+    min(lost[f"reconstruction, {name}"]["ood"]["difference"] for name in three) > max(errors_lost),
+    "reconstructions lose more than errors",
+)
+
 # %% [markdown]
 # ## Does sparsity matter?
 #
@@ -755,7 +749,6 @@ l0 = {
     for kind in sweep
     for c in levels
 }
-names = {"train": "train", "val": "validation", "ood": "OOD"}
 figure, axes = plt.subplots(2, 3, figsize=(figures.WIDTH, 4.6), sharex=True, sharey="row")
 for row, (found, what) in zip(axes, ((single, "best latent"), (of_level, "k latents")), strict=True):
     for axis, (part, said) in zip(row, names.items(), strict=True):
