@@ -65,7 +65,7 @@ pages.publish(
     axis.figure,
     "01_fvu",
     "What four SAEs leave unexplained of held-out chat and pretraining text. Finetuning (arrow) removes a third of the error on chat and adds "
-    "a fifth on pretraining text. One SAE a row; bars: 95 %, over texts.",
+    "a sixth on pretraining text. One SAE a row; bars: 95 %, over texts.",
     alt="Points with intervals: on chat pretraining leaves most unexplained, IT less, finetuned and chat least; on pretraining text it is the reverse.",
 )
 expect(
@@ -73,8 +73,8 @@ expect(
     "finetuning on chat removes about a third of the variance unexplained there",
 )
 expect(
-    0.15 < text["finetuned"]["fvu"] / text["IT"]["fvu"] - 1 < 0.25,
-    "on pretraining text it adds about a fifth",
+    0.13 < text["finetuned"]["fvu"] / text["IT"]["fvu"] - 1 < 0.2,
+    "on pretraining text it adds about a sixth",
 )
 expect(
     0.15 < 1 - chat["IT"]["fvu"] / chat["pretraining"]["fvu"] < 0.25,
@@ -157,19 +157,19 @@ for axis, field, label in zip(axes, ("reconstruction", "l0"), ("squared error (u
         axis.plot([begun[name] + row["step"] for row in rows], [row[field] for row in rows], label=name, color=colour)
     axis.set(xlabel="step, those before finetuning counted", ylabel=label, yscale="log")
 axes[1].legend()
-figures.headed(figure, "Two thirds of a training on other text are worth as much as on chat")
+figures.headed(figure, "Two thirds of a training may be on other text")
 pages.publish(
     figure,
     "01_training_curves",
-    "Error and L0 of training batches, each on its own text. When the finetuned SAE turns to chat its error leaps; by its last step it is where the "
-    "one from scratch is. One run each.",
+    "Error and L0 of training batches, each on its own text. When the finetuned SAE turns to chat its error leaps by a third; by its last step it is "
+    "where the one from scratch is. One run each.",
     alt="Two panels of curves over training steps: the finetuned SAE begins two thirds of the way and ends at the error of the chat SAE.",
 )
 at_turn = min(logs["chat"], key=lambda row: abs(row["step"] - begun["finetuned"]))["reconstruction"]
 expect(
-    logs["finetuned"][0]["reconstruction"] > 1.5 * at_turn
+    logs["finetuned"][0]["reconstruction"] > 1.3 * at_turn
     and abs(logs["finetuned"][-1]["reconstruction"] / logs["chat"][-1]["reconstruction"] - 1) < 0.1,
-    "turned to chat the finetuned SAE's error leaps above that of the one from scratch, and ends within a tenth of it",
+    "turned to chat the finetuned SAE's error leaps a third above that of the one from scratch, and ends within a tenth of it",
 )
 
 # %% [markdown]
@@ -204,7 +204,7 @@ pages.table(
 # At the mean, SAEs that have read chat lose less than a fifth; IT and pretraining, which never have, lose more: they are asked about a kind of text
 # that they do not know, and what notebook 02 finds of them is a finding about that too. At the end of turn no JumpReLU SAE does what we aimed at,
 # to lose three tenths at most; TopK comes close, and Gated does it with four times as many latents active there. An untrained SAE
-# loses nearly all, or adds more than it explains.
+# loses three fifths or more; at the end of turn it adds more than it explains.
 
 # %%
 lost = {name: {at: entry["lost"] for at, entry in row.items()} for name, row in kept_of.items()}
@@ -220,14 +220,18 @@ expect(
     and kept_of["Gated"]["end of turn"]["l0"] > 4 * kept_of["TopK"]["end of turn"]["l0"],
     "at the end of turn JumpReLU SAEs lose more than three tenths, TopK hardly more, Gated less, with four times as many latents",
 )
-expect(min(lost["untrained"].values()) > 0.9, "an untrained SAE loses nine tenths or more at every place")
+expect(
+    min(lost["untrained"].values()) > 0.6 and lost["untrained"]["end of turn"] > 1,
+    "an untrained SAE loses three fifths or more at every place, and more than there is at the end of turn",
+)
 
 # %% [markdown]
 # ## The settings: searched once
 #
 # Learning rate, warm-up and start are the same for every kind of SAE. Each was varied alone, on chat, for a third of the steps, at several
-# sparsities; FVU is compared at one L0, by interpolation, and stands before the number of latents that never fire. The lowest mean over the three
-# kinds wins; of those within a hundredth, the one with fewer silent latents. The report's settings are the first row.
+# sparsities; FVU is compared at one L0, by interpolation (blank where none was tried on either side), and stands before the number of latents that
+# never fire. The lowest mean over the three kinds wins; of those within a hundredth, the one with fewer silent latents. The report's settings are the
+# first row.
 
 # %%
 rate, third = t.learning_rate, {"share": 1 / 3}
