@@ -161,7 +161,7 @@ figures.headed(figure, "Two thirds of a training may be on other text")
 pages.publish(
     figure,
     "01_training_curves",
-    "Error and L0 of training batches, each on its own text. When the finetuned SAE turns to chat its error leaps by a third; by its last step it is "
+    "Error and L0 of training batches, each on its own text. When the finetuned SAE turns to chat its error leaps by half; by its last step it is "
     "where the one from scratch is. One run each.",
     alt="Two panels of curves over training steps: the finetuned SAE begins two thirds of the way and ends at the error of the chat SAE.",
 )
@@ -169,7 +169,7 @@ at_turn = min(logs["chat"], key=lambda row: abs(row["step"] - begun["finetuned"]
 expect(
     logs["finetuned"][0]["reconstruction"] > 1.3 * at_turn
     and abs(logs["finetuned"][-1]["reconstruction"] / logs["chat"][-1]["reconstruction"] - 1) < 0.1,
-    "turned to chat the finetuned SAE's error leaps a third above that of the one from scratch, and ends within a tenth of it",
+    "turned to chat the finetuned SAE's error leaps by a third or more above that of the one from scratch, and ends within a tenth of it",
 )
 
 # %% [markdown]
