@@ -167,9 +167,9 @@ pages.publish(
 )
 at_turn = min(logs["chat"], key=lambda row: abs(row["step"] - begun["finetuned"]))["reconstruction"]
 expect(
-    logs["finetuned"][0]["reconstruction"] > 1.3 * at_turn
+    1.3 < logs["finetuned"][0]["reconstruction"] / at_turn < 1.7
     and abs(logs["finetuned"][-1]["reconstruction"] / logs["chat"][-1]["reconstruction"] - 1) < 0.1,
-    "turned to chat the finetuned SAE's error leaps by a third or more above that of the one from scratch, and ends within a tenth of it",
+    "turned to chat the finetuned SAE's error leaps by about half above that of the one from scratch, and ends within a tenth of it",
 )
 
 # %% [markdown]
