@@ -28,7 +28,7 @@ from lib.pages import expect
 from lib.stats import column_aurocs, share_interval
 from lib.store import cached, result
 from lib.study import open_study
-from lib.texts import examples
+from lib.texts import examples, prompts, sources
 from lib.texts.style import FEATURES, matrix
 
 study = open_study(profile, overrides, frozen)
@@ -39,22 +39,36 @@ pages.banner(profile, overrides)
 # %% [markdown]
 # ## The comparison
 #
-# The raw pair, from the report's prompts: no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
+# The raw pair: HarmBench, and chats that are among the report's prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
 # token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
 
 
 # %%
 @cached
-def raw_pair(out, labelled, benign, seed):
-    """Plain HarmBench prompts and plain chat prompts, ``benign`` at most, nothing matched or cleaned."""
-    plain = [e for e in examples.read(labelled) if e.transform == "plain"]
-    chat = [e for e in plain if e.slice == "chat"]
-    order = np.random.default_rng(seed).permutation(len(chat))[:benign]
-    pair = [e for e in plain if e.slice == "HarmBench"] + [chat[i] for i in order]
-    (out / "examples.jsonl").write_text("".join(e.model_dump_json() + "\n" for e in pair), encoding="utf-8")
+def raw_pair(out, rows, labelled, benign, seed):
+    """HarmBench's prompts, and ``benign`` of the report's chat prompts at most, as their sources have them: nothing matched, nothing cleaned."""
+    ours = {e.base for e in examples.read(labelled) if e.slice == "chat"}
+    chat = [record for record in sources.records(rows["benign"]) if f"chat:{record['id']}" in ours]
+    drawn = [chat[i] for i in np.random.default_rng(seed).permutation(len(chat))[:benign]]
+    both = [("HarmBench", 1, record) for record in sources.records(rows["harmbench"])]
+    both += [("chat", 0, record) for record in drawn]
+    pair = [
+        examples.Example(
+            text=record["text"],
+            label=label,
+            split="train",
+            slice=name,
+            transform="plain",
+            base=f"{name}:{record['id']}",
+            group=number,
+            source=name,
+        )
+        for number, (name, label, record) in enumerate(both)
+    ]
+    examples.write(out, pair)
 
 
-pair = raw_pair(study.prompts, p.debugging.prompts, p.seed)
+pair = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
 turns = sequences.labelled(pair, study.lm, "user", 256)
 finetuned = study.saes["finetuned"][0]
 found = cards.cards(
