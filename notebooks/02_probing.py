@@ -13,10 +13,11 @@
 # "the post", found that SAE latents lose this race on a large model. Here it is run again, with error bars and with rivals that the post
 # does not have.
 #
-# **In short.** On this small model too, a handful of latents detects harm less well than a probe on the whole residual stream, and from
-# twenty on less well than as many principal components, which nobody chose for the task. What an SAE *leaves out* detects harm nearly as
-# well as the residual stream that it reads. Best in the mean is a sentence embedding that never sees the model. About half of the post's claims stay open: SAEs of
-# different seeds differ too much.
+# **In short.** On this small model too, a handful of latents detects harm less well than a probe on the whole residual stream: twenty score .77 to
+# .84 out of distribution, the dense probe .94; and as many principal components, which nobody chose for the task, .95. The place of reading
+# matters. At the end of turn, where the post reads, an SAE's reconstruction loses what transfers too. As a mean over the text, where SAEs lose
+# least, a chat SAE's reconstruction keeps all of it, and a few of its latents still fall as short: there it is the handful that fails, not the dictionary.
+# Of the post's thirteen claims three hold here, six do not, and four stay open.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -27,7 +28,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.data": "my
 import json
 import textwrap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -130,7 +131,8 @@ by_place |= {f"k latents, {name}": at_each(few, Latents, made) for name, made in
 by_place |= {f"single latent, {name}": at_each(one, Latents, saes[name]) for name in three}
 by_place |= {f"reconstruction, {name}": at_each(linear, Reconstruction, saes[name]) for name in three}
 by_place |= {f"5 latents or more, {name}": at_each(more, Latents, saes[name]) for name in ("finetuned",)}
-by_place |= {f"all latents, {name}": at_each(linear, Latents, saes[name][: p.saes.fewer_seeds], two) for name in three}
+wide = replace(linear, penalties=(1e-5, 1e-4, *q.penalties))  # so many columns need more
+by_place |= {f"all latents, {name}": at_each(wide, Latents, saes[name][: p.saes.fewer_seeds], two) for name in three}
 by_place |= {
     "principal components": at_each(study.few(PrincipalComponents())),
     "random directions": at_each(study.few(RandomDirections())),
@@ -335,6 +337,11 @@ expect(
     {record.id for record in records} == {c.id for c in claims.ledger().values() if c.notebook == "02_probing"},
     "every row of the ledger that is this notebook's is judged",
 )
+of_post = Counter(record.verdict.removesuffix(" at this scale") for record in records if record.id[0] == "B")
+expect(
+    of_post == {"reproduced": 3, "not reproduced": 6, "inconclusive": 4},
+    "of the post's thirteen claims three are reproduced, six are not, and four stay open",
+)
 
 # %%
 rows = {}
@@ -350,17 +357,23 @@ figure, axes = plt.subplots(
 for axis, (unit, of) in zip(np.atleast_1d(axes), rows.items(), strict=True):
     figures.forest(of, "value", axis).set_xlabel(unit)
     axis.tick_params(axis="y", labelsize="small")
+    limits = axis.get_xlim()
+    for row, told in enumerate(of):  # where the test says that the interval must lie
+        test = claims.ledger()[told.split()[0]].test
+        within = np.clip([test.above, test.below], *limits)
+        axis.barh(row, np.ptp(within), left=within[0], height=0.8, color="#009E73", alpha=0.13, zorder=0)
+    axis.set_xlim(limits)
     if unit != "AUROC":
         axis.axvline(0, color="#888888", linewidth=1)
     if unit.startswith("share"):  # of a gap that may be nought, an interval has no end
         axis.set_xlim(-1, 2)
 figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-figures.headed(figure, "TITLE: the claims")
+figures.headed(figure, "Of thirteen claims three are reproduced, six are not, four stay open")
 pages.publish(
     figure,
     "02_claims",
-    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, beside the post's where it gives one, and the verdict of a "
-    "test fixed beforehand.",
+    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, and the post's where it gives one. Green: where by the test, "
+    "fixed beforehand, the interval must lie if the post is right.",
     alt="Forest plot of the post's claims on probing with our numbers, the post's, and verdicts.",
 )
 
@@ -384,6 +397,25 @@ def short(record):
 pages.table(
     ((r.id, short(r), *(short(of.get(r.id)) for of in by_id.values())) for r in records),
     ("", "the post's setting", *by_id),
+)
+
+# %% [markdown]
+# At the mean over the text, where SAEs lose least, verdicts on latents are the same and those on reconstructions are not: the chat SAE's keeps what
+# transfers to within .02, and its twenty latents lose a tenth all the same.
+
+# %%
+low, high = at_mean[0]["dense - reconstruction, chat"]["ood"]["interval"]
+expect(
+    -0.02 < low < high < 0.02,
+    "at the mean a chat SAE's reconstruction loses less than .02 OOD, over its whole interval",
+)
+expect(
+    all(
+        of["dense - k, chat"]["ood"]["interval"][0] > 0.04
+        and abs(of["dense - k, chat"]["ood"]["difference"] - 0.1) < 0.02
+        for of in (gaps, at_mean[0])
+    ),
+    "its twenty latents lose a tenth at either place",
 )
 
 # %% [markdown]
@@ -416,36 +448,45 @@ for name, axis in zip(three, axes.values(), strict=True):
     lines |= {"untrained SAE": curve("k latents, untrained")} if name == "chat" else {}
     figures.curves(lines, axis=axis, ticks=(1, 5, 20, 50))
     dense_level(axis, "dense probe" if name == three[0] else "")
-    axis.plot(q.ks[-1], probes[f"all latents, {name}"]["ood"]["auroc"], "*", color=figures.look(f"{name} SAE")["color"])
+    axis.plot(
+        q.ks[-1],
+        probes[f"all latents, {name}"]["ood"]["auroc"],
+        "*",
+        color=figures.look(f"{name} SAE")["color"],
+        ms=13,
+        mec="white",
+    )
 orange, grey = (figures.look(name)["color"] for name in ("principal components", "untrained"))
 for name, said, colour in (("finetuned SAE", "principal\ncomponents", orange), ("chat SAE", "untrained", grey)):
     axes[name].text(0.97, 0.05, said, transform=axes[name].transAxes, color=colour, ha="right", va="bottom")
-figures.headed(
-    axes["chat SAE"].figure, "From twenty features on, principal components transfer better than SAE latents"
-)
+figures.headed(axes["chat SAE"].figure, "From five features on, principal components transfer better than SAE latents")
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
     "OOD AUROC of probes on k latents of an SAE and on k principal components; star: all latents. Thin: SAE seeds, or draws; thick: their mean. "
     "Shaded: the dense probe's 95 % interval, over prompts, seeds and draws.",
-    alt="Three panels, one an SAE: from k = 20 on the line of principal components lies above that of the SAE's latents, below the dense probe.",
+    alt="Three panels, one an SAE: from k = 5 on the line of principal components lies above that of the SAE's latents, and reaches the dense probe.",
 )
 
 # %%
-few_ood = {name: at(f"k latents, {name}", q.k_claim) for name in saes}
-components = at("principal components", q.k_claim)
+few_ood = [at(f"k latents, {name}", q.k_claim)["auroc"] for name in saes]
 expect(
-    all(components["auroc"] > few_ood[name]["auroc"] for name in three),
-    "twenty principal components beat twenty latents of every one of these three SAEs in the mean",
+    0.765 < min(few_ood) < max(few_ood) < 0.845,
+    "twenty latents score .77 to .84 OOD, whichever the SAE",
+)
+expect(
+    abs(probes["dense"]["ood"]["auroc"] - 0.94) < 0.005
+    and abs(at("principal components", q.k_claim)["auroc"] - 0.95) < 0.005,
+    "the dense probe scores .94, twenty principal components .95",
 )
 expect(
     all(
         at("principal components", k)["auroc"] > e["auroc"]
         for name in saes
         for k, e in curve(f"k latents, {name}")
-        if k >= 20
+        if k >= 5
     ),
-    "from twenty on principal components have the higher mean at every k",
+    "from five on principal components have the higher mean at every k, than latents of any of the SAEs",
 )
 expect(
     all(e["auroc"] < probes["dense"]["ood"]["auroc"] for name in saes for _, e in curve(f"k latents, {name}")),
@@ -453,9 +494,9 @@ expect(
 )
 
 # %% [markdown]
-# That was seen after the fact, and is not one of the tests fixed beforehand. The one Gated and the one TopK SAE do no better (one run each;
-# appendix). A few probes in numbers, each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt
-# in a hundred may be flagged.
+# That was seen after the fact, and is not one of the tests fixed beforehand. TopK, Gated and QF SAEs do no better. An untrained SAE's latents score less
+# than those of trained ones at twenty, so training gains something. All latents together come to where the dense probe is. A few probes in numbers,
+# each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt in a hundred may be flagged.
 
 # %% tags=["hide-input"]
 best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[name]["ood"]["auroc"])
@@ -474,38 +515,61 @@ pages.table(
 )
 
 # %% [markdown]
-# The sentence embedding (MiniLM) never sees the model, and is best. *Surface features* are 33 counts of punctuation, length and case that
-# know no topic: they are near perfect on validation, so validation says little about what a probe has learnt, and close to a coin OOD.
+# The sentence embedding (MiniLM) never sees the model, and scores as high as any probe that does. *Surface features* are 33 counts of punctuation,
+# length and case that know no topic: since only harmful prompts are wrapped in jailbreaks they tell validation's classes at .95; OOD at .73,
+# which a single latent hardly exceeds.
 
 # %%
+ranked = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 expect(
-    max(probes, key=lambda name: probes[name]["ood"]["auroc"]) == "sentence embedding",
-    "a sentence embedding that never sees the model has the highest OOD AUROC",
+    set(ranked[:2]) == {"attention", "sentence embedding"},
+    "the attention probe and a sentence embedding that never sees the model have the highest OOD AUROC",
 )
 expect(
-    probes["surface features"]["val"]["auroc"] > 0.99 and probes["surface features"]["ood"]["auroc"] < 0.6,
-    "surface features are near perfect on validation and close to a coin OOD",
+    abs(probes["surface features"]["val"]["auroc"] - 0.95) < 0.005
+    and abs(probes["surface features"]["ood"]["auroc"] - 0.73) < 0.005
+    and max(probes[f"single latent, {name}"]["ood"]["auroc"] for name in three) < 0.78,
+    "surface features score .95 on validation and .73 OOD, single latents less than .78",
+)
+expect(at("k latents, untrained", q.k_claim)["auroc"] < min(few_ood), "twenty latents of an untrained SAE score less")
+expect(
+    all(abs(probes[f"all latents, {name}"]["ood"]["auroc"] - probes["dense"]["ood"]["auroc"]) < 0.05 for name in three),
+    "all latents together come within .05 of the dense probe",
 )
 
 # %% [markdown]
 # **Could the method have found it?** The oracle SAEs, read where their latents were put, against the dense probe on the same draw. At the maximum a
-# latent cannot be the dense probe, which takes the maximum of every coordinate before it weighs them.
+# latent cannot be the dense probe, which takes the maximum of every coordinate before it weighs them. Nor at the mean, unless nothing of it is cut
+# off below a threshold: an oracle for that stands beside.
 
 
 # %%
-def told_answer(place, parts):
-    """Probes on ``parts`` latents of chat SAEs in which so many sum up to the dense probe's direction at ``place``."""
+def told_answer(place, parts, **how):
+    """Chat SAEs of which so many latents sum up to the dense probe's direction at ``place``."""
     there = by_place["dense"][place], "0/0", parts, study.labelled, study.prompt_activations, p.layer, places[place]
-    oracles = [controls.oracle(sae, *there) for sae in first]
-    return study.fit(study.few(ks=(parts,)), *study.see(Latents, oracles, places[place]), draws=1)
+    return [controls.oracle(sae, *there, **how) for sae in first]
 
 
-oracle = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
+@result
+def parts_named(fitted, oracles):
+    """Of each oracle SAE, how many of the latents that were told the answer its probe names."""
+    named = [row[0]["settings"][row[0]["best"]]["latents"] for row in methods.choices(fitted)]
+    told = [np.flatnonzero(training.load(sae).W_dec.norm(dim=1).numpy() == 0) for sae in oracles]
+    return [len(np.intersect1d(a, b)) for a, b in zip(named, told, strict=True)]
+
+
+oracles = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
+oracles["mean", 1, "nothing cut off"] = told_answer("mean", 1, quantile=0.0)
+oracle = {
+    what: study.fit(study.few(ks=(what[1],)), *study.see(Latents, made, places[what[0]]), draws=1)
+    for what, made in oracles.items()
+}
 oracle_gaps = study.compare(
     tables.differences,
-    {f"{place}, {parts}": (by_place["dense"][place], fit) for (place, parts), fit in oracle.items()},
+    {", ".join(map(str, what)): (by_place["dense"][what[0]], fit) for what, fit in oracle.items()},
     name="02_oracle",
 ).value
+found_parts = parts_named(oracle["end of turn", 5], oracles["end of turn", 5], name="02_oracle_parts").value
 
 # %% tags=["hide-input"]
 pages.table(
@@ -514,6 +578,23 @@ pages.table(
         for name, e in oracle_gaps.items()
     ),
     ("oracle: place, latents", "dense less oracle, validation", "OOD"),
+)
+
+# %% [markdown]
+# One latent that is the answer is found, and is the dense probe, at the end of turn and, uncut, at the mean. An answer split over five latents is found
+# where all five are: in four SAEs of five. In the other the ranking takes a latent of the SAE's own for one of the five, and what the rest
+# say besides the answer no longer cancels: it loses three tenths OOD and next to nothing on validation. So picking few latents by training
+# prompts is itself a risk, even with a dictionary that has the answer.
+
+# %%
+expect(
+    all(abs(oracle_gaps[name]["ood"]["difference"]) < 0.01 for name in ("end of turn, 1", "mean, 1, nothing cut off")),
+    "told as one latent, the answer is found to within .01 at the end of turn and, uncut, at the mean",
+)
+lost_by = np.array(oracle_gaps["end of turn, 5"]["ood"]["seeds"])[:, 0]
+expect(
+    sorted(found_parts) == [4, 5, 5, 5, 5] and lost_by.argmax() == np.argmin(found_parts) and lost_by.max() > 0.25,
+    "told as five latents, all five are found in four SAEs of five, and the other loses three tenths OOD",
 )
 
 # %% [markdown]
@@ -643,6 +724,19 @@ pages.table(
 )
 
 # %% [markdown]
+# Where an end of the grid of C is chosen, that is a limit and not a want of room: at its upper end a probe is as good as not regularised, at its lower end
+# on few features its direction is that of the class means. The dense probe at the upper end, and at ten and a hundred times as much:
+
+# %%
+beyond = {f"C={c:g}": study.fit(Logistic((c,)), Residual(q.position), draws=1) for c in (1e2, 1e3, 1e4)}
+ends = tables.chosen({"dense": beyond}, name="02_ends").value["dense"]["scores"]
+expect(
+    np.ptp([entry["mean"] for entry in ends.values()]) < 1e-3,
+    "beyond the upper end of the grid the dense probe's score stays where it is, to a thousandth",
+)
+pages.table(((c, f"{entry['mean']:.4f}") for c, entry in ends.items()), ("dense probe", "score"))
+
+# %% [markdown]
 # **How sure.** Three things vary: which prompts were collected, the draw of train and validation, and the SAE's seed; every seed meets every
 # draw. What the score would be with other prompts follows from its derivative by each cluster's weight; what it would be with other
 # seeds and draws, from how it varies between them. Two probes are compared on the same prompts, seeds and draws: differences are paired.
@@ -712,19 +806,22 @@ axis = figures.forest(
 )
 axis.axvline(0, color="#888888", linewidth=1)
 axis.set_xlabel(f"AUROC lost against residuals (dense probe, paired; OOD: n = {probes['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "What SAEs leave out carries the signal nearly as well as the residuals do")
+figures.headed(axis.figure, "At the end of turn reconstructions lose little in distribution, much out of it")
 pages.publish(
     axis.figure,
     "02_reconstructions",
-    "A dense probe loses little on SAE errors and more on reconstructions. Bars: 95 %, over prompts and runs; OOD, the finetuned "
-    "and the chat SAE's losses on reconstructions are resolved from nought.",
-    alt="Forest plot: the loss of a dense probe on reconstructions and on errors of three SAEs; errors lose next to nothing.",
+    f"OOD a dense probe loses .13 to .21 on reconstructions at the end of turn, less on what they leave out. Bars: 95 %, over prompts and runs; of what "
+    f"{q.k_claim} latents rebuild two SAE seeds and draws, too few to say.",
+    alt="Forest plot: a dense probe's loss on reconstructions, on what chosen latents rebuild, and on errors of three SAEs, small but for OOD.",
 )
-errors_lost = [lost[f"error, {name}"]["ood"]["difference"] for name in three]
-expect(max(errors_lost) < 0.03, "a probe on what the SAEs leave out is nearly as good OOD as one on residuals")
+rebuilt, left_out = ([lost[f"{what}, {name}"] for name in three] for what in ("reconstruction", "error"))
 expect(
-    min(lost[f"reconstruction, {name}"]["ood"]["difference"] for name in three) > max(errors_lost),
-    "reconstructions lose more than errors",
+    all(e["val"]["difference"] < 0.02 and 0.12 < e["ood"]["difference"] < 0.22 for e in rebuilt),
+    "at the end of turn reconstructions lose less than .02 on validation, and .13 to .21 OOD",
+)
+expect(
+    all(a["ood"]["difference"] > b["ood"]["difference"] for a, b in zip(rebuilt, left_out, strict=True)),
+    "a probe on what an SAE leaves out loses less OOD than one on what it rebuilds",
 )
 
 # %% [markdown]
@@ -759,13 +856,17 @@ for row, (found, what) in zip(axes, ((single, "best latent"), (of_level, "k late
     row[0].set_ylabel(f"AUROC, {what}")
 figure.supxlabel(f"L0 on held-out chat (prompts OOD: n = {probes['dense']['ood']['n']:,})", fontsize="medium")
 axes[0, 0].legend(loc="lower left", fontsize="small")
-figures.headed(figure, "TITLE: sparsity")
+figures.headed(figure, "At no sparsity does the best latent come near the dense probe")
 pages.publish(
     figure,
     "02_sparsity",
     "AUROC of the best single latent (above) and of k latents, k chosen (below), against the SAE's L0. Thin: SAE seeds; thick: their mean. Dotted: the "
     "dense probe.",
     alt="Six panels of AUROC against L0 for IT and finetuned SAEs, all below the dense probe's dotted line.",
+)
+expect(
+    max(single[f"{kind}, λ={c:g}"]["ood"]["auroc"] for kind, c in alone) < probes["dense"]["ood"]["auroc"] - 0.15,
+    "at every sparsity the best latent is more than .15 below the dense probe OOD",
 )
 
 # %% [markdown]
@@ -814,22 +915,18 @@ left.axvline(0, color="#444444", linewidth=1)
 left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
 right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
-figures.headed(figure, "At no token after the user's text is a loss ruled out")
+figures.headed(figure, "What reconstructions lose is a matter of place, and little over the text")
 pages.publish(
     figure,
     "02_places",
     "What a probe on the finetuned SAE's reconstruction loses, by place of reading. Dots: runs; bars: 95 %, over prompts and runs. Right: share "
     "of the variance between prompts that reconstructions miss, first run.",
-    alt="Loss by place of reading; at every template token the interval reaches beyond the band of no loss, and most variance is lost.",
+    alt="Loss by place of reading: near nought at the first template token, up to a quarter at others, small where the text is pooled.",
 )
+lost_at = {place: place_gaps[f"reconstruction, {place}"]["ood"]["difference"] for place in labels}
 expect(
-    all(
-        high > 0.02
-        for _, high in (
-            place_gaps[f"reconstruction, {place}"]["ood"]["interval"] for place in labels if place.isdigit()
-        )
-    ),
-    "at no token after the user's text is a loss of two hundredths ruled out for the finetuned SAE",
+    max(lost_at.values()) > 0.2 and max(lost_at["mean user"], lost_at["max user"]) < 0.05,
+    "OOD reconstructions lose more than two tenths at some tokens of the template, and less than .05 where the text is pooled",
 )
 
 # %% [markdown]
@@ -878,14 +975,19 @@ axis.set_xticks(range(len(token_by_token)), [name.removeprefix("tenth ") for nam
 axis.set(
     xlabel="tenths of the user's text, then tokens of the template (shaded)",
     ylabel=f"OOD AUROC (n = {probes['dense']['ood']['n']:,})",
-    title="TITLE: tokens",
+    title="The end-of-turn token gathers what the text says; its neighbours do not",
 )
 pages.publish(
     figure,
     "02_tokens",
     "OOD AUROC of one direction, the dense probe's over the mean of the text, on single tokens: tenths of the text and template tokens. First run, no "
     "interval.",
-    alt="A line of AUROC over tenths of the user's text and the template's tokens after it.",
+    alt="A line of AUROC over tenths of the user's text, where it falls, and the template's tokens, with a peak at the end of turn.",
+)
+of_token = {name: entry["auroc"] for name, entry in token_by_token.items()}
+expect(
+    max(of_token, key=of_token.get) == f"+{q.position}" and of_token["tenth 10"] < 0.7,
+    "the direction taught on the mean over the text tells most at the end of turn, and little at the text's own end",
 )
 
 # %% [markdown]
@@ -921,12 +1023,12 @@ for name, axis in axes.items():
     axis.axvspan(0, 0.5, **figures.SHADE)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 axes["dense"].text(0.25, 0, "wrong way", rotation=90, ha="center", va="top", color=figures.WARNING)
-figures.headed(axes["dense"].figure, "Latents and surface features point the wrong way on some kinds of prompt")
+figures.headed(axes["dense"].figure, "Few latents and surface features take any jailbreak for harm")
 pages.publish(
     axes["dense"].figure,
     "02_slices",
     "AUROC on each kind of OOD prompt, harmful ones above. Shaded: worse than a coin. Dots: runs; bars: 95 %, over prompts and runs. The other "
-    "probes are right on all kinds in the mean.",
+    "three probes are right on every kind.",
     alt="Five panels, one a probe: dense and attention probes are right on every kind of prompt; latents and surface features are inverted on some.",
 )
 
@@ -937,13 +1039,11 @@ if not q.data:
         min(lowest[name] for name in ("dense", "attention", "sentence embedding")) > 0.5,
         "dense, attention and embedding probes point the right way on every kind of prompt",
     )
-    questions = [
-        probes[name]["slices"]["question-form harmful"]["auroc"]
-        for name in ("k latents, finetuned", "surface features")
-    ]
+    wrapped = {name: probes[name]["slices"]["benign in a jailbreak"]["auroc"] for name in chosen.values()}
     expect(
-        max(questions) < 0.5,
-        "latents, in the mean of runs, and surface features take harmful questions for harmless ones",
+        max(wrapped["k latents, finetuned"], wrapped["surface features"]) < 0.3
+        and min(wrapped[name] for name in ("dense", "attention", "sentence embedding")) > 0.7,
+        "harmless prompts in jailbreaks pass for harmful with few latents and surface features, and with the others do not",
     )
 
 # %% [markdown]
