@@ -501,17 +501,27 @@ expect(
 # %% tags=["hide-input"]
 best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[name]["ood"]["auroc"])
 shown = ("sentence embedding", "attention", "dense", best_sae, "bag of words", "surface features")
+set_aside = {"macro": "OOD, mean over kinds", "ood without chat": "OOD without chats", "wider": "wider OOD set"}
+set_aside = {part: said for part, said in set_aside.items() if part in probes["dense"]}
+recall_of = {name: probes[name]["ood"]["recall"] for name in shown}
 pages.table(
     (
         (
             name,
             pages.interval(probes[name]["val"]),
             pages.interval(probes[name]["ood"]),
-            pages.share(probes[name]["ood"]["recall"]),
+            *(f"{probes[name][part]['auroc']:.3f}" for part in set_aside),
+            pages.interval(probes[name]["ood"], "recall", digits=2) if recall_of[name] is not None else "",
         )
         for name in shown
     ),
-    ("probe", "AUROC, validation", f"AUROC, OOD (n = {probes['dense']['ood']['n']:,})", "recall, OOD"),
+    (
+        "probe",
+        "AUROC, validation",
+        f"OOD (n = {probes['dense']['ood']['n']:,})",
+        *set_aside.values(),
+        "recall, OOD",
+    ),
 )
 
 # %% [markdown]
@@ -683,8 +693,15 @@ floors.append(("plain OOD prompts, had it been taught on others of them", f"{hin
 pages.table(floors, ("surface features on", "AUROC"))
 
 # %% [markdown]
-# So style is not gone OOD, where each kind keeps its form: it tells nearly as much as in distribution, but other things. What training teaches of it does
-# not transfer.
+# In distribution style still tells .80 where we aimed at no more. OOD it is not gone, since each kind keeps its form: in hindsight it tells more, but other
+# things; what plain training prompts teach of it points the wrong way there.
+
+# %%
+plain_style = {part: style_alone["plain"][part]["auroc"] for part in ("val", "ood")}
+expect(
+    abs(plain_style["val"] - 0.8) < 0.01 and plain_style["ood"] < 0.35 and hindsight["auroc"] > 0.9,
+    "surface features tell plain prompts apart at .80 on validation, the wrong way OOD, and in hindsight above .9",
+)
 
 # %% tags=["hide-input"]
 cut = sequences.cut(study.conversations, name="02_cut").value
@@ -1101,7 +1118,7 @@ pages.table(
 #
 # *Plain prompts only*: without jailbroken copies and errands. *Balanced*: harmless prompts go through every jailbreak and errand too, so that a
 # wrapper alone no longer tells. *Shuffled labels* should leave a coin, but for what choices on true labels let through. The SAE of the
-# first seed, two draws.
+# first seed, two draws: enough to see a collapse, not a few hundredths.
 
 # %%
 changes = {"shuffled labels": [Shuffled(float(number)) for number in range(q.shuffles)]}
@@ -1150,13 +1167,13 @@ for what in changes:
 axis = figures.forest(trained_on)
 axis.axvline(0.5, color=figures.CONTEXT, linewidth=1, linestyle=":")
 axis.set_xlabel(f"OOD AUROC (n = {probes['dense']['ood']['n']:,}; dotted: a coin)")
-figures.headed(axis.figure, "Taught on plain prompts only, the dense probe is little better than a coin")
+figures.headed(axis.figure, "Taught on plain prompts only, the dense probe is no better than a coin")
 pages.publish(
     axis.figure,
     "02_controls",
     "Rows: what probes were taught on. Bars: 95 %, over prompts and runs; of shuffled labels the mean and range of the draws. Only the sentence "
     "embedding stays good on plain prompts.",
-    alt="OOD AUROC of four probes under six training sets; on plain prompts only the sentence embedding stays above the others.",
+    alt="OOD AUROC of four probes under four training sets; on plain prompts only the sentence embedding stays above a coin.",
 )
 
 # %%
@@ -1168,21 +1185,29 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
     left.set(xlabel="train clusters of prompts", ylabel="OOD AUROC")
     right.set_xlabel("share of them with wrong labels")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figures.headed(figure, "With little data or wrong labels, latents gain nothing on the dense probe")
+    figures.headed(figure, "With little data latents gain nothing; with many wrong labels it is open")
     pages.publish(
         figure,
         "02_learning",
         "OOD AUROC by number of train clusters and by share of wrong train labels; validation stays whole and true. Thin: runs; thick: "
         "their mean.",
-        alt="Two panels of curves; at every size and share of wrong labels probes on latents are below the dense probe.",
+        alt="Two panels of curves; at every size probes on latents are below the dense probe; from two tenths of wrong labels on they cross.",
     )
     whole, few_latents = (
         {(what, at): e["auroc"] for what in learnt for at, e in learnt[what][name]}
         for name in ("dense", "k latents, finetuned")
     )
     expect(
-        all(whole[at] > few_latents[at] for at in whole.keys() & few_latents.keys()),
-        "at no size and no share of wrong labels are probes on latents ahead of the dense probe",
+        all(
+            whole[at] > few_latents[at]
+            for at in whole.keys() & few_latents.keys()
+            if at[0] == "clusters" or at[1] < 0.2
+        ),
+        "at no size, and with up to a tenth of labels wrong, are probes on latents ahead of the dense probe",
+    )
+    expect(
+        {at for what, at in whole if what == "wrong labels" and few_latents[what, at] > whole[what, at]} == {0.2, 0.4},
+        "with a fifth and two fifths of labels wrong they are ahead in the mean of two draws, with three tenths not",
     )
 
 # %% [markdown]
@@ -1238,49 +1263,52 @@ pages.table(
 )
 
 # %% [markdown]
+# Most come back in no other seed's choice: what a handful of latents means differs from SAE to SAE, and so does how well it transfers.
+#
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
 
 # %%
+expect(
+    sum(row["back"] == 0 for row in back) > len(back) / 2,
+    "more than half of the chosen latents come back in no other seed's choice",
+)
 for latent in shown["latents"]:
     display(pages.card(f"Latent {latent['latent']}", latent["contexts"]))
 
 # %% [markdown]
 # ## What we find
 #
-# - Twenty latents transfer worse than as many principal components, in every run of pretraining, finetuned and chat SAEs, and of QF SAEs
-#   in the mean (seen after the fact). Than the dense
-#   probe they are worse in the mean at every k; but SAE seeds differ so much that the claim fixed beforehand (B4b) stays inconclusive.
-# - What an SAE leaves out carries the signal nearly as well as the residual stream. Its reconstruction carries less in the mean; resolved is
-#   that for two SAEs of three.
-# - Right after the user's text, where probes read, the finetuned SAE misses most of the variance between prompts; over the text, less than half.
-# - Taught on plain prompts only, the dense probe falls to about what shuffled labels leave, while a sentence embedding stays good; with harmless
-#   prompts in jailbreaks among the training prompts it falls too: part of what it learns is "is wrapped".
+# - Twenty latents transfer worse than the dense probe, and than as many principal components (this was seen after the fact), wherever they are read
+#   and whatever the SAE. Which latents training prompts choose differs by seed, and with it what transfers.
+# - At the end of turn reconstructions lose little on validation and a lot OOD. As a mean over the text a chat SAE's keeps all that transfers;
+#   its handful of latents does not. An oracle shows that a single latent with the answer would have been found.
+# - Finetuning on chat makes SAEs that read chats better (notebook 01). For probes on a few latents that is worth nothing that can be seen here.
+# - A few latents take any jailbreak for harm, as counts of punctuation do; dense and attention probes and a sentence embedding do not. Taught on plain
+#   prompts only, the dense probe falls to a coin, and the embedding does not; taught on jailbreaks of both classes, it stays what it was.
 #
-# **It means** that here a few latents are no better a summary of harm than a few directions that nobody chose; not that SAEs cannot be:
-# an SAE that misses what is asked about is weak evidence about SAEs. **What would change our mind**: SAEs that read the template's
-# tokens well and still lose; a larger model, whose refusals and features are richer; other harmless prompts than one chat source gives.
+# **It means** that here the bottleneck is the handful: few latents, picked by prompts of one distribution, hold what those have in common rather than
+# harm. It does not mean that SAEs hold no direction of harm: all of their latents together do about as well as the residual stream.
+# **What would change our mind**: a rule that picks latents which transfer, without OOD labels (notebook 06 asks what hindsight would gain);
+# SAEs that lose less at the end of turn; a larger model, whose features are richer; other harmless prompts than one chat source gives.
 # **Try** `overrides = {"probes.position": 5}`, another place of reading. **Next**: [05](05_quadratic_frequency.ipynb) trains high-frequency
 # latents away, [03](03_debugging.ipynb) asks what latents respond to.
 
 # %%
-if {"plain prompts only", "with benign in jailbreaks"} <= trained_on.keys():
-    on_plain = trained_on["plain prompts only"]
+if {"plain prompts only", "balanced"} <= trained_on.keys():
+    on_plain, on_both = (trained_on[what] for what in ("plain prompts only", "balanced"))
     expect(
-        on_plain["dense"]["auroc"] < 0.65 and on_plain["sentence embedding"]["auroc"] > 0.8,
-        "taught on plain prompts only, the dense probe is little better than a coin OOD, and a sentence embedding is still good",
+        on_plain["dense"]["auroc"] < 0.55 and on_plain["sentence embedding"]["auroc"] > 0.75,
+        "taught on plain prompts only, the dense probe is no better than a coin OOD, and a sentence embedding still good",
     )
-    wrapped = trained_on["with benign in jailbreaks"]["dense"]["auroc"]
     expect(
-        wrapped < trained_on["as it stands"]["dense"]["auroc"] - 0.05,
-        "harmless prompts in jailbreaks cost the dense probe too",
+        abs(on_both["dense"]["auroc"] - trained_on["as it stands"]["dense"]["auroc"]) < 0.03,
+        "taught on jailbreaks of both classes, the dense probe stays what it was",
     )
-resolved = [name for name in three if gaps[f"dense - reconstruction, {name}"]["ood"]["interval"][0] > 0]
-expect(resolved == ["finetuned", "chat"], "the loss on reconstructions is resolved for two SAEs of three")
-missed_by = fidelity["finetuned"]
+read_finetuned = fidelity["finetuned"]
 expect(
-    missed_by[str(q.position)]["lost"] > 0.5 > missed_by["mean user"]["lost"],
-    "at the site the finetuned SAE misses most of the variance between prompts, over the text less than half",
+    0.35 < read_finetuned[str(q.position)]["lost"] < 0.45 and 0.1 < read_finetuned["mean user"]["lost"] < 0.2,
+    "the finetuned SAE misses two fifths of the variance between prompts at the end of turn, a sixth at the mean over the text",
 )
 
 # %% [markdown]
