@@ -837,8 +837,8 @@ figures.headed(axis.figure, "At the end of turn reconstructions lose little in d
 pages.publish(
     axis.figure,
     "02_reconstructions",
-    f"OOD a dense probe loses .13 to .21 on reconstructions at the end of turn, less on what they leave out. Bars: 95 %, over prompts and runs; of what "
-    f"{q.k_claim} latents rebuild two SAE seeds and draws, too few to say.",
+    f"OOD a dense probe loses .13 to .21 on reconstructions, less on what they leave out. Bars: 95 %, over prompts and runs; of what {q.k_claim} latents "
+    "rebuild, two SAE seeds and draws: too few to say.",
     alt="Forest plot: a dense probe's loss on reconstructions, on what chosen latents rebuild, and on errors of three SAEs, small but for OOD.",
 )
 rebuilt, left_out = ([lost[f"{what}, {name}"] for name in three] for what in ("reconstruction", "error"))
