@@ -601,21 +601,23 @@ pages.table(
 )
 
 # %% [markdown]
-# One latent that is the answer is found, and is the dense probe, at the end of turn and, uncut, at the mean. An answer split over five latents is found
-# where all five are: in four SAEs of five. In the other the ranking takes a latent of the SAE's own for one of the five, and what the rest
-# say besides the answer no longer cancels: it loses three tenths OOD and next to nothing on validation. So picking few latents by training
-# prompts is itself a risk, even with a dictionary that has the answer.
+# One latent that is the answer is found, and is the dense probe, at the end of turn and, uncut, at the mean. An answer split over five latents is never
+# found whole at the end of turn: of the five the ranking takes one to four, and for the others latents of the SAE's own. With two or more the probe does
+# as well as the dense one; with one it loses three tenths OOD, of which validation shows a twentieth. So to pick few latents by training prompts
+# is a risk even where the dictionary has the answer.
 
 # %%
 expect(
     all(abs(oracle_gaps[name]["ood"]["difference"]) < 0.01 for name in ("end of turn, 1", "mean, 1, nothing cut off")),
     "told as one latent, the answer is found to within .01 at the end of turn and, uncut, at the mean",
 )
-lost_by = np.array(oracle_gaps["end of turn, 5"]["ood"]["seeds"])[:, 0]
+of_five = [np.array(oracle_gaps["end of turn, 5"][part]["seeds"])[:, 0] for part in ("ood", "val")]
+worst = int(np.argmin(found_parts))
 expect(
-    sorted(found_parts) == [4, 5, 5, 5, 5] and lost_by.argmax() == np.argmin(found_parts) and lost_by.max() > 0.25,
-    "told as five latents, all five are found in four SAEs of five, and the other loses three tenths OOD",
+    min(found_parts) == 1 and max(found_parts) == 4 and of_five[0][worst] > 0.28 and 0.04 < of_five[1][worst] < 0.06,
+    "told as five latents, one to four of them are found; where it is one, three tenths are lost OOD and a twentieth on validation",
 )
+expect(np.delete(of_five[0], worst).max() < 0.01, "where two or more are found, nothing is lost OOD")
 
 # %% [markdown]
 # ## How it is measured
