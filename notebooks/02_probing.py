@@ -359,6 +359,8 @@ figure, axes = plt.subplots(
 for axis, (unit, of) in zip(np.atleast_1d(axes), rows.items(), strict=True):
     figures.forest(of, "value", axis).set_xlabel(unit)
     axis.tick_params(axis="y", labelsize="small")
+    if unit.startswith("share"):  # of a gap that may be nought, an interval has no end
+        axis.set_xlim(-1, 2)
     limits = axis.get_xlim()
     for row, told in enumerate(of):  # where the test says that the interval must lie
         test = claims.ledger()[told.split()[0]].test
@@ -367,8 +369,6 @@ for axis, (unit, of) in zip(np.atleast_1d(axes), rows.items(), strict=True):
     axis.set_xlim(limits)
     if unit != "AUROC":
         axis.axvline(0, color="#888888", linewidth=1)
-    if unit.startswith("share"):  # of a gap that may be nought, an interval has no end
-        axis.set_xlim(-1, 2)
 figure.legend(*np.atleast_1d(axes)[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 figures.headed(figure, "Of thirteen claims three are reproduced, six are not, four stay open")
 pages.publish(
@@ -818,7 +818,9 @@ class ChosenLatents(Latents):
 
 of_chosen = {
     name: study.fit(
-        linear, *(ChosenLatents(q.position, sae=sae, k=q.k_claim) for sae in saes[name][:2]), draws=min(2, q.draws)
+        linear,
+        *(ChosenLatents(q.position, sae=sae, k=q.k_claim) for sae in saes[name][: p.saes.fewer_seeds]),
+        draws=min(2, q.draws),
     )
     for name in three
 }
@@ -841,8 +843,8 @@ figures.headed(axis.figure, "At the end of turn reconstructions lose little in d
 pages.publish(
     axis.figure,
     "02_reconstructions",
-    f"OOD a dense probe loses .13 to .21 on reconstructions, less on what they leave out. Bars: 95 %, over prompts and runs; of what {q.k_claim} latents "
-    "rebuild, two SAE seeds and draws: too few to say.",
+    f"OOD a dense probe loses .13 to .21 on reconstructions, less on what they leave out; of what {q.k_claim} latents rebuild there are two draws only. Bars: "
+    "95 %, over prompts and runs.",
     alt="Forest plot: a dense probe's loss on reconstructions, on what chosen latents rebuild, and on errors of three SAEs, small but for OOD.",
 )
 rebuilt, left_out = ([lost[f"{what}, {name}"] for name in three] for what in ("reconstruction", "error"))

@@ -104,27 +104,27 @@ axis = figures.forest(named, "share")
 axis.set(
     xlabel=f"share of prompts on which the latent fires (n = {found['n']:,})",
     ylabel="latent, and the token it peaks on",
-    title="Half of these latents read punctuation or “Write”",
+    title="Three of these latents read “?”, “.” and “I”",
 )
 pages.publish(
     axis.figure,
     "03_mean_difference",
     "The latents with the largest difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
     "(exact); the latents were picked on these same prompts.",
-    alt="Forest plot of ten latents: those that peak on full stop, comma and question mark fire on harmless prompts, “Write” on harmful ones.",
+    alt="Forest plot of ten latents: those that peak on full stop, question mark and “I” fire on harmless prompts, “Give” and “Create” on harmful ones.",
 )
-style = [latent for latent in latents if peak(latent).lower() in {".", ",", "?", "write"}]
-expect(len(style) >= len(latents) / 2, "half of these latents or more peak on punctuation or on “Write”")
+style = {peak(latent): latent["harmless_share"] - latent["harmful_share"] for latent in latents}
 expect(
-    any(peak(latent) == "?" and latent["harmful_share"] == 0 < 0.5 < latent["harmless_share"] for latent in latents),
-    "a latent for question marks fires on most chat prompts and on no HarmBench prompt",
+    min(style.get(token, 0) for token in "?.I") > 0.15,
+    "latents that peak on the question mark, the full stop and “I” fire more often on chat prompts",
 )
 
 # %% [markdown]
 # ## The latents that separate best
 #
 # Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
-# card. Three or more read style: the full stop, “write” and the question mark among them. Another reads of war.
+# card. The best one peaks on “kidnap” and fires on nine harmful prompts in ten: it reads of harm. Three others read style: the full stop, the
+# question mark, and “Create” at the beginning of an order.
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -135,8 +135,12 @@ for latent in best:
     title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"
     display(pages.card(title, latent["contexts"]))
 expect(
-    {".", "?", "write", "war"} <= {peak(latent).lower() for latent in best},
-    "of the five latents that separate best, three read the full stop, the question mark and “write”, and one of war",
+    best[0]["auroc"] > 0.9 and best[0]["harmful_share"] > 0.9 and peak(best[0]) == "kidn",
+    "the latent that separates best fires on nine harmful prompts in ten and peaks on “kidnap”",
+)
+expect(
+    {".", "?", "Create"} <= {peak(latent) for latent in best},
+    "of the five latents that separate best, three read the full stop, the question mark and “Create”",
 )
 
 # %% [markdown]
@@ -166,14 +170,15 @@ def apart(row):
     return max(row["auroc"], 1 - row["auroc"])
 
 
+of_style = [apart(latent) for latent in latents if peak(latent) in {".", "?", "I", "Create"}]
 expect(
-    abs(apart(rival[0]) - max(apart(latent) for latent in latents)) < 0.03,
-    "the best style feature and the best latent separate the pair about equally well",
+    abs(apart(rival[0]) - max(of_style)) < 0.1 < max(map(apart, latents)) - apart(rival[0]),
+    "the best style feature separates about as well as the best latent of style, and worse than that of harm",
 )
 expect(
-    {"first word is imperative", "ends with punctuation", "contains a question mark", "first person"}
+    {"capital first letter", "first word is imperative", "ends with punctuation", "first person"}
     <= {row["feature"] for row in rival[:10]},
-    "the first style features tell of orders, of final punctuation, of question marks and of the first person",
+    "the first style features tell of capitals, of orders, of final punctuation and of the first person",
 )
 
 # %% tags=["hide-input"]
@@ -190,12 +195,13 @@ pages.table(
 # %% [markdown]
 # ## What we find
 #
-# **We find** the shortcuts by reading a handful of cards: the benchmark's prompts are orders that begin with “Write”, without full stops,
-# first person or question marks. Counting features, with no model, finds the same ones, and separates the pair about as well.
+# **We find** the shortcuts by reading a handful of cards: the benchmark's prompts are orders, without full stops, question marks or a first
+# person. Counting features, with no model, finds the same ones. What separates best is no shortcut: a latent that reads of harm, which no list of
+# style features has.
 #
-# **It means** that latents are a quick way to see what is wrong with a data set, for somebody who does not know what to look for; they are
-# no better at it than a list of obvious features, and the list had to be thought of. A detector taught on this pair would learn to
-# spot orders. That is why notebook 02 matches style before it teaches.
+# **It means** that latents are a quick way to see what is in a data set, for somebody who does not know what to look for; at shortcuts they are
+# no better than a list of obvious features, and the list had to be thought of. A detector taught on this pair could learn to
+# spot orders as well as harm. That is why notebook 02 brings all prompts to one style before it teaches.
 #
 # **What would change our mind.** Reading cards is a judgement; it becomes a measurement once shortcuts are planted and each method is scored on
 # finding them. The excerpts are each latent's strongest contexts, which look more coherent than its weaker ones. The features were chosen
