@@ -91,21 +91,23 @@ for number, (name, e) in enumerate(dense.items()):
     axis.axvspan(-1, 0, **figures.SHADE)
     axis.set_yscale("symlog")
 figure = axis.figure
-figures.headed(figure, "QF leaves one high-frequency latent, L0 over a hundred")
+figures.headed(figure, "QF leaves five high-frequency latents, L0 four hundred")
 figure.supxlabel(f"log₁₀ of firing frequency, n = {dense['JumpReLU']['n']:,} tokens (shaded: high)")
 figure.supylabel("latents")
 pages.publish(
     figure,
     "05_frequency_histograms",
-    "How often latents fire, at each family's densest setting; high: on a tenth of tokens or more. QF has lost JumpReLU's right tail. Plain start "
-    "and the smaller ω₀ have the middle λ only. Counts: symlog scale.",
-    alt="Six histograms of log firing frequency: only JumpReLU with the L0 penalty has many latents beyond a tenth of tokens.",
+    "How often latents fire, at each family's densest setting; high: on a tenth of tokens or more. TopK, Gated and above all JumpReLU "
+    "have a right tail, QF has not. Plain start and the smaller ω₀: middle λ only. Counts: symlog scale.",
+    alt="Six histograms of log firing frequency: TopK, Gated and JumpReLU with the L0 penalty have many latents beyond a tenth of tokens, QF few.",
 )
-expect(dense["JumpReLU"]["high"] > 100, "the densest JumpReLU SAE has over a hundred high-frequency latents")
-expect(dense[qf]["high"] <= 1, "with the QF penalty at the same λ at most one of them is left")
 expect(
-    max(dense[name]["high"] for name in ("TopK", "Gated")) < dense["JumpReLU"]["high"] / 10,
-    "TopK and Gated SAEs have a tenth as many at most",
+    abs(dense["JumpReLU"]["high"] / 400 - 1) < 0.05, "the densest JumpReLU SAE has four hundred high-frequency latents"
+)
+expect(dense[qf]["high"] == 5, "with the QF penalty at the same λ five of them are left")
+expect(
+    min(dense[name]["high"] for name in ("TopK", "Gated")) > 100,
+    "the densest TopK and Gated SAEs have more than a hundred",
 )
 
 # %% [markdown]
@@ -125,25 +127,26 @@ axis = figures.curves(lines, "fvu", ticks=(8, 16, 32, 64))
 axis.set(
     xlabel="L0, active latents a token",
     ylabel="FVU, fraction of variance unexplained",
-    title="At equal L0, QF costs nothing; TopK is better when sparse",
+    title="At equal L0, QF costs nothing; Gated is worse",
 )
 figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "05_fvu_l0",
-    "FVU against L0 on held-out chat; lower left is better. JumpReLU, QF and Gated lie on one curve, TopK below it where sparse, the plain "
-    "start above. Bars: 95 %, over texts; one SAE a point.",
-    alt="FVU falls with L0. JumpReLU, QF and Gated share a curve; TopK is below it at low L0 and the plain start lies above.",
+    "FVU against L0 on held-out chat; lower left is better. JumpReLU and QF lie on one curve, TopK on it where sparse and a little above elsewhere, "
+    "Gated above. Bars: 95 %, over texts; one SAE a point.",
+    alt="FVU falls with L0. JumpReLU and QF share a curve; TopK joins it at low L0, and Gated lies above.",
 )
 costs = [e["fvu"] - at for e in found[qf] if (at := at_l0("JumpReLU", e["l0"]))]
 expect(
     max(np.abs(costs), default=0) < 0.01, "at equal L0 QF leaves as much unexplained as the L0 penalty, to a hundredth"
 )
-sparse = min(found["TopK"], key=lambda e: e["l0"])
+above = {name: [e["fvu"] - (at_l0("JumpReLU", e["l0"]) or 0) for e in found[name]] for name in ("TopK", "Gated")}
 expect(
-    sparse["fvu_interval"][1] < (at_l0("JumpReLU", sparse["l0"]) or 1),
-    "the sparsest TopK SAE leaves less unexplained than JumpReLU at the same L0",
+    abs(above["TopK"][0]) < 0.005 < min(above["TopK"][1:]),
+    "TopK leaves as much unexplained as JumpReLU at its lowest L0, and more at the others",
 )
+expect(min(above["Gated"]) > 0.02, "Gated leaves more unexplained than JumpReLU at every L0")
 
 # %% [markdown]
 # ## The method: one more factor in the gradient
@@ -177,10 +180,10 @@ pages.table(
 )
 
 # %% [markdown]
-# ## Check: the start of training matters as much
+# ## Check: is it the start of training?
 #
-# At its middle setting every family has only a handful of high-frequency latents. All but one: the same JumpReLU SAE with the plain start ends with
-# several times as many, and worse in FVU at about the same L0.
+# The same JumpReLU SAE with the plain start ends where the other does, in FVU, L0 and high-frequency latents. At their middle settings TopK, Gated and
+# JumpReLU SAEs have about as many of these, QF one.
 
 # %% tags=["hide-input"]
 centre = {name: points[len(points) // 2] for name, points in found.items()}
@@ -192,24 +195,24 @@ pages.table(
 # %%
 start, plain = centre["JumpReLU"], centre["JumpReLU, plain start"]
 expect(
-    plain["high"] > 4 * start["high"]
-    and plain["fvu_interval"][0] > start["fvu_interval"][1]
-    and plain["l0"] < 1.1 * start["l0"],
-    "the plain start ends with several times as many high-frequency latents and a higher FVU, at nearly the same L0",
+    abs(plain["high"] - start["high"]) < 10
+    and abs(plain["fvu"] - start["fvu"]) < 0.003
+    and abs(plain["l0"] / start["l0"] - 1) < 0.05,
+    "the plain start ends with about as many high-frequency latents, and the same FVU and L0",
 )
 expect(
-    max(e["high"] for name, e in centre.items() if name != "JumpReLU, plain start") <= 5,
-    "from a sparse start no family has more than a handful of high-frequency latents at its middle setting",
+    all(15 < centre[name]["high"] < 30 for name in ("TopK", "Gated", "JumpReLU")) and centre[qf]["high"] == 1,
+    "at their middle settings TopK, Gated and JumpReLU SAEs have twenty to twenty-six high-frequency latents, QF one",
 )
 
 # %% [markdown]
 # ## What we find
 #
-# **We find** that JumpReLU SAEs get high-frequency latents when they are dense, or when they begin with too many active latents; that the QF penalty
-# removes them; and that at equal L0 it explains as much.
+# **We find** that JumpReLU, TopK and Gated SAEs get high-frequency latents, the more the denser they are, whatever the start; that the QF penalty
+# removes nearly all; and that at equal L0 it explains as much.
 #
-# **It means** that the penalty is safe to use here, and that a good start makes it less needed. The post sees a small cost in FVU and has TopK behind;
-# at this scale there is no cost to be seen, and TopK is ahead where SAEs are sparse.
+# **It means** that the penalty is safe to use here. The post sees a small cost in FVU, and no such latents in Gated SAEs; at this scale neither
+# is so.
 #
 # **What would change our mind.** One SAE a point; bars cover the choice of texts, not of seeds. Between three points a curve is a guess.
 # Training here is short, and latents that fire often may grow later. Whether a removed latent is merely
