@@ -97,8 +97,8 @@ figure.supylabel("latents")
 pages.publish(
     figure,
     "05_frequency_histograms",
-    "How often latents fire, at each family's densest setting; high: on a tenth of tokens or more. TopK, Gated and above all JumpReLU "
-    "have a right tail, QF has not. Plain start and the smaller ω₀: middle λ only. Counts: symlog scale.",
+    "How often latents fire, at each family's densest setting; high: on a tenth of tokens or more. TopK, Gated and most of all JumpReLU "
+    "have a right tail. Plain start and the smaller ω₀: middle λ only. Counts: symlog scale.",
     alt="Six histograms of log firing frequency: TopK, Gated and JumpReLU with the L0 penalty have many latents beyond a tenth of tokens, QF few.",
 )
 expect(
