@@ -62,7 +62,7 @@ from lib.probes.methods import (
     SingleLatent,
 )
 from lib.probes.tables import TRANSFER
-from lib.probes.views import Error, Latents, Reconstruction, Residual, Surface, kept
+from lib.probes.views import Data, Error, Latents, Reconstruction, Residual, Surface, kept
 from lib.sae import controls, training
 from lib.store import cached, result
 from lib.study import open_study
@@ -198,6 +198,41 @@ best |= {f"error, {name}": study.fit(linear, *study.see(Error, saes[name])) for 
 best["rolling mean, max"] = study.fit(RollingMeanMax(10, q.penalties), Tokens(), draws=min(2, q.draws))
 fits = {**{name: fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
 # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
+
+# %% [markdown]
+# The oracle SAEs are read where their latents were put, on the draw whose dense probe they were told.
+
+
+# %%
+def told_answer(place, parts, **how):
+    """Chat SAEs of which so many latents sum up to the dense probe's direction at ``place``."""
+    there = by_place["dense"][place], "0/0", parts, study.labelled, study.prompt_activations, p.layer, places[place]
+    return [controls.oracle(sae, *there, **how) for sae in first]
+
+
+@result
+def parts_named(fitted, oracles):
+    """Of each oracle SAE, how many of the latents that were told the answer its probe names."""
+    named = [row[0]["settings"][row[0]["best"]]["latents"] for row in methods.choices(fitted)]
+    told = [np.flatnonzero(training.load(sae).W_dec.norm(dim=1).numpy() == 0) for sae in oracles]
+    return [len(np.intersect1d(a, b)) for a, b in zip(named, told, strict=True)]
+
+
+oracles = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
+oracles["mean", 1, "nothing cut off"] = told_answer("mean", 1, quantile=0.0)
+oracle = {
+    what: study.fit(study.few(ks=(what[1],)), *study.see(Latents, made, places[what[0]]), draws=1)
+    for what, made in oracles.items()
+}
+oracle_gaps = study.compare(
+    tables.differences,
+    {", ".join(map(str, what)): (by_place["dense"][what[0]], fit) for what, fit in oracle.items()},
+    name="02_oracle",
+).value
+oracle_probes = study.table(
+    {", ".join(map(str, what)): fit for what, fit in oracle.items()}, name="02_oracle_probes", slices=False
+).value
+found_parts = parts_named(oracle["end of turn", 5], oracles["end of turn", 5], name="02_oracle_parts").value
 
 # %%
 probes = study.table(fits, name="02_probes").value
@@ -458,6 +493,9 @@ for name, axis in zip(three, axes.values(), strict=True):
         ms=13,
         mec="white",
     )
+at_oracle = {parts: oracle_probes[f"end of turn, {parts}"]["ood"]["auroc"] for parts in (1, 5)}
+axes["chat SAE"].plot(*zip(*at_oracle.items(), strict=True), "kx", ms=8, mew=2)
+axes["chat SAE"].annotate("oracle", (1, at_oracle[1]), (6, 6), textcoords="offset points", **figures.OVER)
 orange, grey = (figures.look(name)["color"] for name in ("principal components", "untrained"))
 for name, said, colour in (("finetuned SAE", "principal\ncomponents", orange), ("chat SAE", "untrained", grey)):
     axes[name].text(0.97, 0.05, said, transform=axes[name].transAxes, color=colour, ha="right", va="bottom")
@@ -465,8 +503,8 @@ figures.headed(axes["chat SAE"].figure, "From five features on, principal compon
 pages.publish(
     axes["chat SAE"].figure,
     "02_k_sparse",
-    "OOD AUROC of probes on k latents of an SAE and on k principal components; star: all latents. Thin: SAE seeds, or draws; thick: their mean. "
-    "Shaded: the dense probe's 95 % interval, over prompts, seeds and draws.",
+    "OOD AUROC of probes on k latents and on k principal components; star: all latents; cross: SAEs told the answer. Thin: SAE seeds, or draws; "
+    "thick: their mean. Shaded: the dense probe's 95 % interval.",
     alt="Three panels, one an SAE: from k = 5 on the line of principal components lies above that of the SAE's latents, and reaches the dense probe.",
 )
 
@@ -564,34 +602,6 @@ expect(
 # latent cannot be the dense probe, which takes the maximum of every coordinate before it weighs them. Nor at the mean, unless nothing of it is cut
 # off below a threshold: an oracle for that stands beside.
 
-
-# %%
-def told_answer(place, parts, **how):
-    """Chat SAEs of which so many latents sum up to the dense probe's direction at ``place``."""
-    there = by_place["dense"][place], "0/0", parts, study.labelled, study.prompt_activations, p.layer, places[place]
-    return [controls.oracle(sae, *there, **how) for sae in first]
-
-
-@result
-def parts_named(fitted, oracles):
-    """Of each oracle SAE, how many of the latents that were told the answer its probe names."""
-    named = [row[0]["settings"][row[0]["best"]]["latents"] for row in methods.choices(fitted)]
-    told = [np.flatnonzero(training.load(sae).W_dec.norm(dim=1).numpy() == 0) for sae in oracles]
-    return [len(np.intersect1d(a, b)) for a, b in zip(named, told, strict=True)]
-
-
-oracles = {(place, parts): told_answer(place, parts) for place in ("end of turn", "mean") for parts in (1, 5)}
-oracles["mean", 1, "nothing cut off"] = told_answer("mean", 1, quantile=0.0)
-oracle = {
-    what: study.fit(study.few(ks=(what[1],)), *study.see(Latents, made, places[what[0]]), draws=1)
-    for what, made in oracles.items()
-}
-oracle_gaps = study.compare(
-    tables.differences,
-    {", ".join(map(str, what)): (by_place["dense"][what[0]], fit) for what, fit in oracle.items()},
-    name="02_oracle",
-).value
-found_parts = parts_named(oracle["end of turn", 5], oracles["end of turn", 5], name="02_oracle_parts").value
 
 # %% tags=["hide-input"]
 pages.table(
@@ -746,12 +756,13 @@ pages.table(
             method,
             choice["best"],
             f"{(score := choice['scores'][choice['best']])['mean']:.3f}",
+            ", ".join(f"{e['mean']:.3f}" for at, e in choice["scores"].items() if at != choice["best"] and "mean" in e),
             ", ".join(f"{name} ({count})" for name, count in [*score["options"].items()][:3]),
             f"{score['edge']:.0%}",
         )
         for method, choice in choices.items()
     ),
-    ("method", "place", "score", "options most often chosen (runs)", "at an end of its grid"),
+    ("method", "place", "score", "at the other place", "options most often chosen (runs)", "at an end of its grid"),
 )
 
 # %% [markdown]
@@ -1229,23 +1240,32 @@ if all(learnt["clusters"].values()):  # a file with few clusters has none of the
 # %% [markdown]
 # ## Which latents?
 #
-# The latents that the finetuned SAE's chosen probe rests on most, in its first run: how often they fire, which way they point, and in what share of
-# the other seeds' choices a latent of nearly the same decoder direction (cosine of at least .7) comes back.
+# The latents that each SAE's chosen probe weighs most, in its first run: the weight in standard deviations, how often they fire, and in what share of
+# the other seeds' choices (of the first twenty) a latent of nearly the same decoder direction (cosine of at least .7) comes back.
 
 
 # %%
 @result
-def come_back(fitted, saes, least):
-    """Of each latent that the first run of the chosen setting names (twenty at most), in which share of the other seeds' first runs a latent of
-    its direction is named too: rows {latent, back}."""
-    runs, units = methods.choices(fitted), []
-    for row, sae in zip(runs, saes, strict=True):
+def weighed(fitted, view, prompts, harvest, layer):
+    """The latents of the first run's chosen probe, the heaviest first: rows {latent, weight: in standard deviations of the latent on train}."""
+    data, labels = Data(prompts, harvest, layer), examples.Labels.of(examples.read(prompts))
+    chosen = methods.choices(fitted)[0][0]
+    rule, _, c = chosen["settings"][chosen["best"]]["option"].partition(", C=")
+    x, train, k = view.matrix(data, labels), labels.where("train"), int(chosen["best"])
+    which = ByMeanDifference(rule == "standardised").order(x[train], labels.taught[train], k, 0)[:k]
+    (model,) = methods.Few((float(c),)).fit(x[:, which], labels, 0)[""].values()
+    weight = model.direction[:-1] * x[train][:, which].std(0)
+    return [{"latent": int(which[i]), "weight": float(weight[i])} for i in np.argsort(-np.abs(weight))]
+
+
+@result
+def come_back(fitted, saes, latents, least):
+    """Of latents of the first seed's SAE, in which share of the other seeds' first runs one of their direction is among the twenty that come first."""
+    mine, found = training.load(saes[0]).W_dec[torch.tensor(latents)], []
+    for row, sae in zip(methods.choices(fitted)[1:], saes[1:], strict=True):
         named = row[0]["settings"][row[0]["best"]]["latents"]
-        units.append((named, training.load(sae).W_dec[torch.tensor(named)]))
-    (names, mine), *others = units
-    near = [(mine @ theirs.T).max(1).values >= least for _, theirs in others]
-    share = torch.stack(near).float().mean(0) if near else torch.zeros(len(names))
-    return [{"latent": int(latent), "back": float(back)} for latent, back in zip(names, share, strict=True)]
+        found.append((mine @ training.load(sae).W_dec[torch.tensor(named)].T).max(1).values >= least)
+    return torch.stack(found).float().mean(0).tolist() if found else [0.0] * len(latents)
 
 
 @cached
@@ -1256,41 +1276,50 @@ def shown_prompts(out, labelled, count, seed):
     examples.write(out, [inside[i] for i in order])
 
 
-back = come_back(best["k latents, finetuned"], tuple(saes["finetuned"]), 0.7, name="02_come_back").value
 some = shown_prompts(study.labelled, p.debugging.prompts, p.seed)
 turns = sequences.labelled(some, study.lm, "all", 256)
-top = tuple(row["latent"] for row in back[:3])
-shown = cards.cards(
-    some,
-    harvest.harvest(turns, study.lm, (p.layer,)),
-    saes["finetuned"][0],
-    study.lm,
-    p.layer,
-    top,
-    p.debugging.contexts,
-    name="02_cards",
-).value
+read_again = harvest.harvest(turns, study.lm, (p.layer,))
+heaviest, back, shown = {}, {}, {}
+for name in three:
+    fitted, view = best[f"k latents, {name}"], study.see(Latents, saes[name][:1], read_at[name])[0]
+    found = weighed(fitted, view, study.labelled, study.prompt_activations, p.layer, name=f"02_weights_{name}").value
+    heaviest[name] = found[:5]
+    named = tuple(row["latent"] for row in heaviest[name])
+    back[name] = come_back(fitted, tuple(saes[name]), named, 0.7, name=f"02_come_back_{name}").value
+    shown[name] = cards.cards(
+        some, read_again, saes[name][0], study.lm, p.layer, named, p.debugging.contexts, name=f"02_cards_{name}"
+    ).value["latents"]
 pages.table(
     (
-        (latent["latent"], f"{latent['harmful_share']:.0%}", f"{latent['harmless_share']:.0%}", f"{row['back']:.0%}")
-        for latent, row in zip(shown["latents"], back, strict=False)
+        (
+            f"{name}, {row['latent']}",
+            f"{row['weight']:+.1f}",
+            f"{latent['harmful_share']:.0%}",
+            f"{latent['harmless_share']:.0%}",
+            f"{share:.0%}",
+        )
+        for name in three
+        for row, latent, share in zip(heaviest[name], shown[name], back[name], strict=True)
     ),
-    ("latent", "fires on harmful prompts", "on harmless ones", "comes back in other seeds"),
+    ("SAE, latent", "weight", "fires on harmful prompts", "on harmless ones", "comes back in other seeds"),
 )
 
 # %% [markdown]
-# Most come back in no other seed's choice: what a handful of latents means differs from SAE to SAE, and so does how well it transfers.
+# Most come back in no other seed's choice: what a handful of latents means differs from SAE to SAE, and so does how well it transfers. Of each SAE the two
+# heaviest:
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
 
 # %%
+every_share = [share for name in three for share in back[name]]
 expect(
-    sum(row["back"] == 0 for row in back) > len(back) / 2,
-    "more than half of the chosen latents come back in no other seed's choice",
+    np.mean([share == 0 for share in every_share]) > 0.5,
+    "more than half of the heaviest latents come back in no other seed's choice",
 )
-for latent in shown["latents"]:
-    display(pages.card(f"Latent {latent['latent']}", latent["contexts"]))
+for name in three:
+    for latent in shown[name][:2]:
+        display(pages.card(f"{name} SAE, latent {latent['latent']}", latent["contexts"]))
 
 # %% [markdown]
 # ## What we find
