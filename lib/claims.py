@@ -141,7 +141,7 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
     holds, fails = (bool(holding), failing == tested) if test.some else (holding == tested, bool(failing))
     yes, no = ("supported", "not supported") if claim.open else ("reproduced", "not reproduced")
     verdict = UNDECIDED if unmet or not (holds or fails) else yes if holds else no
-    nearest, at_once = (max, holding) if test.some and not unmet else (min, failing)
+    nearest, at_once = (max, holding or failing * fails) if test.some and not unmet else (min, failing)
     decided = nearest(unmet or at_once or short or tested, key=room.__getitem__)
     p = [1.0]
     if verdict != UNDECIDED:

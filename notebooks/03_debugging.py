@@ -46,8 +46,8 @@ pages.banner(profile, overrides)
 # %%
 @cached
 def raw_pair(out, rows, labelled, benign, seed):
-    """HarmBench's prompts, and ``benign`` of the report's chat prompts at most, as their sources have them: nothing matched, nothing cleaned."""
-    ours = {e.base for e in examples.read(labelled) if e.slice == "chat"}
+    """HarmBench's prompts, and ``benign`` of the report's OOD chats at most (of all kinds), in the words of their sources."""
+    ours = {e.base for e in examples.read(labelled) if e.slice == "chat" and e.split == "ood"}
     chat = [record for record in sources.records(rows["benign"]) if f"chat:{record['id']}" in ours]
     drawn = [chat[i] for i in np.random.default_rng(seed).permutation(len(chat))[:benign]]
     both = [("HarmBench", 1, record) for record in sources.records(rows["harmbench"])]
