@@ -15,11 +15,10 @@
 #
 # **In short.** On this small model too, a handful of latents detects harm less well than a probe on the whole residual stream: twenty score .77 to
 # .84 out of distribution, the dense probe .94; and as many principal components, which nobody chose for the task, .95. The place of reading
-# matters. At the end of turn, where the post reads, an SAE's reconstruction loses what transfers too. As a mean over the text, where SAEs lose
-# least, a chat SAE's reconstruction keeps all of it, and a few of its latents still fall as short: there it is the handful that fails, not the dictionary.
-# The method could have found a good latent: an SAE that is told the dense probe's direction as one latent matches it. Told as five, it need not: of those
-# the ranking finds one to four.
-# Of the post's thirteen claims three hold here, six do not, and four stay open.
+# matters. At the end of turn, one of the post's two places, what an SAE rebuilds of the residual stream (its *reconstruction*) loses .13 to .21. As a mean
+# over the text, where SAEs miss least, reconstructions lose nothing that can be seen (chat SAEs) to .06 (IT), and twenty latents still lose .10 to .12:
+# there it is the handful of latents that fails, not the dictionary. One latent that held the answer would have been found, as an SAE shows that was
+# told it. Of the post's thirteen claims three hold here, six do not, and four stay open.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -76,7 +75,7 @@ pages.banner(profile, overrides)
 # %% tags=["hide-input"]
 Markdown(
     f"Model: {'SmolLM2-135M-Instruct' if p.model.name == 'packaged' else p.model.name}. SAEs of {t.latents:,} latents read layer {p.layer}. "
-    f"The end of turn is {q.position} tokens after the user's text. {p.saes.seeds} SAE seeds × {q.draws} draws of train and validation."
+    f"*End of turn* is the template's token that the dense probe reads best, +{q.position} where the first after the user's text is +0. {p.saes.seeds} SAE seeds × {q.draws} draws of train and validation."
 )
 
 # %% [markdown]
@@ -112,7 +111,8 @@ untrained = [
 # latents: those whose means differ most between the two classes. Its rivals see as many principal components, random directions, or
 # random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean, where SAEs lose
 # least (notebook 01). Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is
-# chosen by leaving out one kind of training prompt at a time; OOD prompts choose nothing.
+# chosen by leaving out one kind of training prompt at a time; OOD prompts choose nothing. One exception, fixed beforehand: reconstructions are
+# read where the dense probe is, since they are set against it.
 
 # %%
 two = {"end of turn": q.position, "maximum": "max user"}  # the post's places: claims are decided at one of them
@@ -197,6 +197,7 @@ best |= {
 best |= {f"error, {name}": study.fit(linear, *study.see(Error, saes[name])) for name in three}  # at the end of turn
 best["rolling mean, max"] = study.fit(RollingMeanMax(10, q.penalties), Tokens(), draws=min(2, q.draws))
 fits = {**{name: fit for name, fit in study.baselines.items() if name[:5] != "dense"}, **best}
+fits |= {f"dense, {name}": by_place["dense"][name] for name in places if name != at_dense}
 # yours: fits["layer 16"] = study.fit(linear, Residual(q.position, layer=16))
 
 # %% [markdown]
@@ -311,8 +312,8 @@ trend = study.compare(
 # ## Claim by claim
 #
 # The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
-# (`data/claims.yaml`). A claim holds if every interval lies where the test says, fails if one lies wholly elsewhere, and is otherwise
-# inconclusive at this scale.
+# (`data/claims.yaml`). Unless its row says otherwise, a claim holds if every interval lies where the test says, fails if one lies wholly elsewhere, and
+# is else inconclusive at this scale. In the table † marks verdicts that stand when all rows are taken together (Holm's correction).
 
 
 # %%
@@ -409,8 +410,8 @@ figures.headed(figure, "Of thirteen claims three are reproduced, six are not, fo
 pages.publish(
     figure,
     "02_claims",
-    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, and the post's where it gives one. Green: where by the test, "
-    "fixed beforehand, the interval must lie if the post is right.",
+    "Each claim's deciding number with its 95 % interval, over prompts, seeds and draws, and the post's where it gives one. Green: where by the test "
+    "the interval must lie. Shares below −1 are cut.",
     alt="Forest plot of the post's claims on probing with our numbers, the post's, and verdicts.",
 )
 
@@ -437,8 +438,8 @@ pages.table(
 )
 
 # %% [markdown]
-# At the mean over the text, where SAEs lose least, verdicts on latents are the same and those on reconstructions are not: the chat SAE's keeps what
-# transfers to within .02, and its twenty latents lose a tenth all the same.
+# At the mean over the text, where SAEs miss least, verdicts on latents are the same and those on reconstructions are not: the chat SAE's keeps what
+# transfers to within .02, the finetuned and the IT SAE's lose .02 and .06; twenty latents lose .10 to .12 all the same.
 
 # %%
 low, high = at_mean[0]["dense - reconstruction, chat"]["ood"]["interval"]
@@ -454,12 +455,27 @@ expect(
     ),
     "its twenty latents lose a tenth at either place",
 )
+kept_least, few_at_mean = (
+    [at_mean[0][f"dense - {what}, {name}"]["ood"]["difference"] for name in three] for what in ("reconstruction", "k")
+)
+expect(
+    max(kept_least) < 0.065 and 0.09 < min(few_at_mean) < max(few_at_mean) < 0.125,
+    "at the mean reconstructions lose .06 at most, twenty latents .10 to .12",
+)
+expect(
+    all(
+        by_id["at the mean"][r.id].verdict == r.verdict
+        for r in records
+        if r.id in by_id["at the mean"] and r.id not in ("B7a", "B7b")
+    ),
+    "verdicts on latents are the same at the mean",
+)
 
 # %% [markdown]
 # ## Latents are no better a summary than principal components
 #
 # Each panel is one SAE. Beside its latents stand principal components of the same residual stream, which nobody chose for the task, and in the last panel
-# the two controls.
+# the two controls. Each line is read at its own chosen place: IT latents and the stars at the maximum, the others at the end of turn.
 
 
 # %%
@@ -534,14 +550,15 @@ expect(
 )
 
 # %% [markdown]
-# That was seen after the fact, and is not one of the tests fixed beforehand. TopK, Gated and QF SAEs do no better; at fifty, random directions of the
-# residual stream do better than latents of any of them (appendix). An untrained SAE's latents score less
-# than those of trained ones at twenty, so training gains something. All latents together come to where the dense probe is. A few probes in numbers,
-# each at its own choices; *recall* is the share of harmful prompts found when one harmless prompt in a hundred may be flagged.
+# That was seen after the fact, and is not one of the tests fixed beforehand; the pairs are not tested. No kind of SAE comes near the components. At
+# fifty even random directions of the residual stream have a higher mean (appendix). At twenty an untrained SAE's latents have a lower one than any
+# trained SAE's, at fifty no longer. All latents together, read at the maximum, come near the dense probe at the end of turn. A few probes in numbers, each
+# at its own choices; *recall* is the share of harmful prompts found when one harmless prompt in a hundred may be flagged.
 
 # %% tags=["hide-input"]
 best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[name]["ood"]["auroc"])
-shown = ("sentence embedding", "attention", "dense", best_sae, "bag of words", "surface features")
+shown = ("attention", "sentence embedding", "dense", best_sae, "bag of words", "surface features")
+shown = (*(name for name in probes if name.startswith("dense, ")), *shown)
 set_aside = {"macro": "OOD, mean over kinds", "ood without chat": "OOD without chats", "wider": "wider OOD set"}
 set_aside = {part: said for part, said in set_aside.items() if part in probes["dense"]}
 recall_of = {name: probes[name]["ood"]["recall"] for name in shown}
@@ -566,23 +583,31 @@ pages.table(
 )
 
 # %% [markdown]
-# The sentence embedding (MiniLM) never sees the model, and scores as high as any probe that does. *Surface features* are 33 counts of punctuation,
+# *Attention* weighs the tokens as it learns to. The probes that read the whole text are the best, the dense one among them, though its
+# place was not the one that training prompts chose. The sentence embedding (MiniLM) never sees the model, and is not told apart from the dense probe at the end
+# of turn. The attention probe ranks well and finds few at so strict a threshold. *Surface features* are 33 counts of punctuation,
 # length and case that know no topic: since only harmful prompts are wrapped in jailbreaks they tell validation's classes at .95; OOD at .73,
 # which a single latent hardly exceeds.
 
 # %%
 ranked = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 expect(
-    set(ranked[:2]) == {"attention", "sentence embedding"},
-    "the attention probe and a sentence embedding that never sees the model have the highest OOD AUROC",
+    {"attention", "sentence embedding", "dense, maximum", "dense, mean"} == set(ranked[:4]),
+    "dense probes over the whole text, the attention probe and the sentence embedding are the four best OOD",
 )
+low, high = gaps["dense - sentence embedding"]["ood"]["interval"]
+expect(low < 0 < high, "the dense probe at the end of turn and the sentence embedding cannot be told apart OOD")
 expect(
     abs(probes["surface features"]["val"]["auroc"] - 0.95) < 0.005
     and abs(probes["surface features"]["ood"]["auroc"] - 0.73) < 0.005
     and max(probes[f"single latent, {name}"]["ood"]["auroc"] for name in three) < 0.78,
     "surface features score .95 on validation and .73 OOD, single latents less than .78",
 )
-expect(at("k latents, untrained", q.k_claim)["auroc"] < min(few_ood), "twenty latents of an untrained SAE score less")
+expect(
+    at("k latents, untrained", q.k_claim)["auroc"] < min(few_ood)
+    and at("k latents, untrained", q.ks[-1])["auroc"] > at("k latents, chat", q.ks[-1])["auroc"],
+    "at twenty an untrained SAE's latents have a lower mean than any trained SAE's, at fifty a higher one than the chat SAE's",
+)
 expect(
     all(
         e["auroc"] < at("random directions", k)["auroc"]
@@ -590,7 +615,7 @@ expect(
         for k, e in curve(f"k latents, {name}")
         if k >= 50
     ),
-    "at fifty, random directions do better than latents of any of the SAEs",
+    "at fifty, random directions have a higher mean than latents of any of the SAEs",
 )
 expect(
     all(abs(probes[f"all latents, {name}"]["ood"]["auroc"] - probes["dense"]["ood"]["auroc"]) < 0.05 for name in three),
@@ -613,10 +638,10 @@ pages.table(
 )
 
 # %% [markdown]
-# One latent that is the answer is found, and is the dense probe, at the end of turn and, uncut, at the mean. An answer split over five latents is never
-# found whole at the end of turn: of the five the ranking takes one to four, and for the others latents of the SAE's own. With two or more the probe does
-# as well as the dense one; with one it loses three tenths OOD, of which validation shows a twentieth. So to pick few latents by training prompts
-# is a risk even where the dictionary has the answer.
+# One latent that is the answer is found, and is the dense probe, at the end of turn; at the mean it loses .03 through its threshold, and nothing uncut. An
+# answer split over five latents is never found whole at the end of turn: of the five the ranking takes one to four, and for the others latents of the
+# SAE's own. Four of five SAEs lose nothing; in one, whose ranking finds a single part, .31 is lost OOD and .05 on validation. So picking few latents by
+# training prompts can fail even where the dictionary has the answer.
 
 # %%
 expect(
@@ -627,7 +652,7 @@ of_five = [np.array(oracle_gaps["end of turn, 5"][part]["seeds"])[:, 0] for part
 worst = int(np.argmin(found_parts))
 expect(
     min(found_parts) == 1 and max(found_parts) == 4 and of_five[0][worst] > 0.28 and 0.04 < of_five[1][worst] < 0.06,
-    "told as five latents, one to four of them are found; where it is one, three tenths are lost OOD and a twentieth on validation",
+    "told as five latents, one to four of them are found; where it is one, .31 is lost OOD and .05 on validation",
 )
 expect(np.delete(of_five[0], worst).max() < 0.01, "where two or more are found, nothing is lost OOD")
 
@@ -717,7 +742,7 @@ floors.append(("plain OOD prompts, had it been taught on others of them", f"{hin
 pages.table(floors, ("surface features on", "AUROC"))
 
 # %% [markdown]
-# In distribution style still tells .80 where we aimed at no more. OOD it is not gone, since each kind keeps its form: in hindsight it tells more, but other
+# In distribution style still tells .80, what we aimed at for the most. OOD it is not gone, since each kind keeps its form: in hindsight it tells more, but other
 # things; what plain training prompts teach of it points the wrong way there.
 
 # %%
@@ -850,11 +875,11 @@ axis = figures.forest(
 )
 axis.axvline(0, color="#888888", linewidth=1)
 axis.set_xlabel(f"AUROC lost against residuals (dense probe, paired; OOD: n = {probes['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "At the end of turn reconstructions lose little in distribution, much out of it")
+figures.headed(axis.figure, "At the end of turn reconstructions lose .02 in distribution, .13 to .21 out of it")
 pages.publish(
     axis.figure,
     "02_reconstructions",
-    f"OOD a dense probe loses .13 to .21 on reconstructions, less on what they leave out; of what {q.k_claim} latents rebuild there are two draws only. Bars: "
+    f"OOD a dense probe loses .13 to .21 on reconstructions, in the mean less on what they leave out; of what {q.k_claim} latents rebuild there are two draws only. Bars: "
     "95 %, over prompts and runs.",
     alt="Forest plot: a dense probe's loss on reconstructions, on what chosen latents rebuild, and on errors of three SAEs, small but for OOD.",
 )
@@ -865,7 +890,7 @@ expect(
 )
 expect(
     all(a["ood"]["difference"] > b["ood"]["difference"] for a, b in zip(rebuilt, left_out, strict=True)),
-    "a probe on what an SAE leaves out loses less OOD than one on what it rebuilds",
+    "in the mean a probe on what an SAE leaves out loses less OOD than one on what it rebuilds",
 )
 
 # %% [markdown]
@@ -916,7 +941,7 @@ expect(
 # %% [markdown]
 # ## Is it the SAE, or the place it is read at?
 #
-# The site is one token of the template, right after the user's text. Perhaps SAEs lose there because of the place. So the dense probe and
+# The site is one token of the template after the user's text, here the line break after the turn's end mark. Perhaps SAEs lose there because of the place. So the dense probe and
 # the probe on reconstructions are set side by side at each position after the text, and over the text as mean and maximum. *Lost* is the
 # share of the variance between prompts that reconstructions miss, of the first run's SAE: where it is near one, little is left of how prompts
 # differ, though a probe may still find what it needs.
@@ -959,7 +984,7 @@ left.axvline(0, color="#444444", linewidth=1)
 left.set(xlabel="OOD AUROC lost (paired)", ylabel="tokens after the user's text, or pooled")
 right.barh(range(len(rows)), [read[place]["lost"] for place in labels], height=0.5, color=figures.CONTEXT)
 right.set(xlabel="variance lost", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
-figures.headed(figure, "What reconstructions lose is a matter of place, and little over the text")
+figures.headed(figure, "Over the text reconstructions lose little, at some template tokens a fifth")
 pages.publish(
     figure,
     "02_places",
@@ -1019,19 +1044,19 @@ axis.set_xticks(range(len(token_by_token)), [name.removeprefix("tenth ") for nam
 axis.set(
     xlabel="tenths of the user's text, then tokens of the template (shaded)",
     ylabel=f"OOD AUROC (n = {probes['dense']['ood']['n']:,})",
-    title="The end-of-turn token gathers what the text says; its neighbours do not",
+    title="Two tokens of the template gather what the text says",
 )
 pages.publish(
     figure,
     "02_tokens",
     "OOD AUROC of one direction, the dense probe's over the mean of the text, on single tokens: tenths of the text and template tokens. First run, no "
     "interval.",
-    alt="A line of AUROC over tenths of the user's text, where it falls, and the template's tokens, with a peak at the end of turn.",
+    alt="A line of AUROC over tenths of the user's text, where it falls, and the template's tokens, with peaks at +1 and +5.",
 )
 of_token = {name: entry["auroc"] for name, entry in token_by_token.items()}
 expect(
-    max(of_token, key=of_token.get) == f"+{q.position}" and of_token["tenth 10"] < 0.7,
-    "the direction taught on the mean over the text tells most at the end of turn, and little at the text's own end",
+    sorted(of_token, key=of_token.get)[-2:] == ["+5", f"+{q.position}"] and of_token["tenth 10"] < 0.7,
+    "the direction taught on the mean over the text tells most at +1 and +5, and little at the text's own end",
 )
 
 # %% [markdown]
@@ -1067,7 +1092,7 @@ for name, axis in axes.items():
     axis.axvspan(0, 0.5, **figures.SHADE)
     axis.set(xlim=(-0.06, 1.08), xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
 axes["dense"].text(0.25, 0, "wrong way", rotation=90, ha="center", va="top", color=figures.WARNING)
-figures.headed(axes["dense"].figure, "Few latents and surface features take any jailbreak for harm")
+figures.headed(axes["dense"].figure, "Few latents and surface features take harmless prompts in jailbreaks for harm")
 pages.publish(
     axes["dense"].figure,
     "02_slices",
@@ -1305,8 +1330,8 @@ pages.table(
 )
 
 # %% [markdown]
-# Most come back in no other seed's choice: what a handful of latents means differs from SAE to SAE, and so does how well it transfers. Of each SAE the two
-# heaviest:
+# More than half come back in no other seed's choice. OOD scores of seeds differ as much as that; whether the one is why, was not tested. Some fire on every
+# prompt, and are read by how strongly they do. Of each SAE the two heaviest:
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -1324,17 +1349,18 @@ for name in three:
 # %% [markdown]
 # ## What we find
 #
-# - Twenty latents transfer worse than the dense probe, and than as many principal components (this was seen after the fact), wherever they are read
-#   and whatever the SAE. Which latents training prompts choose differs by seed, and with it what transfers.
-# - At the end of turn reconstructions lose little on validation and a lot OOD. As a mean over the text a chat SAE's keeps all that transfers;
-#   its handful of latents does not. An oracle shows that a single latent with the answer would have been found.
-# - Finetuning on chat makes SAEs that read chats better (notebook 01). For probes on a few latents that is worth nothing that can be seen here.
-# - A few latents take any jailbreak for harm, as counts of punctuation do; dense and attention probes and a sentence embedding do not. Taught on plain
-#   prompts only, the dense probe falls to a coin, and the embedding does not; taught on jailbreaks of both classes, it stays what it was.
+# - Twenty latents of IT, finetuned and chat SAEs transfer worse than the dense probe, in the post's setting and at the mean over the text. Twenty principal
+#   components have a higher mean than latents of any SAE here (seen after the fact).
+# - At the end of turn reconstructions lose .02 on validation, more than our test for "little" allows, and .13 to .21 OOD. At the mean over the text they
+#   lose .06 at most, a chat SAE's nothing that can be seen; its handful of latents loses as much as elsewhere.
+# - Finetuning on chat makes SAEs that read chats better (notebook 01). For probes on few latents that is worth nothing that can be seen here.
+# - A few latents take harmless prompts in jailbreaks for harmful ones, as counts of punctuation do; dense and attention probes and a sentence embedding do
+#   not. Taught on plain prompts only, the dense probe falls to a coin and the embedding to .80. Taught on jailbreaks of both classes, the dense probe
+#   shows no collapse, and the embedding falls to .89.
 #
-# **It means** that here the bottleneck is the handful: few latents, picked by prompts of one distribution, hold what those have in common rather than
-# harm. It does not mean that SAEs hold no direction of harm: all of their latents together do about as well as the residual stream.
-# **What would change our mind**: a rule that picks latents which transfer, without OOD labels (notebook 06 asks what hindsight would gain);
+# **It means** that at the mean over the text the bottleneck is the handful: few latents, picked by prompts of one distribution, hold what those have in
+# common rather than harm. At the end of turn the dictionary loses as much. It does not mean that SAEs hold no direction of harm.
+# **What would change our mind**: a rule that picks latents which transfer, without OOD labels;
 # SAEs that lose less at the end of turn; a larger model, whose features are richer; other harmless prompts than one chat source gives.
 # **Try** `overrides = {"probes.position": 5}`, another place of reading. **Next**: [05](05_quadratic_frequency.ipynb) trains high-frequency
 # latents away, [03](03_debugging.ipynb) asks what latents respond to.
@@ -1343,12 +1369,12 @@ for name in three:
 if {"plain prompts only", "balanced"} <= trained_on.keys():
     on_plain, on_both = (trained_on[what] for what in ("plain prompts only", "balanced"))
     expect(
-        on_plain["dense"]["auroc"] < 0.55 and on_plain["sentence embedding"]["auroc"] > 0.75,
-        "taught on plain prompts only, the dense probe is no better than a coin OOD, and a sentence embedding still good",
+        on_plain["dense"]["auroc"] < 0.55 and abs(on_plain["sentence embedding"]["auroc"] - 0.8) < 0.01,
+        "taught on plain prompts only, the dense probe is no better than a coin OOD, and a sentence embedding at .80",
     )
     expect(
-        abs(on_both["dense"]["auroc"] - trained_on["as it stands"]["dense"]["auroc"]) < 0.03,
-        "taught on jailbreaks of both classes, the dense probe stays what it was",
+        on_both["dense"]["auroc"] > 0.9 and abs(on_both["sentence embedding"]["auroc"] - 0.89) < 0.01,
+        "taught on jailbreaks of both classes, the dense probe shows no collapse, and the embedding falls to .89",
     )
 read_finetuned = fidelity["finetuned"]
 expect(
@@ -1367,7 +1393,7 @@ expect(
 order = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 axis = figures.forest({name: {"validation": probes[name]["val"], "OOD": probes[name]["ood"]} for name in order})
 axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "Validation does not tell which probes transfer")
+figures.headed(axis.figure, "Near one on validation, probes score .80 to .98 out of distribution")
 pages.publish(
     axis.figure,
     "02_probes",
@@ -1381,7 +1407,8 @@ pages.publish(
 #
 # Each base prompt is asked plainly and inside every jailbreak; a rule on the first tokens of the answer says whether the model refuses. The
 # answers are not kept. Small models refuse little, so the log-odds that an answer opens with a refusal stand beside. So a jailbreak is a change of
-# text here, not a way past a refusal; and if probes on large models read that the model is about to refuse, there is little of that to read in this one.
+# text here, not a way past a refusal. Under two role-plays, one of them OOD, the model refuses a third to 70 % of prompts, harmless ones as well: if probes
+# read that it is about to refuse, they read the role-play, not harm.
 
 
 # %% tags=["hide-input"]
@@ -1498,7 +1525,7 @@ for axis, said, lines in zip(axes, ("latents by L1 path", "rivals"), (by_path, r
     axis.legend(loc="lower right", fontsize="small")
 axes[0].set_ylabel("OOD AUROC")
 figure.supxlabel("k, features that a probe may use", fontsize="medium")
-figures.headed(figure, "Fifty random directions do better than fifty latents")
+figures.headed(figure, "Fifty random directions have a higher mean than fifty latents")
 pages.publish(
     figure,
     "02_rivals",
