@@ -98,8 +98,8 @@ pages.table(
 
 # %% [markdown]
 # The template alone helps: IT, on the same text, leaves a fifth less unexplained of chat than pretraining does. The finetuned SAE does as well as
-# the one trained on chat alone, with fewer active latents, though two thirds of its steps were on other text. It pays in latents: a tenth of them
-# no longer fire on chat.
+# the one trained on chat alone, with fewer active latents, though two thirds of its steps were on other text. It pays in latents: an eighth of them
+# fire on neither text.
 
 # %%
 expect(
@@ -107,9 +107,9 @@ expect(
     "the finetuned SAE explains as much of chat as the one from scratch, with fewer active latents",
 )
 expect(
-    0.08 < chat["finetuned"]["dead"] / t.latents < 0.12
+    0.11 < chat["finetuned"]["dead"] / t.latents < 0.13
     and chat["finetuned"]["dead"] > 2 * max(chat[name]["dead"] for name in saes if name != "finetuned"),
-    "a tenth of the finetuned SAE's latents are silent on chat, more than twice as many as of any other",
+    "an eighth of the finetuned SAE's latents are silent on chat, more than twice as many as of any other",
 )
 
 # %% [markdown]
@@ -157,7 +157,7 @@ for axis, field, label in zip(axes, ("reconstruction", "l0"), ("squared error (u
         axis.plot([begun[name] + row["step"] for row in rows], [row[field] for row in rows], label=name, color=colour)
     axis.set(xlabel="step, those before finetuning counted", ylabel=label, yscale="log")
 axes[1].legend()
-figures.headed(figure, "Two thirds of a training may be on other text")
+figures.headed(figure, "Finetuned for a third of the steps, an SAE ends where chat alone does")
 pages.publish(
     figure,
     "01_training_curves",
@@ -230,8 +230,8 @@ expect(
 #
 # Learning rate, warm-up and start are the same for every kind of SAE. Each was varied alone, on chat, for a third of the steps, at several
 # sparsities; FVU is compared at one L0, by interpolation (blank where none was tried on either side), and stands before the number of latents that
-# never fire. The lowest mean over the three kinds wins; of those within a hundredth, the one with fewer silent latents. The report's settings are the
-# first row.
+# never fire. The report's settings, the first row, were fixed before. Three times the rate has the lowest FVU, by less than a
+# hundredth in the mean, and leaves a quarter of the latents silent; four times the warm-up does as well as ours, with fewer silent ones.
 
 # %%
 rate, third = t.learning_rate, {"share": 1 / 3}

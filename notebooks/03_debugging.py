@@ -10,7 +10,8 @@
 # read: look at the text on which one fires. So rank latents by how differently they fire on the two collections, and read the first.
 # [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks), "the post",
 # found shortcuts so, and thought that simpler methods would find them too. Here both are tried on
-# [HarmBench](https://arxiv.org/abs/2402.04249) against first turns of chats, raw: nothing matched, nothing cleaned.
+# [HarmBench](https://arxiv.org/abs/2402.04249) against first turns of chats, in the words of
+# their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -39,7 +40,7 @@ pages.banner(profile, overrides)
 # %% [markdown]
 # ## The comparison
 #
-# The raw pair: HarmBench, and chats that are among the report's prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
+# The pair: HarmBench, and chats that are among the report's OOD prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
 # token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
 
 
@@ -102,9 +103,9 @@ def fires(latent):
 named = {f"“{peak(latent)}”  {latent['latent']}".replace("$", r"\$"): fires(latent) for latent in latents}
 axis = figures.forest(named, "share")
 axis.set(
-    xlabel=f"share of prompts on which the latent fires (n = {found['n']:,})",
+    xlabel=f"share of prompts on which the latent fires (n = {found['harmful']:,} harmful, {found['n'] - found['harmful']:,} harmless)",
     ylabel="latent, and the token it peaks on",
-    title="Three of these latents read “?”, “.” and “I”",
+    title="Latents that peak on “?”, “.” and “I” fire on chats",
 )
 pages.publish(
     axis.figure,
@@ -123,8 +124,8 @@ expect(
 # ## The latents that separate best
 #
 # Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
-# card. The best one peaks on “kidnap” and fires on nine harmful prompts in ten: it reads of harm. Three others read style: the full stop, the
-# question mark, and “Create” at the beginning of an order.
+# card. The best one peaks on “kidnap” and fires on nine harmful prompts in ten: it reads of harm. The others follow style: orders
+# (“Create”), the full stop, the question mark, and verbs in lower case at the beginning.
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -172,13 +173,13 @@ def apart(row):
 
 of_style = [apart(latent) for latent in latents if peak(latent) in {".", "?", "I", "Create"}]
 expect(
-    abs(apart(rival[0]) - max(of_style)) < 0.1 < max(map(apart, latents)) - apart(rival[0]),
+    abs(apart(rival[0]) - max(of_style)) < 0.05 < max(map(apart, latents)) - apart(rival[0]),
     "the best style feature separates about as well as the best latent of style, and worse than that of harm",
 )
 expect(
-    {"capital first letter", "first word is imperative", "ends with punctuation", "first person"}
+    {"contains a question mark", "first word is imperative", "ends with punctuation", "first person"}
     <= {row["feature"] for row in rival[:10]},
-    "the first style features tell of capitals, of orders, of final punctuation and of the first person",
+    "the first style features tell of orders, of final punctuation, of question marks and of the first person",
 )
 
 # %% tags=["hide-input"]

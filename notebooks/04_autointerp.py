@@ -148,7 +148,8 @@ pages.table(shown, ("SAE, latent", "score", "fires on", "strongest patterns"))
 
 # %% [markdown]
 # Is the score a matter of how often a latent fires? The post finds that interpretability falls with frequency. So it does in the JumpReLU SAE: latents
-# that fire on three tokens in a hundred or more are explained worse. The QF SAE has hardly any of them.
+# that fire on three tokens in a hundred or more are explained worse, by .15 in the mean. Below that there is no trend. The QF SAE has hardly any of the
+# frequent ones.
 
 # %%
 FREQUENT = 0.03  # of tokens
@@ -176,8 +177,8 @@ pages.publish(
 )
 (rare, often), (rare_too, often_too) = apart.values()
 expect(
-    len(often) > 0 and often.mean() < rare.mean() - 0.1,
-    "JumpReLU latents that fire on three tokens in a hundred or more score a tenth lower than the others",
+    len(often) > 0 and abs(rare.mean() - often.mean() - 0.15) < 0.02,
+    "JumpReLU latents that fire on three tokens in a hundred or more score .15 lower than the others",
 )
 expect(
     len(often_too) < 0.05 * len(rare_too), "of the QF SAE's sampled latents fewer than one in twenty fire that often"
@@ -196,11 +197,11 @@ Markdown(
 # %% [markdown]
 # ## What we find
 #
-# **We find** that averaged over latents the two SAEs cannot be told apart, and that averaged over firings the QF SAE is explained better: it has few of the
+# **We find** that averaged over latents the two SAEs' intervals overlap, and that averaged over firings the QF SAE is explained better: it has few of the
 # latents that fire often, and those are explained worse.
 #
-# **It means** what the post says of such averages: the one over latents hides what the one over firings shows. It is one SAE of each kind, at one
-# $\lambda$, and an explainer by token; the claim is not tested here yet.
+# **It means** that what the post says of such averages may be so here: the one over latents can hide what the one over firings shows. It is one SAE of
+# each kind, at one $\lambda$ and not at one L0, and an explainer by token; the claim is not tested here yet.
 #
 # **What would change our mind.** Other seeds; SAEs at equal L0, since these share $\lambda$ only. Token patterns cannot express a topic or a tone:
 # a latent that follows one scores low here and might score high with a language model as explainer. Contexts are from the text that the SAEs

@@ -308,9 +308,9 @@ def test_readme_carries_the_committed_headline() -> None:
 def test_slots_of_the_headline_are_numbers_and_an_unknown_one_is_an_error() -> None:
     template = (config.ROOT / "data" / "headline.md").read_text()
     slots = [(slot, form) for _, slot, form, _ in Formatter().parse(template) if slot]
-    assert len(slots) > 3 and all(form == ".3f" or slot == "dense_interval" for slot, form in slots)
+    assert len(slots) > 3 and all(form == ".3f" or slot.endswith("_interval") for slot, form in slots)
     with pytest.raises(KeyError):
-        template.format(dense_interval="", latents={})
+        template.format(dense_interval="", latents_interval="", components={})
 
 
 # the site
