@@ -133,7 +133,7 @@ figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "05_fvu_l0",
-    "FVU against L0 on held-out chat; lower left is better. JumpReLU and QF lie on one curve but at QF's densest, TopK on it where sparse and a little above elsewhere, "
+    "FVU against L0 on held-out chat; lower left is better. JumpReLU and QF lie on one curve, TopK on it where sparse and a little above elsewhere, "
     "Gated above. Bars: 95 %, over texts; one SAE a point.",
     alt="FVU falls with L0. JumpReLU and QF share a curve; TopK joins it at low L0, and Gated lies above.",
 )
