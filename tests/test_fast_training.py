@@ -254,11 +254,11 @@ from lib import store
 from lib.sae import training
 root, last = Path(sys.argv[1]), int(sys.argv[2])
 advance, training.SAVE_SECONDS = training.Trainee.advance, 0.0
-def dies(self, x):
+def dies(self, x, tail=None):
     if self.step == last:
         os.kill(os.getpid(), signal.SIGKILL)
     print(self.sae.name, self.step, flush=True)
-    advance(self, x)
+    advance(self, x, tail)
 training.Trainee.advance = dies
 store.use(store.Store("report", root / "cache", root / "results", None)).ensure(two_of_one_pass())
 """

@@ -225,7 +225,7 @@ def test_planted_dictionary_is_recovered(config: SAEConfig, tmp_path: Path) -> N
     source = write_shard(tmp_path, x)
     sae = make(config, 24)
     sae.initialise(source.gather(np.arange(4000)), torch.Generator().manual_seed(1))
-    section = TrainingSection(latents=64, steps=700, batch=256, learning_rate=5e-3)
+    section = TrainingSection(latents=64, steps=700, batch=256, learning_rate=5e-3, tail_weight=1.0)
     training.fit([training.Trainee(sae, section)], source, seed=0)
     best = (directions @ sae.W_dec.detach().T).max(1).values
     assert float(best.mean()) > 0.95, best
