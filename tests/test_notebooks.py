@@ -44,7 +44,7 @@ def test_an_edit_of_a_source_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "run make report" in found
     source.write_text(text + "\n# %%\n1 + 1\n")
     cells = sum(line.startswith("# %%") for line in text.splitlines())
-    assert f"cell {cells + 1} of the .py differs" in notebooks.differences("01_training", executed)[-1]
+    assert f"cell {cells} of the .py differs" in notebooks.differences("01_training", executed)[-1]
     executed.unlink()
     assert "missing" in notebooks.differences("01_training", executed)[0]
 
