@@ -128,11 +128,11 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     of_report = {p.stem for p in (cold.build / "smoke" / "figures").glob("02_*.png")}
     assert drawn == of_report - {"02_refusals"}
     begun = Counter(e["step"].removeprefix("lib.lm.") for e in events(tmp_path / "build") if e["event"] == "start")
-    assert begun["sequences.text"] == 1 and begun["harvest.harvest"] == 1, (
-        "chat's alone: no SAE sees a prompt that is probed"
-    )
+    assert begun["lib.texts.corpora.documents"] == 1, "chat's alone: no SAE sees a prompt that is probed"
+    # Chat to train on and to evaluate with, IT with its turns' lengths; and of each the residuals, and those of the prompts on cards.
+    assert begun["sequences.text"] == 3 and begun["harvest.harvest"] == 4
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
-    assert table["bag of words"]["ood"]["auroc"] > 0.95 and table["dense"]["ood"]["n"] == 24
+    assert table["bag of words"]["ood"]["auroc"] > 0.9 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
 
 
