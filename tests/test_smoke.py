@@ -132,7 +132,8 @@ def test_notebook_02_takes_anyones_prompts(cold: Run, tmp_path: Path) -> None:
     # Chat to train on and to evaluate with, IT with its turns' lengths; and of each the residuals, and those of the prompts on cards.
     assert begun["sequences.text"] == 3 and begun["harvest.harvest"] == 4
     table = json.loads((build / "results" / "02_probes.json").read_text())["payload"]
-    assert table["bag of words"]["ood"]["auroc"] > 0.9 and table["dense"]["ood"]["n"] == 24
+    words = table["bag of words"]["ood"]  # of two dozen prompts, in two draws
+    assert words["seeds"][0][0] > 0.95 and words["auroc"] > 0.9 and table["dense"]["ood"]["n"] == 24
     assert set(table["dense"]["slices"]) == {"harmful", "harmless"}
 
 
