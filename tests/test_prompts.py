@@ -143,8 +143,8 @@ def test_the_sealed_set_is_of_nothing_else(built: list[Example], empty_store: st
     assert [e for e in sealed if e.split != "ood"] == [e for e in built if e.split != "ood"]
     opened = [e for e in sealed if e.split == "ood"]
     plain = [e for e in opened if e.transform == "plain"]
-    assert {e.source for e in opened} == {"sealed_harmful", "sealed_benign"}
-    assert len(opened) == 7 * len(plain) and Counter(e.label for e in plain) == {1: 43, 0: 112}
+    assert {e.source for e in opened} == {"sealed_harmful", "sealed_questions", "sealed_instructions"}
+    assert len(opened) == 7 * len(plain) and Counter(e.label for e in plain) == {1: 43, 0: 150}
     for kind in prompts.SEALED:
         assert {e.label for e in opened if e.transform == f"sealed {kind}"} == {0, 1}
         assert all("<INSTRUCTION>" not in e.text for e in opened)

@@ -184,23 +184,24 @@ def prompt_set(
 
 def sealed_sources() -> dict[str, Source]:
     """What :func:`sealed_set` adds."""
-    return sources.rows("wheels", "sealed_harmful", "sealed_benign", "sealed_templates")
+    return sources.rows("wheels", "sealed_harmful", "sealed_questions", "sealed_instructions", "sealed_templates")
 
 
 @store.cached
 def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], seed: int) -> None:
-    """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are those of a collection used nowhere else: harmful and
-    harmless bases, plain and through six jailbreaks each (SPEC 9.3). No choice reads it: it is opened by notebook 06, once.
+    """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are of a collection used nowhere else (SPEC 9.3): harmful instructions,
+    harmless questions and instructions on investing, plain and through six jailbreaks. No choice reads it: notebook 06 opens it, once.
 
     In distribution it is ``prompts`` as they are. Bases that are neighbours of any of its prompts, OOD ones too, are left out.
     """
     known = examples_read(prompts)
     inside = [e for e in known if e.split != "ood"]
-    bases = [*_bases(rows["sealed_harmful"], 1, "sealed harmful"), *_bases(rows["sealed_benign"], 0, "sealed benign")]
+    bases = _bases(rows["sealed_harmful"], 1, "sealed harmful")
+    for name, english in (("questions", 100), ("instructions", 50)):  # what follows is in other languages
+        bases += _bases(rows[f"sealed_{name}"], 0, f"sealed {name}")[:english]
     near = {at for _, at in leaks([e.text for e in known if e.transform == "plain"], [b.text for b in bases])}
     bases = [base for number, base in enumerate(bases) if number not in near]
-    first = max(e.group for e in known) + 1
-    groups = first + clusters([base.text for base in bases])
+    groups = max(e.group for e in known) + 1 + clusters([base.text for base in bases])
     said = {r["kind"]: r["text"] for r in reversed(sources.records(rows["sealed_templates"]))}
     found = []
     for base, group in zip(bases, groups.tolist(), strict=True):
