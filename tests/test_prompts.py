@@ -139,7 +139,7 @@ def test_the_sealed_set_is_of_nothing_else(built: list[Example], empty_store: st
     def known(out: Path) -> None:
         write(out, built)
 
-    sealed = read(prompts.sealed_set(known(), prompts.sealed_sources(), 0))
+    sealed = read(prompts.sealed_set(known(), prompts.sealed_sources()))
     assert [e for e in sealed if e.split != "ood"] == [e for e in built if e.split != "ood"]
     opened = [e for e in sealed if e.split == "ood"]
     plain = [e for e in opened if e.transform == "plain"]

@@ -188,17 +188,17 @@ def sealed_sources() -> dict[str, Source]:
 
 
 @store.cached
-def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], seed: int) -> None:
+def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], most: int = 0) -> None:
     """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are of a collection used nowhere else (SPEC 9.3): harmful instructions,
-    harmless questions and instructions on investing, plain and through six jailbreaks. No choice reads it: notebook 06 opens it, once.
+    harmless questions and instructions on investing, ``most`` of each if told, plain and through six jailbreaks. No choice reads it.
 
     In distribution it is ``prompts`` as they are. Bases that are neighbours of any of its prompts, OOD ones too, are left out.
     """
     known = examples_read(prompts)
     inside = [e for e in known if e.split != "ood"]
-    bases = _bases(rows["sealed_harmful"], 1, "sealed harmful")
+    bases = _bases(rows["sealed_harmful"], 1, "sealed harmful")[: most or None]
     for name, english in (("questions", 100), ("instructions", 50)):  # what follows is in other languages
-        bases += _bases(rows[f"sealed_{name}"], 0, f"sealed {name}")[:english]
+        bases += _bases(rows[f"sealed_{name}"], 0, f"sealed {name}")[: min(english, most or english)]
     near = {at for _, at in leaks([e.text for e in known if e.transform == "plain"], [b.text for b in bases])}
     bases = [base for number, base in enumerate(bases) if number not in near]
     groups = max(e.group for e in known) + 1 + clusters([base.text for base in bases])

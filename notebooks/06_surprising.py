@@ -1,0 +1,1085 @@
+# %% [markdown]
+# # 06 · Is it surprising that SAEs did not work?
+#
+# Notebook [02](02_probing.ipynb) taught detectors (*probes*) to tell harmful requests from harmless ones, and tested them on other requests and
+# other jailbreaks: *out of distribution* (OOD). A probe on the model's *residual stream*, all its numbers at once (*dense*), kept working. A probe
+# on twenty *latents* of a *sparse autoencoder* (SAE), the few active numbers into which an SAE rewrites the residual stream, did so less well. Why?
+# [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks), "the post", name four
+# explanations, and say that their data cannot tell them apart:
+#
+# - **H1** "Harmful intent" is no simple function of a few latents, but a sum of many.
+# - **H2** Latents are not clean: none stands for a concept as a dense direction does.
+# - **H3** Directions are missing: the SAE's dictionary does not have harm at all.
+# - **H4** Spurious latents are as good as true ones on the training prompts, so the wrong ones are chosen.
+#
+# A ladder tells them apart. Its lowest rung is twenty latents chosen and weighed on training prompts, its highest the dense probe; from rung to rung
+# one thing is given to the probe. In between it is given *hindsight*: it is taught on prompts of every kind, OOD ones too, and tested on others of
+# them (no *cluster* of near-duplicates is on both sides). What hindsight gains was lost by choosing under shift (H4). What all latents then gain over
+# twenty was lost by sparsity (H1). What the dense probe gains over all latents is what the dictionary lacks (H3). The score is the AUROC: the chance
+# that a harmful prompt ranks above a harmless one; one is perfect, a half is a coin.
+#
+# **In short.** TO BE WRITTEN
+
+# %% tags=["parameters"]
+profile = "report"  # smoke, report, gpu or paper: see lib/config.py
+frozen = False  # True: read committed results only, compute nothing
+overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.k_claim": 10}
+
+# %% tags=["hide-input"]
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from scipy.stats import rankdata
+from sklearn.linear_model import orthogonal_mp
+from sklearn.metrics import f1_score, precision_recall_curve
+from transformers import AutoModelForCausalLM
+
+from lib import claims, figures, pages, stats
+from lib.config import ModelSection
+from lib.lm import activations, harvest, model
+from lib.pages import expect
+from lib.probes import methods, tables
+from lib.probes.changes import Balanced, Change, Fewer, LeftOut, Mislabelled
+from lib.probes.methods import (
+    AtRandom,
+    ByL1Path,
+    ByMeanDifference,
+    Logistic,
+    PrincipalComponents,
+    RandomDirections,
+    Rule,
+    SingleLatent,
+)
+from lib.probes.tables import NOTHING
+from lib.probes.views import Data, Latents, Reconstruction, Residual, kept
+from lib.sae import controls, training
+from lib.sae.variants import make
+from lib.store import Artifact, cached, result
+from lib.study import Study, open_study
+from lib.texts import examples, prompts, style
+from lib.texts.examples import Labels, TooFew
+
+study = open_study(profile, overrides, frozen)
+p, q = study.profile, study.profile.probes
+pages.banner(profile, overrides)
+
+# %% [markdown]
+# ## Hindsight
+#
+# OOD prompts are dealt by cluster into folds. In each draw one fold stays OOD and is scored; the next joins validation, where settings are chosen;
+# the others join the training prompts. So each OOD prompt is scored once, by a probe that has seen its kind but nothing of its cluster. A *change*
+# of your own to a prompt set is a class of one method, as these are.
+
+
+# %%
+def dealt(labels, among, folds, run, others):
+    """[n] str: the splits of the prompts ``among`` [n] bool, dealt by cluster: one fold is "ood", the next "val", the rest "train"."""
+    groups = np.unique(labels.group[among])
+    number = np.random.default_rng(0).permutation(len(groups)) % folds
+    fold = (number[np.searchsorted(groups, labels.group).clip(max=len(groups) - 1)] - run) % folds
+    return np.where(among, np.where(fold == 0, "ood", np.where(fold == 1, "val", "train")), others)
+
+
+@dataclass(frozen=True)
+class Hindsight(Change):
+    """As if the post's OOD prompts had been seen. As many draws as ``folds`` score each once. What shares a cluster with them, of the wider set, is
+    left out. All transforms count as one, so that settings are chosen on validation as it is: no shift is left to choose for. A table of
+    such a fit, and of what it is compared with, is given the same change."""
+
+    folds: int = 5
+
+    def apply(self, labels, texts, run):
+        ood = labels.where("ood")
+        split = dealt(labels, ood, self.folds, run, np.where(labels.split == "ood", "", labels.split))
+        return replace(labels, split=split, transform=np.full_like(labels.transform, "plain")).checked()
+
+
+# %% [markdown]
+# Two more ways to come by twenty latents. *Across kinds* wants more than a difference of class means: every kind of harmful prompt on one side of
+# every kind of harmless ones. It can be asked of training prompts alone, or in hindsight. *As* takes the latents of another probe, so that latents
+# and their weights can be told apart.
+
+
+# %%
+@dataclass(frozen=True)
+class AcrossKinds(Rule):
+    """The columns in which the mean of every kind (slice) of harmful prompt lies beyond that of every harmless kind, by the gap between them in
+    standard deviations; after them those whose kinds overlap least."""
+
+    name = "across kinds"
+
+    def columns(self, x, labels, ks, run):
+        train, y = labels.where("train"), labels.taught
+        means = {}
+        for kind in np.unique(labels.slice[train]):
+            for side in (0, 1):
+                here = train & (labels.slice == kind) & (y == side)
+                if here.any():
+                    means.setdefault(side, []).append(x[here].mean(0))
+        harmful, harmless = np.array(means[1]), np.array(means[0])
+        gap = np.maximum(harmful.min(0) - harmless.max(0), harmless.min(0) - harmful.max(0))
+        deviation = x[train].std(0)
+        gap = np.where(deviation > 0, gap / np.where(deviation > 0, deviation, 1), -np.inf)
+        order = np.argsort(-gap, kind="stable")
+        yield from ((k, x[:, order[:k]], order[:k]) for k in ks if k <= len(order))
+
+
+@dataclass(frozen=True)
+class As(Rule):
+    """The columns, at most twenty, that another fit has in the same run."""
+
+    other: Artifact
+
+    def columns(self, x, labels, ks, run):
+        settings = methods.choices(self.other)[run // 1000][run % 1000]["settings"]
+        for k in ks:
+            which = np.array(settings[str(k)]["latents"][:k])
+            yield k, x[:, which], which
+
+
+# %% [markdown]
+# ## The ladder
+#
+# Read at the mean over the user's text, where SAEs lose least of how prompts differ (notebook 01), and, as in the post, at the end of turn. The IT SAE
+# has read encyclopaedia text in the chat template, the *finetuned* one goes on from it to chats, the *chat* SAE has read chats only.
+
+# %%
+seen, k = Hindsight(max(3, q.draws)), q.k_claim
+saes, three = study.saes, ("IT", "finetuned", "chat")
+places = {"mean over the text": "mean user", "end of turn": q.position}
+few, linear = study.few(), study.linear
+every_rule = (ByMeanDifference(), ByMeanDifference(standardised=True), AcrossKinds(), ByL1Path())
+wide = Logistic(
+    (1e-4, *q.penalties[:-1])
+)  # on so many columns the strongest penalties matter, ridges cost most of the time
+rungs = {}
+for where, at in places.items():
+    dense_seen = study.fit(linear, Residual(at), change=seen)
+    for name in three:
+        view = study.see(Latents, saes[name][: p.saes.fewer_seeds], at)
+        taught = study.fit(few, *study.see(Latents, saes[name], at))  # of notebook 02
+        best = study.fit(study.few(*every_rule), *view, change=seen)
+        rungs[where, name] = {
+            "20 latents": (taught, str(k)),
+            "chosen across kinds": (study.fit(study.few(AcrossKinds(), ks=(k,)), *view), str(k)),
+            "first ones, weights in hindsight": (
+                study.fit(study.few(As(taught), ks=(k,)), *view, change=seen),
+                str(k),
+            ),
+            "20 latents in hindsight": (best, str(k)),
+            "all latents in hindsight": study.fit(wide, *view, change=seen),
+            "dense in hindsight": dense_seen,
+        }
+beside = {  # not rungs: what hindsight gives the latents but not their weights; and the same without hindsight
+    where: {
+        **{
+            f"latents in hindsight, {name}": (
+                study.fit(
+                    study.few(As(of["20 latents in hindsight"][0]), ks=(k,)),
+                    *study.see(Latents, saes[name][: p.saes.fewer_seeds], at),
+                ),
+                str(k),
+            )
+            for name in three
+            for of in [rungs[where, name]]
+        },
+        "dense": study.fit(linear, Residual(at)),
+        "principal components": (study.fit(study.few(PrincipalComponents()), Residual(at)), str(k)),
+        "principal components in hindsight": study.fit(study.few(PrincipalComponents()), Residual(at), change=seen),
+        "random directions in hindsight": study.fit(study.few(RandomDirections()), Residual(at), change=seen),
+    }
+    for where, at in places.items()
+}
+
+# %%
+named = {f"{where}, {name}, {rung}": fit for (where, name), of in rungs.items() for rung, fit in of.items()}
+named |= {f"{where}, {name}": fit for where, of in beside.items() for name, fit in of.items()}
+ladder = study.table(named, name="06_ladder", slices=False, splits=("val", "ood"), change=seen).value
+steps = {
+    "weights": ("first ones, weights in hindsight", "20 latents"),
+    "latents": ("20 latents in hindsight", "first ones, weights in hindsight"),
+    "choice": ("20 latents in hindsight", "20 latents"),
+    "across kinds": ("chosen across kinds", "20 latents"),
+    "sparsity": ("all latents in hindsight", "20 latents in hindsight"),
+    "dictionary": ("dense in hindsight", "all latents in hindsight"),
+}
+lost = study.compare(
+    tables.differences,
+    {
+        f"{where}, {name}, {step}": (of[high], of[low])
+        for (where, name), of in rungs.items()
+        for step, (high, low) in steps.items()
+    },
+    name="06_steps",
+    change=seen,
+).value
+
+
+def rung(name, what, where="mean over the text"):
+    """The OOD entry of a rung, or of what stands beside the ladder."""
+    return ladder[f"{where}, {name}, {what}" if name else f"{where}, {what}"]["ood"]
+
+
+def step(name, what, where="mean over the text"):
+    """The OOD entry of a step between rungs."""
+    return lost[f"{where}, {name}, {what}"]["ood"]
+
+
+# %%
+axes = figures.panels([f"{name} SAE" for name in three], x="OOD AUROC, in five folds by cluster", height=3.0)
+shown = [*rungs["mean over the text", "chat"]]
+for name, axis in zip(three, axes.values(), strict=True):
+    entries = [rung(name, what) for what in shown]
+    axis.plot([e["auroc"] for e in entries], range(len(shown)), color=figures.CONTEXT, linewidth=1, zorder=0)
+    figures.forest({what: {f"{name} SAE": e} for what, e in zip(shown, entries, strict=True)}, axis=axis)
+figures.headed(axis.figure, "LADDER TITLE")
+pages.publish(
+    axis.figure,
+    "06_ladder",
+    "The ladder at the mean over the text: from twenty latents taught on training prompts (top) to the dense probe in hindsight (bottom). Dots: SAE "
+    "seeds, of the dense probe draws; bars: 95 %, over prompts and runs.",
+    alt="Three panels, one an SAE: the score of each rung of the ladder, from twenty latents at the top to the dense probe at the bottom.",
+)
+
+# %%
+told = {"choice": "choice under shift (H4)", "sparsity": "sparsity (H1)", "dictionary": "the dictionary (H3)"}
+figure, pair = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.0), sharey=True)
+for where, axis in zip(places, pair, strict=True):
+    rows = {said: {name: step(name, what, where) for name in three} for what, said in told.items()}
+    figures.forest(rows, "difference", axis).set_title(where)
+    axis.axvline(0, color=figures.CONTEXT, linewidth=1)
+    axis.axvline(0.02, color=figures.CONTEXT, linewidth=1, linestyle=":")
+    axis.set_xlabel("OOD AUROC lost (paired)")
+figure.legend(*pair[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+figures.headed(figure, "STEPS TITLE")
+pages.publish(
+    figure,
+    "06_steps",
+    "What each step of the ladder loses, by SAE. Dots: SAE seeds; bars: 95 %, over prompts and runs; dotted: what counts as close in this report's claims.",
+    alt="Forest plot of three steps at two places of reading: choice under shift, sparsity, the dictionary.",
+)
+
+# %% [markdown]
+# ## H4: which latents do training prompts choose?
+#
+# Twenty latents of the first chat SAE, as its probe chose them in its first draw: the AUROC of each by itself on every kind of prompt, set against plain
+# prompts of the other class, in the direction that it has on training prompts.
+
+
+# %%
+@result
+def fates(data_of, fitted, views, k):
+    """Of the twenty latents of each seed's first probe, rows {seed, latent, train, ood: AUROC in the direction that training prompts give; by_kind: AUROC
+    on each kind, in distribution and out of it; style, r: the surface feature that it goes with most on training prompts, and their correlation}."""
+    data = Data(*data_of)
+    labels = Labels.of(examples.read(data.prompts))
+    train, ood = labels.where("train"), labels.where("ood")
+    x = style.matrix(data.texts)[train]
+    x = (x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1)
+    found = []
+    for seed, view in enumerate(views):
+        run = methods.choices(fitted)[seed][0]
+        which = np.array(run["settings"][str(k)]["latents"][:k])
+        f = view.matrix(data, labels)[:, which]
+        known = stats.column_aurocs(f[train], labels.y[train])
+        f = np.where(known >= 0.5, f, -f)
+        by_kind = {}
+        for side, inside in (("in", train), ("out", ood)):
+            for kind in np.unique(labels.slice[inside]):
+                here = inside & (labels.slice == kind)
+                other = inside & (labels.transform == "plain") & (labels.y != labels.y[here][0])
+                if len(np.unique(labels.y[here])) == 1 and other.any():
+                    by_kind[f"{side}, {kind}"] = stats.column_aurocs(f[here | other], labels.y[here | other])
+        out, z = stats.column_aurocs(f[ood], labels.y[ood]), f[train]
+        r = x.T @ (z - z.mean(0)) / len(z) / np.where(z.std(0) > 0, z.std(0), 1)
+        for at, latent in enumerate(which.tolist()):
+            most = int(np.abs(r[:, at]).argmax())
+            found.append(
+                {"seed": seed, "latent": latent, "train": max(known[at], 1 - known[at]), "ood": out[at]}
+                | {"style": style.FEATURES[most], "r": abs(r[most, at])}
+                | {"by_kind": {kind: values[at] for kind, values in by_kind.items()}}
+            )
+    return found
+
+
+at = places["mean over the text"]
+of_prompts = study.labelled, study.prompt_activations, p.layer
+views = {name: study.see(Latents, saes[name][: p.saes.fewer_seeds], at) for name in three}
+fate = {
+    (name, what): fates(
+        of_prompts,
+        rungs["mean over the text", name][row][0],
+        views[name],
+        k,
+        name=f"06_fates_{name}_{what.replace(' ', '_')}",
+    ).value
+    for name in three
+    for what, row in {"by training prompts": "20 latents", "in hindsight": "20 latents in hindsight"}.items()
+}
+
+# %%
+every_prompt = examples.read(study.labelled)
+mine = [row for row in fate["chat", "by training prompts"] if row["seed"] == 0]
+mine.sort(key=lambda row: -row["ood"])
+of_harm = {e.slice for e in every_prompt if e.label == 1}
+kinds = sorted(mine[0]["by_kind"], key=lambda kind: (kind[:2] != "in", kind.partition(", ")[2] not in of_harm))
+grid = np.array([[row["by_kind"][kind] for kind in kinds] for row in mine])
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 4.6))
+picture = axis.imshow(grid, vmin=0, vmax=1, cmap="RdBu", aspect="auto")
+border = sum(kind.startswith("in,") for kind in kinds) - 0.5
+axis.axvline(border, color="black", linewidth=2)
+axis.set_xticks(
+    range(len(kinds)), [kind.partition(", ")[2] for kind in kinds], rotation=60, ha="right", fontsize="small"
+)
+axis.set_yticks(range(len(mine)), [f"{row['latent']}" for row in mine], fontsize="small")
+axis.set(ylabel="latent of the first chat SAE", xlabel="kind of prompt: training, and right of the line OOD")
+figure.colorbar(picture, label="AUROC on the kind (a half: a coin)")
+figures.headed(figure, "FATES TITLE")
+pages.publish(
+    figure,
+    "06_fates",
+    "Each latent alone, on each kind of prompt against plain prompts of the other class, in the direction of training prompts. Blue: right; red: wrong way "
+    "round. First seed and draw.",
+    alt="A grid of twenty latents by kinds of prompt: blue on training kinds, and on OOD kinds a mixture of blue, white and red.",
+)
+
+# %% [markdown]
+# Over all seeds: what becomes of the chosen latents OOD, and how many go with a count of punctuation, length or case on training prompts (a correlation
+# of at least a half with one of 33). *Hindsight* chooses others; on training prompts they look as good, or nearly.
+
+
+# %%
+def shares(rows):
+    """What becomes of latents: shares that hold, vanish or turn round OOD, share that goes with style, and medians."""
+    out = np.array([row["ood"] for row in rows])
+    return {
+        "holds": np.mean(out >= 0.55),
+        "vanishes": np.mean((out < 0.55) & (out > 0.45)),
+        "turns": np.mean(out <= 0.45),
+        "style": np.mean([row["r"] >= 0.5 for row in rows]),
+        "train": np.median([row["train"] for row in rows]),
+        "ood": np.median(out),
+    }
+
+
+fate_of = {of: shares(rows) for of, rows in fate.items()}
+pages.table(
+    (
+        (
+            f"{name}, {what}",
+            *(pages.share(row[key]) for key in ("vanishes", "turns", "style")),
+            *tuple(f"{row[key]:.2f}" for key in ("train", "ood")),
+        )
+        for (name, what), row in fate_of.items()
+    ),
+    ("20 latents of, chosen", "vanish OOD", "turn round OOD", "go with style", "median AUROC, train", "OOD"),
+)
+
+# %% [markdown]
+# Would it help to drop those? A view of your own is a class of one method: this one blanks the latents that go with a surface feature on training
+# prompts before twenty are chosen.
+
+
+# %%
+@dataclass(frozen=True)
+class Unstyled(Latents):
+    """An SAE's latents [n, M], of which those are 0 whose correlation with a surface feature on train prompts is a half or more."""
+
+    learns = True
+
+    def matrix(self, data, labels):
+        f, train = Latents(self.place, self.layer, self.sae, self.pooled).matrix(data, labels), labels.where("train")
+        x, z = style.matrix(data.texts)[train], f[train]
+        x, z = ((a - a.mean(0)) / np.where(a.std(0) > 0, a.std(0), 1) for a in (x, z))
+        return np.where(np.abs(x.T @ z / len(x)).max(0) < 0.5, f, 0)
+
+
+short = study.few(ks=(k,))
+pruned = {
+    name: study.fit(short, *study.see(Unstyled, saes[name][: p.saes.level_seeds], at), draws=min(2, q.draws))
+    for name in three
+}
+prunes = study.compare(
+    tables.differences,
+    {name: (fit, rungs["mean over the text", name]["20 latents"]) for name, fit in pruned.items()},
+    name="06_pruned",
+).value
+pages.table(
+    (
+        (name, pages.interval(e["val"], "difference"), pages.interval(e["ood"], "difference"))
+        for name, e in prunes.items()
+    ),
+    ("20 latents, without those that go with style, less 20 latents", "validation", "OOD"),
+)
+
+# %% [markdown]
+# ## H1: how many latents does it take?
+#
+# Everything here is in hindsight, so nothing is lost by shift: what k latents lack is what the concept is too wide for.
+
+# %%
+sizes = {
+    f"{name} SAE": [
+        (size, (rungs["mean over the text", name]["20 latents in hindsight"][0], str(size))) for size in q.ks
+    ]
+    for name in ("finetuned", "chat")
+}
+rival = beside["mean over the text"]
+for name in ("principal components", "random directions"):
+    sizes[name] = [(size, (rival[f"{name} in hindsight"], str(size))) for size in q.ks]
+by_k = study.table(
+    {f"{name}, k={size}": pick for name, line in sizes.items() for size, pick in line},
+    name="06_by_k",
+    slices=False,
+    splits=("val", "ood"),
+    change=seen,
+).value
+lines = {
+    name: [(size, by_k[f"{name}, k={size}"]["ood"]) for size, _ in line if "ood" in by_k[f"{name}, k={size}"]]
+    for name, line in sizes.items()
+}
+axis = figures.curves(lines, ticks=q.ks)
+axis.axhline(rung("chat", "dense in hindsight")["auroc"], color=figures.look("dense")["color"], linewidth=1.2)
+axis.set(xlabel="k, features that a probe may use, chosen in hindsight", ylabel="OOD AUROC, in five folds")
+figures.name_ends(axis)
+figures.headed(axis.figure, "BY K TITLE")
+pages.publish(
+    axis.figure,
+    "06_by_k",
+    "Probes on k features in hindsight at the mean over the text: latents by the best of four rules, the first k principal components, random directions. "
+    "Thin: runs; thick: their mean; line: dense probe.",
+    alt="OOD AUROC in hindsight against k: four rising curves under the dense probe's line.",
+)
+
+# %% [markdown]
+# ## H3: what does the dictionary lack?
+#
+# Two looks. First, probes in hindsight on what an SAE rebuilds of the residual stream and on what it leaves out.
+
+
+# %%
+@dataclass(frozen=True)
+class LeftOver(Latents):
+    """What an SAE leaves out [n, d] of the residual stream, as a mean over the text."""
+
+    def matrix(self, data, labels):
+        rebuilt = Reconstruction(self.place, self.layer, self.sae, self.pooled)
+        return Residual(self.place, self.layer).matrix(data, labels) - rebuilt.matrix(data, labels)
+
+
+halves = {
+    f"{what}, {name}": study.fit(linear, *study.see(kind, saes[name][: p.saes.level_seeds], at), change=seen)
+    for what, kind in {"reconstruction": Reconstruction, "left over": LeftOver}.items()
+    for name in three
+}
+split_up = study.table(halves, name="06_left_over", slices=False, splits=("val", "ood"), change=seen).value
+pages.table(
+    (
+        (name, *(pages.interval(split_up[f"{what}, {name}"]["ood"]) for what in ("reconstruction", "left over")))
+        for name in three
+    ),
+    ("SAE", "in hindsight, OOD AUROC on what it rebuilds", "on what it leaves out"),
+)
+
+# %% [markdown]
+# Both: harm is written many times over in 576 numbers, and an SAE that misses a sixth of them misses nothing that is nowhere else.
+#
+# Second, can a few of the dictionary's directions write the *direction of harm*, how residuals move as the dense probe's score rises? Orthogonal matching
+# pursuit ([Pati et al. 1993](https://doi.org/10.1109/ACSSC.1993.342465)) takes one decoder row after the other. Beside it the same for directions drawn at
+# random with the covariance of the residuals, and from the rows of an untrained SAE.
+
+
+# %%
+@result
+def expressed(data_of, fitted, place, dictionaries, counts, targets, seed):
+    """Share of a direction's squared length that so many decoder rows write: {SAE: {harm: [seeds][counts], random: [seeds][counts], means over ``targets``
+    random directions}}. Harm is the covariance of residuals times the weights of a dense probe's first run (Haufe et al. 2014)."""
+    data = Data(*data_of)
+    labels = Labels.of(examples.read(data.prompts))
+    x = Residual(place).matrix(data, labels)[labels.where("train") | labels.where("val") | labels.where("ood")]
+    x -= x.mean(0)
+    weight = load_file(fitted.path / "directions.safetensors")["0/0"][:-1]
+    noise = np.random.default_rng(seed).normal(size=(targets, len(x)))
+    wanted = np.concatenate([(x @ weight)[None] @ x, noise @ x])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = {}
+    for name, several in dictionaries.items():
+        found[name] = {"harm": [], "random": []}
+        for sae in several:
+            rows = training.load(sae).W_dec.numpy().astype(np.float64)
+            rows = rows[np.linalg.norm(rows, axis=1) > 0]
+            shares = []
+            for each in wanted:
+                path = orthogonal_mp(rows.T, each, n_nonzero_coefs=max(counts), return_path=True).T
+                left = [each - path[min(count, len(path)) - 1] @ rows for count in counts]
+                shares.append([1 - float(rest @ rest) for rest in left])
+            found[name]["harm"].append(shares[0])
+            found[name]["random"].append(np.mean(shares[1:], axis=0).tolist())
+    return found
+
+
+first = saes["chat"][: p.saes.fewer_seeds]
+untrained = [controls.untrained(sae, *of_prompts, run) for run, sae in enumerate(first)]
+some = slice(p.saes.level_seeds)
+written = expressed(
+    of_prompts,
+    rungs["mean over the text", "chat"]["dense in hindsight"],
+    at,
+    {"finetuned": tuple(saes["finetuned"][some]), "chat": tuple(first[some]), "untrained": tuple(untrained[some])},
+    q.ks,
+    20,
+    p.seed,
+    name="06_expressed",
+).value
+axes = figures.panels(
+    ["direction of harm", "random directions"], columns=2, x="decoder rows", y="share of its square", height=3.0
+)
+for axis, what in zip(axes.values(), ("harm", "random"), strict=True):
+    for name, of in written.items():
+        colour = figures.look(name)["color"]
+        axis.plot(q.ks, np.transpose(of[what]), color=colour, linewidth=0.8, alpha=0.5)
+        axis.plot(
+            q.ks, np.mean(of[what], 0), color=colour, label=f"{name} SAE", **{"marker": figures.look(name)["marker"]}
+        )
+    axis.set_xscale("log")
+    axis.set_xticks(q.ks, [f"{size}" for size in q.ks])
+    axis.minorticks_off()
+axes["direction of harm"].legend(fontsize="small")
+figures.headed(axis.figure, "EXPRESSED TITLE")
+pages.publish(
+    axis.figure,
+    "06_expressed",
+    "Share of a direction that k decoder rows write, by matching pursuit: of harm at the mean over the text, and of random directions with the residuals' "
+    "covariance. Thin: SAE seeds.",
+    alt="Two panels of curves: share of the direction of harm and of random directions that k decoder rows express, for three SAEs.",
+)
+
+# %% [markdown]
+# ## H2: do latents hold concepts cleanly?
+#
+# Concepts that are known since we put them there: which jailbreak or errand a prompt is in, which collection it is from, whether it asks a question. For
+# each, the latent that is best on other clusters against a dense probe taught on the same. *Topics* of harm are told by words in the prompt: weak
+# labels, shown beside and not counted.
+
+
+# %%
+@dataclass(frozen=True)
+class Concept(Change):
+    """A concept in place of harm, its prompts dealt by cluster (:func:`dealt`): a transform against all others; of plain prompts a source, or a form or (of
+    harmful ones) a topic that a regular expression tells."""
+
+    by: str = ""
+    value: str = ""
+    folds: int = 5
+
+    def apply(self, labels, texts, run):
+        plain = (labels.mix != "balanced") & (labels.transform == "plain")
+        among = {"transform": labels.mix == "post", "topic": plain & (labels.y == 1)}.get(self.by, plain)
+        if self.by in ("transform", "source"):
+            y = (getattr(labels, self.by) == self.value).astype(int)
+        else:
+            y = np.array([re.search(self.value, text.lower()) is not None for text in texts]).astype(int)
+        same = {"transform": np.full_like(labels.transform, "plain"), "mix": np.full_like(labels.mix, "post")}
+        split = dealt(labels, among, self.folds, run, np.full_like(labels.split, ""))
+        return replace(labels, y=y, taught=y, split=split, **same).checked()
+
+
+topics = {
+    "computers": "hack|malware|phish|password|ransomware|spyware|software|network|computer",
+    "weapons": "bomb|explosive|weapon|gun|firearm|grenade",
+    "drugs": "drug|meth|cocaine|heroin|narcotic|steroid",
+    "money": "money|fraud|bank|credit card|tax|scam|counterfeit|insider",
+}
+concepts = {e.transform: ("transform", e.transform) for e in every_prompt if e.transform != "plain" and e.mix == "post"}
+concepts |= {e.source: ("source", e.source) for e in every_prompt if e.source and e.mix != "balanced"}
+concepts["question"] = ("form", "^(how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will) ")
+concepts |= {name: ("topic", words) for name, words in topics.items()}
+concepts = {name: Concept(by=by, value=value, folds=seen.folds) for name, (by, value) in concepts.items()}
+
+
+@result
+def held(labelled, fits, changes, known, pairs):
+    """{concepts: {concept: {probe: {auroc, f1}}}, gaps: {pair: difference of AUROC, mean over the ``known`` concepts}} of probes {concept: {probe: fit}}. F1 is
+    at the threshold that is best on validation. A concept with too few prompts is left out."""
+    rows = examples.read(labelled)
+    labels, texts = Labels.of(rows), [e.text for e in rows]
+    names, group = np.unique(labels.group, return_inverse=True)
+    found, moved = {}, {}
+    for concept, probes in fits.items():
+        try:
+            scores = {name: methods.scores(fit) for name, fit in probes.items()}
+            runs = [changes[concept].apply(labels.drawn(d), texts, d) for d in range(len(scores[pairs[0][0]][0]))]
+        except TooFew:
+            continue
+        found[concept], moved[concept] = {}, {}
+        for name, score in scores.items():
+            values, pulls, f1 = np.zeros(score.shape[:2]), np.zeros((*score.shape[:2], len(names))), []
+            for seed, draw in np.ndindex(*score.shape[:2]):
+                run, s = runs[draw], score[seed, draw]
+                out, val = run.where("ood"), run.where("val")
+                values[seed, draw], pulls[seed, draw] = stats.influences(run.y[out], s[out], group[out], len(names))
+                precision, recall, cuts = precision_recall_curve(run.y[val], s[val])
+                best = np.argmax(2 * precision * recall / np.maximum(precision + recall, 1e-9))
+                f1.append(f1_score(run.y[out], s[out] >= cuts[min(best, len(cuts) - 1)]))
+            found[concept][name] = {"auroc": values.mean(), "f1": np.mean(f1), "seeds": values}
+            moved[concept][name] = values, pulls
+        found[concept]["clusters"] = min(
+            len(np.unique(np.concatenate([run.group[run.where("ood") & (run.y == side)] for run in runs])))
+            for side in (0, 1)
+        )
+    gaps, here = {}, [name for name in known if name in found]
+    for high, low in pairs:
+        means = [[np.mean([moved[c][name][part] for c in here], axis=0) for name in (high, low)] for part in (0, 1)]
+        values, pulls = (np.array(np.broadcast_arrays(*both)) for both in means)
+        fewest = min(found[c]["clusters"] for c in here)
+        told = stats.summary(values, pulls, fewest, (-2.0, 2.0), (1, -1))
+        gaps[f"{high} - {low}"] = {"difference": told.pop("mean"), "seeds": values[0] - values[1], **told}
+    return {"concepts": found, "gaps": gaps}
+
+
+one = SingleLatent()
+latents_of = {name: study.see(Latents, saes[name][some], at) for name in ("finetuned", "chat")}
+latents_of["untrained"] = study.see(Latents, untrained[some], at)
+clean = held(
+    study.labelled,
+    {
+        name: {"dense": study.fit(linear, Residual(at), change=change)}
+        | {f"latent, {of}": study.fit(one, *view, change=change) for of, view in latents_of.items()}
+        for name, change in concepts.items()
+    },
+    concepts,
+    [name for name, change in concepts.items() if change.by != "topic"],
+    [("dense", f"latent, {of}") for of in latents_of],
+    name="06_concepts",
+).value
+
+# %%
+of_concept = clean["concepts"]
+order = sorted(of_concept, key=lambda name: (concepts[name].by == "topic", -of_concept[name]["latent, chat"]["auroc"]))
+figure, (left, right) = plt.subplots(1, 2, figsize=(figures.WIDTH, 0.24 * len(order) + 1.4), sharey=True)
+for axis, value in ((left, "auroc"), (right, "f1")):
+    for who in ("dense", "latent, finetuned", "latent, chat", "latent, untrained"):
+        told = figures.look(who.removeprefix("latent, "))
+        axis.plot(
+            [of_concept[name][who][value] for name in order], range(len(order)), linestyle="none", label=who, **told
+        )
+    axis.axhline(sum(concepts[name].by != "topic" for name in order) - 0.5, color=figures.CONTEXT, linewidth=1)
+left.set_yticks(range(len(order)), order, fontsize="small")
+left.set(xlabel="AUROC", ylim=(len(order) - 0.5, -0.5))
+right.set_xlabel("F1")
+figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(figure, "CONCEPTS TITLE")
+pages.publish(
+    figure,
+    "06_concepts",
+    "Best single latent and dense probe for concepts known by construction and, below the line, topics told by words. On held-out clusters, means over "
+    "three SAE seeds and five folds; no intervals.",
+    alt="Dots of AUROC and F1 by concept, for a dense probe, the best latents of two SAEs and of an untrained one.",
+)
+
+# %% [markdown]
+# ## Controls with known answers
+#
+# **N1.** An *oracle* SAE, one of whose latents, or the sum of five, is the dense probe's own direction (notebook 02). A method that cannot use it could not
+# use a perfect SAE. **N2.** SAEs that cannot have learnt features of the model ([Korznikov et al. 2026](https://arxiv.org/abs/2602.14111),
+# [Heap et al. 2025](https://arxiv.org/abs/2501.17727)): untrained; trained with a decoder, or an encoder, that stays as it was drawn; and trained on a model whose
+# blocks have their weights dealt out at random, each matrix within itself, while its embeddings stay, so that words can still be told apart.
+
+
+# %%
+@cached
+def half_trained(out, config, source, layer, section, seed, stays):
+    """Step: an SAE of which ``stays``, "W_dec" or "W_enc", keeps its random start; everything else is as in :func:`lib.sae.training.train`."""
+    read = activations.read(source, layer, seed)
+    sae = make(config, read.width)
+    sae.initialise(training.sample(read, seed), torch.Generator().manual_seed(seed))
+    getattr(sae, stays).requires_grad_(False)
+    trainee = training.Trainee(sae, section)
+    training.fit([trainee], read, seed)
+    if trainee.error is not None:
+        raise trainee.error
+    training.save(trainee.sae, trainee.log, out)
+
+
+@cached
+def permuted(out, lm, seed):
+    """Step: a model as a folder, the weights of its blocks dealt out within each matrix."""
+    noise, rng = (
+        AutoModelForCausalLM.from_pretrained(model.folder(lm), revision=lm.pin),
+        torch.Generator().manual_seed(seed),
+    )
+    for name, weight in noise.named_parameters():
+        if "layers." in name and weight.dim() > 1:
+            weight.data = (
+                weight.data.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight).contiguous()
+            )
+    noise.save_pretrained(out, safe_serialization=True)
+    model.tokenizer(lm).save_pretrained(out)
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A model that a step made, as harvests are given one: equal to what :func:`lib.lm.model.pinned` says of its folder."""
+
+    made: Artifact
+    device: str
+
+    @property
+    def section(self):
+        return ModelSection(name=str(self.made.path), device=self.device)
+
+    @property
+    def pin(self):
+        return model.pinned(self.section).pin
+
+    def __eq__(self, other):
+        return (self.section, self.pin) == (other.section, other.pin)
+
+    def __hash__(self):
+        return hash(self.made.key)
+
+
+class OfNoise(Study):
+    """The same recipes on residuals of the permuted model."""
+
+    @cached_property
+    def noise(self):
+        return Folder(permuted(self.lm, self.profile.seed), self.profile.model.device)
+
+    @cached_property
+    def prompt_activations(self):
+        return harvest.harvest_prompts(self.conversations, self.noise, (self.profile.layer,), self.profile.layer)
+
+    def activations(self, corpus, part):
+        return harvest.harvest(self.text(corpus, part), self.noise, (self.profile.layer,))
+
+
+noise, runs = OfNoise(p), range(p.saes.level_seeds)
+chats, jumprelu = study.activations("chat", "train"), study.jumprelu()
+nulls = {"untrained": untrained}
+nulls |= {
+    said: [half_trained(jumprelu, chats, p.layer, p.training, p.seed + run, stays) for run in runs]
+    for said, stays in {"frozen decoder": "W_dec", "frozen encoder": "W_enc"}.items()
+}
+of_noise = [noise.train("chat", jumprelu, run=run) for run in runs]
+early = [study.train("chat", jumprelu, run=run, share=1 / 8) for run in runs]
+
+# %% [markdown]
+# **N3.** If reconstruction were the matter, SAEs that lose less should make better probes. *Lost* is the share of the variance between prompts that reconstructions
+# miss. A series: chat SAEs of an eighth of the steps and of all; the pretraining SAE, which has read other text; every other kind of notebook 02.
+
+# %%
+told_answer = {
+    (where, parts): [
+        controls.oracle(
+            sae,
+            study.fit(linear, Residual(spot)),
+            "0/0",
+            parts,
+            *of_prompts,
+            spot,
+            **({"quantile": 0.0} if where != "end of turn" else {}),
+        )
+        for sae in first
+    ]
+    for where, spot in places.items()
+    for parts in ((1, 5) if where == "end of turn" else (1,))
+}
+oracle_gaps = study.compare(
+    tables.differences,
+    {
+        f"{where}, {parts}": (
+            study.fit(linear, Residual(places[where])),
+            study.fit(study.few(ks=(parts,)), *study.see(Latents, made, places[where]), draws=1),
+        )
+        for (where, parts), made in told_answer.items()
+    },
+    name="06_oracle",
+).value
+at_twenty = {name: (study.fit(few, *study.see(Latents, made, at)), str(k)) for name, made in saes.items()}
+at_twenty |= {name: (study.fit(few, *study.see(Latents, made, at)), str(k)) for name, made in nulls.items()}
+at_twenty["permuted model"] = (noise.fit(few, *noise.see(Latents, of_noise, at)), str(k))
+at_twenty["random latents"] = (study.fit(study.few(AtRandom()), *study.see(Latents, first, at)), str(k))
+at_twenty["early chat"] = (study.fit(few, *study.see(Latents, early, at)), str(k))
+at_twenty |= {name: rival[name] for name in ("principal components", "dense")}
+at_twenty["dense, permuted model"] = noise.fit(linear, Residual(at))
+twenty = study.table(at_twenty, name="06_twenty", slices=False).value
+null_names = ("untrained", "frozen decoder", "frozen encoder", "permuted model", "random latents")
+less = study.compare(
+    tables.differences,
+    {name: (at_twenty["chat"], at_twenty[name]) for name in (*null_names, "early chat", "pretraining")},
+    name="06_less",
+).value
+every_sae = {name: made[some] for name, made in saes.items()} | {name: made[some] for name, made in nulls.items()}
+every_sae["early chat"] = early
+looked = {
+    f"{name}, {run}": {"mean": study.see(Latents, [sae], at)[0]}
+    for name, made in every_sae.items()
+    for run, sae in enumerate(made)
+}
+fidelity = kept(*of_prompts, looked, name="06_fidelity").value
+
+# %%
+shown = ["dense", "principal components", "chat", "finetuned", *null_names, "dense, permuted model"]
+axis = figures.forest({name: {"validation": twenty[name]["val"], "OOD": twenty[name]["ood"]} for name in shown})
+axis.set_xlabel(f"AUROC (OOD: n = {twenty['dense']['ood']['n']:,})")
+figures.headed(axis.figure, "NULLS TITLE")
+pages.publish(
+    axis.figure,
+    "06_nulls",
+    "Twenty latents of trained SAEs and of nulls, twenty principal components, the dense probe, at the mean over the text, taught on training prompts. Bars: 95 %, "
+    "over prompts and runs.",
+    alt="Forest plot of validation and OOD AUROC of trained SAEs, null SAEs, principal components and dense probes.",
+)
+
+# %%
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 3.4))
+points = []
+for number, name in enumerate(every_sae):
+    told = figures.look(name, number)
+    y = np.mean(twenty[name]["ood"]["seeds"], axis=1)
+    x = [fidelity[f"{name}, {run}"]["mean"]["lost"] for run in range(len(every_sae[name]))]
+    axis.plot(x, y[: len(x)], linestyle="none", label=name, alpha=0.85, **told)
+    points += [(a, b, name) for a, b in zip(x, y, strict=False)]
+axis.axhline(twenty["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linewidth=1.2)
+axis.set(xlabel="lost: share of the variance between prompts that the SAE misses", ylabel="OOD AUROC, 20 latents")
+figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+figures.headed(figure, "LOST TITLE")
+pages.publish(
+    figure,
+    "06_lost",
+    "Twenty latents' OOD score against what the SAE loses between prompts, at the mean over the text; a dot is an SAE seed, its mean over draws. Line: dense "
+    "probe.",
+    alt="Scatter of OOD AUROC of twenty latents against the share of variance lost, for ten kinds of SAE.",
+)
+
+# %% [markdown]
+# ## Does the finding survive?
+#
+# Other designs, each with every method at the mean over the text. *Leave out*: of plain prompts alone, one collection of each class is held out, and the
+# probe is taught on the others. *Balanced*: harmless prompts go through jailbreaks and errands too. *Few* and *wrong* labels: where
+# [Kantamneni et al. 2025](https://arxiv.org/abs/2502.16681) looked for SAEs to win. *Sealed*: a collection that no choice has seen, harmful instructions
+# against questions and instructions on investing, plain and through six jailbreaks, opened here. Its classes differ in topic, and questions in form.
+
+
+# %%
+class Sealed(Study):
+    """The same recipes, with the sealed prompts in place of OOD ones."""
+
+    @cached_property
+    def labelled(self):
+        return prompts.sealed_set(self.prompts, prompts.sealed_sources(), p.prompts.ood_harmful_bases // 4)
+
+
+@dataclass(frozen=True)
+class Without(Change):
+    """OOD prompts without those of a source."""
+
+    source: str = ""
+
+    def apply(self, labels, texts, run):
+        gone = (labels.split == "ood") & (labels.source == self.source)
+        return replace(labels, split=np.where(gone, "", labels.split)).checked()
+
+
+def contenders(of):
+    """{method: (probe, views)} with the recipes of a study."""
+    return {
+        "dense": (linear, (Residual(at),)),
+        "chat SAE, 20 latents": (short, of.see(Latents, first[some], at)),
+        "finetuned SAE, 20 latents": (short, of.see(Latents, saes["finetuned"][some], at)),
+        "all latents, chat SAE": (wide, of.see(Latents, first[some], at)),
+        "principal components": (study.few(PrincipalComponents(), ks=(k,)), (Residual(at),)),
+        "sentence embedding": (linear, (of.embedding,)),
+    }
+
+
+designs = {"as in the post": (study, NOTHING, NOTHING, "ood")}
+if not q.data:  # the others are about the report's own prompts
+    pairs = [("harmbench", "chat"), ("advbench", "overrefusal"), ("do_not_answer", "sensitive_benign")]
+    for harmful, benign in (*pairs, ("refusal_pairs", "refusal_pairs")):
+        change = LeftOut(harmful=harmful, benign=benign)
+        designs[f"leave out {harmful}, {benign}"] = (study, change, change, "ood")
+    designs["balanced, post's mix"] = (study, Balanced(), NOTHING, "ood")
+    designs["balanced, balanced mix"] = (study, Balanced(), NOTHING, "balanced")
+designs["64 clusters to learn from"] = (study, Fewer(64.0), NOTHING, "ood")
+designs["a fifth of labels wrong"] = (study, Mislabelled(0.2), NOTHING, "ood")
+if not q.data:
+    sealed = Sealed(p)
+    designs["sealed"] = (sealed, NOTHING, NOTHING, "ood")
+    designs["sealed, instructions only"] = (sealed, NOTHING, Without(source="sealed_questions"), "ood")
+under, order_of = {}, {}
+for number, (name, (of, taught_on, scored, part)) in enumerate(designs.items()):
+    fits = {who: of.fit(probe, *view, change=taught_on) for who, (probe, view) in contenders(of).items()}
+    told = of.table(fits, name=f"06_design_{number}", slices=False, change=scored).value
+    under[name] = {who: entry[part] for who, entry in told.items() if part in entry}
+    order_of[name] = (
+        of.compare(
+            tables.differences,
+            {"": (fits["dense"], fits["chat SAE, 20 latents"])},
+            name=f"06_order_{number}",
+            change=scored,
+        )
+        .value[""]
+        .get(part)
+    )
+
+# %%
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.62 * len(under) + 1.5))
+figures.forest(under, axis=axis).set_xlabel("AUROC on the prompts of the row")
+axis.axvline(0.5, color=figures.CONTEXT, linewidth=1, linestyle=":")
+figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(figure, "DESIGNS TITLE")
+pages.publish(
+    figure,
+    "06_designs",
+    "Six methods under other designs, at the mean over the text. Dots: SAE seeds, else draws; bars: 95 %, over prompts and runs; dotted: a coin.",
+    alt="Forest plot of six methods under nine designs.",
+)
+
+# %% [markdown]
+# ## Noise, or a shift?
+#
+# The post tells two losses apart: *noise*, from train to validation, and *spurious correlation*, from validation to OOD. Here for probes taught on training prompts,
+# at the mean over the text.
+
+# %%
+noisy = {
+    "dense": rival["dense"],
+    "principal components, 20": rival["principal components"],
+    "chat SAE, 20 latents": at_twenty["chat"],
+    "chat SAE, all latents": study.fit(wide, *views["chat"]),
+    "finetuned SAE, 20 latents": at_twenty["finetuned"],
+    "finetuned SAE, all latents": study.fit(wide, *views["finetuned"]),
+}
+fits_at = study.table(noisy, name="06_noise", slices=False, splits=("train", "val", "ood")).value
+pages.table(
+    (
+        (
+            name,
+            *(f"{a['auroc'] - b['auroc']:+.3f}" for a, b in ((e["train"], e["val"]), (e["val"], e["ood"]))),
+            f"{e['ood']['auroc']:.3f}",
+        )
+        for name, e in fits_at.items()
+    ),
+    ("probe", "train − validation (noise)", "validation − OOD (shift)", "OOD"),
+)
+
+# %% [markdown]
+# ## Do latents see what the dense probe misses?
+#
+# Latents could be of use beside a dense probe, if they erred on other prompts. *In common*: of the tenth of each class that one probe ranks worst OOD, the
+# share that is also in the other's worst tenth; by chance a tenth. And a probe that sees both.
+
+
+# %%
+@dataclass(frozen=True)
+class Both(Latents):
+    """The residual stream, and beside it the ``k`` latents whose class means differ most between train prompts [n, d + k]."""
+
+    learns = True
+    k: int = 20
+
+    def matrix(self, data, labels):
+        f, train = Latents(self.place, self.layer, self.sae, self.pooled).matrix(data, labels), labels.where("train")
+        which = ByMeanDifference().order(f[train], labels.taught[train], self.k, 0)[: self.k]
+        return np.hstack([Residual(self.place, self.layer).matrix(data, labels), f[:, which]])
+
+
+@result
+def in_common(labelled, pairs, worst):
+    """Share of the OOD prompts that one of two probes ranks ``worst`` in their class and the other does too: first seed; of one probe with itself, two draws."""
+    labels, found = Labels.of(examples.read(labelled)), {}
+    for name, (a, b) in pairs.items():
+        first, second = methods.scores(*a)[0], methods.scores(*b)[0]
+        scores, shared = (first[0], second[-1] if a == b else second[0]), []
+        for side in (0, 1):
+            here = np.flatnonzero(labels.where("ood") & (labels.y == side))
+            count = round(worst * len(here))
+            bad = [
+                set(here[rankdata((1 - 2 * side) * score[here], method="ordinal") > len(here) - count])
+                for score in scores
+            ]
+            shared.append(len(bad[0] & bad[1]) / count)
+        found[name] = {"harmless": shared[0], "harmful": shared[1]}
+    return found
+
+
+both = {
+    name: study.fit(
+        linear, *(Both(at, sae=v.sae, pooled=v.pooled, k=k) for v in views[name][some]), draws=min(2, q.draws)
+    )
+    for name in ("finetuned", "chat")
+}
+joined = study.compare(
+    tables.differences, {name: (fit, rival["dense"]) for name, fit in both.items()}, name="06_both"
+).value
+dense_fit, components = (rival["dense"], None), rival["principal components"]
+common = in_common(
+    study.labelled,
+    {
+        "dense probe, in another draw": (dense_fit, dense_fit),
+        "20 principal components": (dense_fit, components),
+        "20 latents, finetuned": (dense_fit, at_twenty["finetuned"]),
+        "20 latents, chat": (dense_fit, at_twenty["chat"]),
+    },
+    0.1,
+    name="06_in_common",
+).value
+pages.table(
+    (
+        (
+            name,
+            *(pages.share(e[side]) for side in ("harmful", "harmless")),
+            pages.interval(joined[of]["ood"], "difference") if (of := name.rpartition(", ")[2]) in joined else "",
+        )
+        for name, e in common.items()
+    ),
+    ("dense probe and", "in common, harmful", "harmless", "gained by seeing both, OOD AUROC"),
+)
+
+# %% [markdown]
+# ## Claim by claim
+#
+# Each explanation and each control has a test that was written down before these numbers were seen (`data/claims.yaml`, rows H and N, with what was known). An
+# explanation is *supported* here if what it says is lost is lost by more than .02, over the whole interval, by finetuned and chat SAEs both.
+
+# %%
+counted = twenty["dense"]["ood"]["n"]
+pair = ("finetuned", "chat")
+parts = {
+    "H1": {name: step(name, "sparsity") for name in pair},
+    "H2": {name: clean["gaps"][f"dense - latent, {name}"] for name in pair},
+    "H3": {name: step(name, "dictionary") for name in pair},
+    "H4": {name: step(name, "choice") for name in pair},
+    "N1": {name: e["ood"] for name, e in oracle_gaps.items()},
+    "N2": {name: less[name]["ood"] for name in null_names},
+    "N3": {name: less[name]["ood"] for name in ("early chat", "pretraining")},
+    "N4": {name: entry for name, entry in order_of.items() if name.startswith("leave out") and entry},
+    "N5": {name: entry for name, entry in order_of.items() if name.startswith("balanced") and entry},
+}
+drawn_in = dict(
+    zip(("H1", "H2", "H3", "H4", "N1"), ("06_ladder", "06_concepts", "06_ladder", "06_ladder", "06_nulls"), strict=True)
+)
+drawn_in |= {"N2": "06_nulls", "N3": "06_lost", "N4": "06_designs", "N5": "06_designs"}
+records = [
+    claims.judge(name, of, drawn_in[name], n=counted, seeds=min(len(e["seeds"]) for e in of.values()))
+    for name, of in parts.items()
+    if of
+]
+claims.filed(records, claims.fixed(), name="06_claims").value
+expect(
+    {record.id for record in records} == {c.id for c in claims.ledger().values() if c.notebook == "06_surprising"},
+    "every row of the ledger that is this notebook's is judged",
+)
+pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
+# %% [markdown]
+# ## What we find
+#
+# TO BE WRITTEN
