@@ -149,7 +149,7 @@ class As(Rule):
 # has read encyclopaedia text in the chat template, the *finetuned* one goes on from it to chats, the *chat* SAE has read chats only.
 
 # %%
-seen, k = Hindsight(max(3, q.draws)), q.k_claim
+seen, k = Hindsight(folds=max(3, q.draws)), q.k_claim
 saes, three = study.saes, ("IT", "finetuned", "chat")
 places = {"mean over the text": "mean user", "end of turn": q.position}
 few, linear = study.few(), study.linear

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +38,26 @@ def definitions(code: CodeType) -> list[str]:
     return [f"{module}.{code.co_qualname}"]
 
 
+def named_outside(thing: Any, seen: list[Any]) -> Iterator[Any]:
+    """What of lib a class or function of a notebook's cells names, itself or by others of these cells."""
+    scope = vars(sys.modules[thing.__module__])
+    seen.append(thing)
+    for base, *rest in keys.uses(ast.parse(textwrap.dedent(inspect.getsource(thing))).body):
+        value = scope.get(base)
+        while inspect.ismodule(value) and rest:
+            value = getattr(value, rest.pop(0), None)
+        if str(getattr(value, "__module__", "")).startswith("lib."):
+            yield value
+        elif getattr(value, "__module__", "") == thing.__module__ and value not in seen:
+            yield from named_outside(value, seen)
+
+
 def reach(artifact: store.Artifact) -> set[str]:
     """The definitions of lib that the key of an artifact follows."""
     things = [artifact.function, *(type(part) for part in parts_of(artifact.arguments))]
     things += [part for part in parts_of(artifact.arguments) if callable(part)]
+    own = [thing for thing in things if str(getattr(thing, "__module__", "")).startswith("notebook_")]
+    things += [value for thing in own for value in named_outside(thing, [])]
     named = [(str(t.__module__), t.__qualname__.split(".")[0]) for t in things if hasattr(t, "__qualname__")]
     return {name for target in named for name in keys.reached(*target)}
 
