@@ -93,7 +93,7 @@ expect(abs(at_mean["dense - k, chat"]["ood"]["difference"] - 0.1) < 0.02, "its t
 # protocol. † marks verdicts that stand when all rows are taken together (Holm's correction).
 
 # %% tags=["hide-input"]
-records = [claims.Record(**record) for name in ("02_claims",) for record in filed(name)["records"]]
+records = [claims.Record(**record) for name in ("02_claims", "06_claims") for record in filed(name)["records"]]
 claims.filed(records, claims.fixed(), name="claims").value
 verdicts = {"reproduced": "#009E73", "supported": "#009E73", "not reproduced": "#D55E00", "not supported": "#D55E00"}
 groups = {}
@@ -131,7 +131,7 @@ expect(
 )
 
 # %% tags=["hide-input"]
-pages.table(claims.rows(records), ("", "claim (O: open in the post)", "what decided", "verdict"))
+pages.table(claims.rows(records), ("", "claim (O, H, N: ours)", "what decided", "verdict"))
 
 # %% [markdown]
 # Claims on training, data set debugging, autointerp and frequency are not tested yet.
@@ -142,6 +142,7 @@ pages.table(claims.rows(records), ("", "claim (O: open in the post)", "what deci
 # | --- | --- |
 # | [01 · Training chat SAEs](01_training.ipynb) | What does finetuning on chat do to an SAE? |
 # | [02 · Probing](02_probing.ipynb) | Do SAE latents beat a dense probe out of distribution? |
+# | [06 · Is it surprising?](06_surprising.ipynb), read after 02 | Why do a few latents fall short: shift, sparsity, or the dictionary? |
 # | [03 · Debugging a data set](03_debugging.ipynb) | Do latents reveal the shortcuts in a data set? |
 # | [04 · Autointerp](04_autointerp.ipynb) | Does weighting by firing frequency change who is interpretable? |
 # | [05 · Quadratic-frequency penalty](05_quadratic_frequency.ipynb) | Can high-frequency latents be trained away, and at what cost? |

@@ -1362,7 +1362,7 @@ for name in three:
 # common rather than harm. At the end of turn the dictionary loses as much. It does not mean that SAEs hold no direction of harm.
 # **What would change our mind**: a rule that picks latents which transfer, without OOD labels;
 # SAEs that lose less at the end of turn; a larger model, whose features are richer; other harmless prompts than one chat source gives.
-# **Try** `overrides = {"probes.position": 5}`, another place of reading. **Next**: [05](05_quadratic_frequency.ipynb) trains high-frequency
+# **Try** `overrides = {"probes.position": 5}`, another place of reading. **Next**: [06](06_surprising.ipynb) asks why a handful of latents falls short, [05](05_quadratic_frequency.ipynb) trains high-frequency
 # latents away, [03](03_debugging.ipynb) asks what latents respond to.
 
 # %%

@@ -23,7 +23,7 @@ from lib.report import notebooks
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
 
 
-FIGURES = 20
+FIGURES = 29
 
 # Five lines in a notebook, nothing in lib.
 BASELINE = """
