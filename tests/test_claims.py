@@ -30,6 +30,15 @@ ALIKE: dict[str, dict[str, float]] = {  # parts of a run that agrees with the po
     "B8": {"dense": 0.0, "latents": 0.0},
     "O2": {"OOD": 0.0},
     "O6": {"OOD": 0.01},
+    "H1": {"finetuned": 0.05, "chat": 0.05},
+    "H2": {"finetuned": 0.05, "chat": 0.05},
+    "H3": {"finetuned": 0.05, "chat": 0.05},
+    "H4": {"finetuned": 0.1, "chat": 0.1},
+    "N1": {"end of turn, 1": 0.0, "end of turn, 5": 0.002},
+    "N2": {"untrained": 0.05, "frozen decoder": 0.05},
+    "N3": {"early chat": 0.05, "pretraining": 0.05},
+    "N4": {"leave out a": 0.05, "leave out b": 0.05},
+    "N5": {"balanced": 0.05},
 }
 BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one part
     ("B1", {"OOD": 0.9}),
@@ -49,6 +58,15 @@ BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one
     ("B8", {"latents": -0.1}),
     ("O2", {"OOD": -0.1}),
     ("O6", {"OOD": -0.1}),
+    ("H1", {"chat": 0.01}),
+    ("H2", {"finetuned": 0.0}),
+    ("H3", {"chat": -0.01}),
+    ("H4", {"finetuned": 0.015}),
+    ("N1", {"end of turn, 5": 0.03}),
+    ("N2", {"frozen decoder": -0.01}),
+    ("N3", {"pretraining": -0.01}),
+    ("N4", {"leave out b": -0.01}),
+    ("N5", {"balanced": -0.01}),
 ]
 
 
@@ -66,7 +84,7 @@ def judge(id_: str, half: float = 0.001, **changes: float) -> claims.Record:
 def test_a_run_like_the_posts_reproduces_all() -> None:
     assert list(claims.ledger()) == list(ALIKE)
     for id_ in ALIKE:
-        assert judge(id_).verdict == ("supported" if id_[0] == "O" else "reproduced")
+        assert judge(id_).verdict == ("supported" if id_[0] in "OHN" else "reproduced")
 
 
 def test_wide_intervals_decide_nothing() -> None:
@@ -76,7 +94,7 @@ def test_wide_intervals_decide_nothing() -> None:
 @pytest.mark.parametrize(("id_", "changes"), BOTH_WAYS)
 def test_each_claim_can_fail_and_names_the_part(id_: str, changes: dict[str, float]) -> None:
     record = judge(id_, **changes)
-    assert record.verdict == ("not supported" if id_[0] == "O" else "not reproduced")
+    assert record.verdict == ("not supported" if id_[0] in "OHN" else "not reproduced")
     ((part, value),) = changes.items()
     assert (record.decided_by, record.value) == (part, value)
     assert record.interval == pytest.approx((value - 0.001, value + 0.001))
