@@ -84,14 +84,14 @@ def table(
 
 def _parts(runs: Sequence[Labels], splits: Splits) -> dict[str, Part]:
     """What figures are taken over, by name: of ``splits`` those that have both classes and, beside "ood", more or less than that; the
-    :data:`MACRO` means where "ood" is looked at."""
+    :data:`MACRO` means where "ood" is looked at, and is the same in every draw."""
     found, ood = dict[str, Part](), [labels.where("ood") for labels in runs]
     for name in splits:
         masks = [labels.where(name) for labels in runs]
         both = all(len(np.unique(labels.y[here])) == 2 for labels, here in zip(runs, masks, strict=True))
         if both and (name in SPLITS or not np.array_equal(masks, ood)):
             found[name] = [masks]
-    for name, of in MACRO.items() if "ood" in splits else ():
+    for name, of in MACRO.items() if "ood" in splits and all((ood[0] == mask).all() for mask in ood) else ():
         inside = set(runs[0].slice[runs[0].where(of)])
         here = {mask.tobytes(): mask for slice_, (mask, _) in _slices(runs[0]).items() if slice_ in inside}
         if name == "macro" or len(here) > len(found["macro"]):  # two slices set against each other are one comparison
