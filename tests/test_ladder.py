@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lib import config, store
 from lib.config import ModelSection, TrainingSection
 from lib.lm import model
-from lib.probes import methods, tables
+from lib.probes import methods, tables, views
 from lib.probes.changes import Change
 from lib.probes.methods import ByL1Path, ByMeanDifference, KSparse, Linear
 from lib.probes.views import Latents, Residual
@@ -82,6 +82,20 @@ def harvest(out: Path) -> None:
     x[SHADOWED, :, 1:7] += 6 * turned[:, None]
     tail = torch.from_numpy(x).transpose(0, 1).half().contiguous()
     save_file({"tail_0": tail, "pools_0": tail.clone()}, out / "summary.safetensors")
+
+
+@store.cached
+def text_harvest(out: Path) -> None:
+    """As :func:`lib.lm.harvest.harvest_prompts` writes it: two tokens of text and one of the template a prompt, of which the first two
+    are pooled."""
+    n = len(examples())
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(n, 3, WIDTH))).half()
+    pools = torch.stack([x[:, :2].float().mean(1), x[:, :2].float().amax(1)] * 2, 1).half()
+    save_file({"tail_0": x[:, 2:].contiguous(), "pools_0": pools}, out / "summary.safetensors")
+    position, flat = torch.arange(3, dtype=torch.int32).repeat(n), x.reshape(-1, WIDTH)
+    columns = {"sequence": torch.arange(n, dtype=torch.int32).repeat_interleave(3), "position": position}
+    columns |= {"token": torch.arange(3 * n, dtype=torch.int32), "tail": position == 2}
+    save_file({"layer_0": flat, "norm_0": flat.float().norm(dim=1), **columns}, out / "shard_0000.safetensors")
 
 
 @store.cached
@@ -187,6 +201,25 @@ def test_as_takes_the_latents_of_the_same_run(cells: ModuleType, empty_store: st
     for mine, other in zip(methods.choices(first), methods.choices(second), strict=True):
         for a, b in zip(mine, other, strict=True):
             assert a["settings"][str(K)]["latents"] == b["settings"][str(K)]["latents"]
+
+
+def test_means_over_slices_are_of_what_every_draw_scores(cells: ModuleType, empty_store: store.Store) -> None:
+    """In hindsight a slice's prompts are scored in one draw and taught in others, so there is no such mean."""
+    made = fit(KSparse((K,), (1.0,), (ByMeanDifference(),)), Latents(ONE, sae=coordinates(0)), Change())
+    assert "macro" in tables.table(prompt_set(), {"": (made, None)}).value[""]
+    found = tables.table(prompt_set(), {"": (made, None)}, slices=False, change=cells.Hindsight(folds=DRAWS)).value[""]
+    assert "ood" in found and "macro" not in found
+
+
+def test_a_view_of_what_is_left_over_and_one_of_both(cells: ModuleType, empty_store: store.Store) -> None:
+    """At the mean over the text: what an SAE leaves out is the residual less what it rebuilds; both is residual and chosen latents."""
+    data = views.Data(prompt_set(), text_harvest(), 0)
+    labels, pooled = Labels.of(examples()), views.pooled(text_harvest(), coordinates(1), 0)
+    x = Residual("mean user").matrix(data, labels)
+    left = cells.LeftOver("mean user", sae=coordinates(1), pooled=pooled).matrix(data, labels)
+    assert np.abs(left[:, 0] - x[:, 0]).max() < 2e-3 and np.abs(left[:, 1:]).max() < 2e-3
+    both = cells.Both("mean user", sae=coordinates(1), pooled=pooled, k=2).matrix(data, labels)
+    assert both.shape[1] == WIDTH + 2 and np.array_equal(both[:, :WIDTH], x)
 
 
 @pytest.mark.parametrize(("by", "value"), [("transform", "AIM"), ("form", "^prompt [0-4]")])
