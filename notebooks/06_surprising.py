@@ -1019,9 +1019,8 @@ noisy = {
     "dense": rival["dense"],
     "principal components, 20": rival["components"],
     "chat SAE, 20 latents": at_twenty["chat"],
-    "chat SAE, all latents": study.fit(wide, *views["chat"]),
+    "chat SAE, all latents": study.fit(wide, *study.see(Latents, first[some], at)),
     "finetuned SAE, 20 latents": at_twenty["finetuned"],
-    "finetuned SAE, all latents": study.fit(wide, *views["finetuned"]),
 }
 fits_at = study.table(noisy, name="06_noise", slices=False, splits=("train", "val", "ood")).value
 pages.table(
