@@ -37,12 +37,15 @@ pages.banner(profile, overrides)
 # ## The answer
 
 # %% tags=["hide-input"]
-probes, by_k = filed("02_probes"), filed("02_k_sparse")
+probes, by_k, ladder = filed("02_probes"), filed("02_k_sparse"), filed("06_ladder")
+where = "mean over the text, finetuned"
 scores = {
     "dense": probes["dense"]["ood"],
     "latents": by_k[f"k latents, finetuned, k={k}"]["ood"],
     "components": by_k[f"principal components, k={k}"]["ood"],
     "embedding": probes["sentence embedding"]["ood"],
+    "hindsight": ladder[f"{where}, 20 latents in hindsight"]["ood"],
+    "everything": ladder[f"{where}, all latents in hindsight"]["ood"],
 }
 
 
@@ -77,6 +80,20 @@ expect(
 expect(
     scores["latents"]["auroc"] < scores["dense"]["auroc"] < scores["embedding"]["auroc"],
     "twenty latents of the finetuned SAE score less than the dense probe, and a sentence embedding more",
+)
+twenty = filed("06_twenty")
+expect(
+    twenty["principal components"]["ood"]["auroc"] < twenty["finetuned"]["ood"]["auroc"] - 0.1,
+    "as a mean over the text twenty principal components score less than twenty latents",
+)
+expect(
+    abs(ladder[f"{where}, dense in hindsight"]["ood"]["auroc"] - scores["everything"]["auroc"]) < 0.0015,
+    "in hindsight all latents of the finetuned SAE score what the dense probe does",
+)
+steps = filed("06_steps_all")
+expect(
+    steps[f"{where}, weights"]["ood"]["difference"] > steps[f"{where}, latents"]["ood"]["difference"],
+    "its chosen latents gain more by weights in hindsight than others then add",
 )
 at_mean = filed("02_differences_at_mean")
 low, high = at_mean["dense - reconstruction, chat"]["ood"]["interval"]

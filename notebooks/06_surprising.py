@@ -249,7 +249,7 @@ for scored in (seen, replace(seen, bare=True)):
 
 def rung(name, what, where="mean over the text"):
     """The OOD entry of a rung, or of what stands beside the ladder."""
-    return ladder[f"{where}, {name}, {what}" if name else f"{where}, {what}"]["ood"]
+    return ladder[", ".join(filter(None, (where, name, what)))]["ood"]
 
 
 def step(name, what, where="mean over the text", of="all"):
@@ -264,13 +264,42 @@ for name, axis in zip(three, axes.values(), strict=True):
     entries = [rung(name, what) for what in shown]
     axis.plot([e["auroc"] for e in entries], range(len(shown)), color=figures.CONTEXT, linewidth=1, zorder=0)
     figures.forest({what: {f"{name} SAE": e} for what, e in zip(shown, entries, strict=True)}, axis=axis)
-figures.headed(axis.figure, "LADDER TITLE")
+figures.headed(axis.figure, "In hindsight twenty latents come close, and all of them reach the dense probe")
 pages.publish(
     axis.figure,
     "06_ladder",
     "The ladder at the mean over the text: from twenty latents taught on training prompts (top) to the dense probe in hindsight (bottom). Dots: SAE "
     "seeds, of the dense probe draws; bars: 95 %, over prompts and runs.",
     alt="Three panels, one an SAE: the score of each rung of the ladder, from twenty latents at the top to the dense probe at the bottom.",
+)
+
+# %% [markdown]
+# The first step is the largest, and it is a step of *weights*: the very latents that training prompts chose, weighed in hindsight, gain more than other
+# latents then add. Choosing latents that hold across kinds of training prompts does not help. All latents and the dense probe both come within a
+# thousandth of one. But so do all latents of an *untrained* SAE: as many random directions of the residual stream, cut off at zero, hold what it
+# holds. That all latents suffice says that nothing is lost, not that something was learnt.
+
+# %%
+hindsight_of = {name: {row: rung(name, row)["auroc"] for row in rungs["mean over the text", name]} for name in three}
+expect(
+    all(
+        0.98 < of["20 latents in hindsight"] < of["all latents in hindsight"] and of["all latents in hindsight"] > 0.998
+        for of in hindsight_of.values()
+    )
+    and rung("", "dense in hindsight")["auroc"] > 0.998,
+    "in hindsight, at the mean over the text, twenty latents score more than .98, all of them and the dense probe more than .998",
+)
+expect(
+    all(step(name, "weights")["difference"] > 2 * step(name, "latents")["difference"] for name in three),
+    "weights in hindsight gain the chosen latents more than twice what other latents then add",
+)
+expect(
+    all(rung("", f"{name}, across kinds")["auroc"] < rung(name, "20 latents")["auroc"] for name in three),
+    "latents that hold across kinds of training prompts score less than the best of four rules",
+)
+expect(
+    rung("", "all untrained latents in hindsight")["auroc"] > 0.998,
+    "in hindsight all latents of an untrained SAE score as much",
 )
 
 # %%
@@ -286,7 +315,7 @@ for (where, of), axis in zip(shown, trio, strict=True):
     axis.tick_params(labelsize="small")
 figure.supxlabel("OOD AUROC that a step loses (paired; dotted: .02)", fontsize="medium")
 trio[0].legend(loc="lower right", fontsize="small")
-figures.headed(figure, "STEPS TITLE")
+figures.headed(figure, "Shift costs most; sparsity costs more where no template gives the class away")
 pages.publish(
     figure,
     "06_steps",
@@ -296,6 +325,35 @@ pages.publish(
 )
 
 # %% [markdown]
+# **What hindsight sees.** Most OOD prompts carry a jailbreak or an errand, and a probe that knows those four templates and nothing of harm has most of the
+# score. So the middle panel scores bare prompts alone (AdvBench against chats and over-refusal): there twenty latents in hindsight lack .04 to .07 of
+# what all of them have, and the claim that a few are too few has its evidence. The dictionary lacks nothing at the mean over the text; at the end of
+# turn it lacks about .01, of bare prompts .03 to .05.
+
+# %%
+sparse, bare = ([step(name, "sparsity", of=of)["difference"] for name in three] for of in ("all", "bare"))
+expect(
+    max(sparse) < 0.02 and 0.035 < min(bare) < max(bare) < 0.075,
+    "sparsity loses less than .02 on all OOD prompts, .04 to .07 on bare ones",
+)
+ends = {of: [step(name, "dictionary", "end of turn", of)["difference"] for name in three] for of in lost}
+expect(
+    all(abs(step(name, "dictionary", of=of)["difference"]) < 0.002 for name in three for of in lost)
+    and 0.005 < min(ends["all"]) < max(ends["all"]) < 0.015
+    and 0.03 < min(ends["bare"]) < max(ends["bare"]) < 0.052,
+    "the dictionary loses nothing at the mean; at the end of turn about .01, of bare prompts .03 to .05",
+)
+expect(
+    all(step(name, "choice")["difference"] > max(sparse) for name in three),
+    "choice under shift, beyond the dense probe's own gain, loses more than sparsity",
+)
+least = choice["all"]["mean over the text, components"]["ood"]["interval"][0]
+expect(least > 0.2, "principal components lose more than .2 by shift at the mean over the text")
+
+# %% [markdown]
+# Twenty principal components lose far more by shift at the mean over the text than latents do (.28 beyond the dense probe), and nothing at the end of turn.
+# Notebook 02 reads them at the end of turn, as training prompts chose; what it says of them is about that place.
+#
 # ## H4: which latents do training prompts choose?
 #
 # Twenty latents of the first chat SAE, as its probe chose them in its first draw: the AUROC of each by itself on every kind of prompt, set against plain
