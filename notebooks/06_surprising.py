@@ -421,6 +421,7 @@ of_harm = {e.slice for e in every_prompt if e.label == 1}
 kinds = sorted(mine[0]["by_kind"], key=lambda kind: (kind[:2] != "in", kind.partition(", ")[2] not in of_harm))
 grid = np.array([[row["by_kind"][kind] for kind in kinds] for row in mine])
 figure, axis = plt.subplots(figsize=(figures.WIDTH, 4.6))
+axis.grid(False)
 picture = axis.imshow(grid, vmin=0, vmax=1, cmap="RdBu", aspect="auto")
 border = sum(kind.startswith("in,") for kind in kinds) - 0.5
 axis.axvline(border, color="black", linewidth=2)
@@ -430,7 +431,7 @@ axis.set_xticks(
 axis.set_yticks(range(len(mine)), [f"{row['latent']}" for row in mine], fontsize="small")
 axis.set(ylabel="latent of the first chat SAE", xlabel="kind of prompt: training, and right of the line OOD")
 figure.colorbar(picture, label="AUROC on the kind (a half: a coin)")
-figures.headed(figure, "FATES TITLE")
+figures.headed(figure, "What training prompts choose knows jailbreaks: on bare prompts, harmful or not, it is a coin")
 pages.publish(
     figure,
     "06_fates",
@@ -440,21 +441,22 @@ pages.publish(
 )
 
 # %% [markdown]
-# Over all seeds: what becomes of the chosen latents OOD, and how many go with a count of punctuation, length or case on training prompts (a correlation
-# of at least a half with one of 33). *Hindsight* chooses others; on training prompts they look as good, or nearly.
+# They are neither wrong nor absent OOD: few turn round. They fire on role-plays, old and new, since nearly all harmful training prompts are inside one; of
+# bare prompts they say nothing, in distribution or out of it. Over all seeds, with how many go with a count of punctuation, length or case on training
+# prompts (a correlation of at least a half with one of 33 features). *Hindsight* chooses others, and weighs them so that they add up: one by one, on
+# bare prompts, they are little better than a coin too.
 
 
 # %%
 def shares(rows):
-    """What becomes of latents: shares that hold, vanish or turn round OOD, share that goes with style, and medians."""
+    """What becomes of latents: share that turns round OOD, share that goes with style, and medians."""
     out = np.array([row["ood"] for row in rows])
     return {
-        "holds": np.mean(out >= 0.55),
-        "vanishes": np.mean((out < 0.55) & (out > 0.45)),
         "turns": np.mean(out <= 0.45),
         "style": np.mean([row["r"] >= 0.5 for row in rows]),
         "train": np.median([row["train"] for row in rows]),
         "ood": np.median(out),
+        "bare": np.median([row["by_kind"].get("out, AdvBench", np.nan) for row in rows]),
     }
 
 
@@ -463,16 +465,36 @@ pages.table(
     (
         (
             f"{name}, {what}",
-            *(pages.share(row[key]) for key in ("vanishes", "turns", "style")),
-            *tuple(f"{row[key]:.2f}" for key in ("train", "ood")),
+            *(pages.share(row[key]) for key in ("turns", "style")),
+            *tuple(f"{row[key]:.2f}" for key in ("train", "ood", "bare")),
         )
         for (name, what), row in fate_of.items()
     ),
-    ("20 latents of, chosen", "vanish OOD", "turn round OOD", "go with style", "median AUROC, train", "OOD"),
+    ("20 latents of, chosen", "turn round OOD", "go with style", "median AUROC, train", "OOD", "bare OOD prompts"),
+)
+
+# %%
+chosen_by = {name: fate_of[name, "by training prompts"] for name in three}
+expect(max(of["turns"] for of in fate_of.values()) <= 0.1, "at most a tenth of the chosen latents turn round OOD")
+expect(
+    all(abs(of["bare"] - 0.5) < 0.05 for of in chosen_by.values())
+    and max(fate_of[name, "in hindsight"]["bare"] for name in three) < 0.6,
+    "on bare OOD prompts the median latent that training prompts choose is a coin, of those of hindsight less than .6",
+)
+in_role_play = ("AIM", "cocky genius", "coming of age", "evil confidant")
+strongest = {
+    kind: np.median([row["by_kind"][kind] for row in fate["chat", "by training prompts"]])
+    for kind in kinds
+    if kind.partition(", ")[2] in (*in_role_play, "HarmBench", "AdvBench")
+}
+expect(
+    min(v for kind, v in strongest.items() if kind.partition(", ")[2] in in_role_play) > 0.8
+    and max(v for kind, v in strongest.items() if kind.endswith("Bench")) < 0.6,
+    "chosen latents of chat SAEs know each role-play at .8 or more, and bare harmful prompts at less than .6",
 )
 
 # %% [markdown]
-# Would it help to drop those? A view of your own is a class of one method: this one blanks the latents that go with a surface feature on training
+# Would it help to drop those that go with style? A view of your own is a class of one method: this one blanks the latents that go with a surface feature on training
 # prompts before twenty are chosen.
 
 
@@ -509,6 +531,15 @@ pages.table(
 )
 
 # %% [markdown]
+# It does not: what is left scores less on validation, and OOD not more.
+
+# %%
+expect(
+    all(e["val"]["interval"][1] < 0 and e["ood"]["difference"] < 0 for e in prunes.values()),
+    "without those that go with style twenty latents score less on validation, and in the mean less OOD",
+)
+
+# %% [markdown]
 # ## H1: how many latents does it take?
 #
 # Everything here is in hindsight, so nothing is lost by shift: what k latents lack is what the concept is too wide for.
@@ -538,8 +569,8 @@ lines = {
 axis = figures.curves(lines, ticks=q.ks)
 axis.axhline(rung("chat", "dense in hindsight")["auroc"], color=figures.look("dense")["color"], linewidth=1.2)
 axis.set(xlabel="k, features that a probe may use, chosen in hindsight", ylabel="OOD AUROC, in five folds")
-figures.name_ends(axis)
-figures.headed(axis.figure, "BY K TITLE")
+axis.legend(loc="lower right")
+figures.headed(axis.figure, "In hindsight twenty features nearly suffice, latents or components")
 pages.publish(
     axis.figure,
     "06_by_k",
@@ -579,7 +610,7 @@ pages.table(
 )
 
 # %% [markdown]
-# Both: harm is written many times over in 576 numbers, and an SAE that misses a sixth of them misses nothing that is nowhere else.
+# Both hold all of it: what these prompts differ in is written many times over in the residual stream, and what an SAE misses is also elsewhere.
 #
 # Second, can a few of the dictionary's directions write the *direction of harm*, how residuals move as the dense probe's score rises? Orthogonal matching
 # pursuit ([Pati et al. 1993](https://doi.org/10.1109/ACSSC.1993.342465)) takes one decoder row after the other. Beside it the same for directions drawn at
@@ -640,7 +671,7 @@ for axis, what in zip(axes.values(), ("harm", "random"), strict=True):
     axis.set_xticks(q.ks, [f"{size}" for size in q.ks])
     axis.minorticks_off()
 axes["direction of harm"].legend(fontsize="small")
-figures.headed(axis.figure, "EXPRESSED TITLE")
+figures.headed(axis.figure, "A few decoder rows write little of harm, and little more of it than of any direction")
 pages.publish(
     axis.figure,
     "06_expressed",
@@ -781,7 +812,8 @@ pages.publish(
 # **N1.** An *oracle* SAE, one of whose latents, or the sum of five, is the dense probe's own direction (notebook 02). A method that cannot use it could not
 # use a perfect SAE. **N2.** SAEs that learnt nothing of the model, or half of what SAEs learn ([Korznikov et al. 2026](https://arxiv.org/abs/2602.14111),
 # [Heap et al. 2025](https://arxiv.org/abs/2501.17727)): untrained; trained with a decoder, or an encoder, that stays as it was drawn; and trained on a model whose
-# blocks have their weights dealt out at random, each matrix within itself, while its embeddings stay, so that words can still be told apart.
+# blocks have their weights dealt out at random, each matrix within itself, while its embeddings stay, so that words can still be told apart. The trained
+# ones are TopK SAEs: under a penalty such SAEs keep hundreds of latents active.
 
 
 # %%
@@ -856,14 +888,14 @@ class OfNoise(Study):
 
 
 noise, runs = OfNoise(p), range(p.saes.level_seeds)
-chats, jumprelu = study.activations("chat", "train"), study.jumprelu()
+chats, topk = study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
 nulls = {"untrained": untrained}
 nulls |= {
-    said: [half_trained(jumprelu, chats, p.layer, p.training, p.seed + run, stays) for run in runs]
+    said: [half_trained(topk, chats, p.layer, p.training, p.seed + run, stays) for run in runs]
     for said, stays in {"frozen decoder": "W_dec", "frozen encoder": "W_enc"}.items()
 }
-of_noise = [noise.train("chat", jumprelu, run=run) for run in runs]
-early = [study.train("chat", jumprelu, run=run, share=1 / 8) for run in runs]
+of_noise = [noise.train("chat", topk, run=run) for run in runs]
+early = [study.train("chat", study.jumprelu(), run=run, share=1 / 8) for run in runs]
 
 # %% [markdown]
 # **N3.** If reconstruction were the matter, SAEs that lose less should make better probes. *Lost* is the share of the variance between prompts that reconstructions
