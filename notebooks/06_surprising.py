@@ -531,12 +531,12 @@ pages.table(
 )
 
 # %% [markdown]
-# It does not: what is left scores less on validation, and OOD not more.
+# It does not: OOD what is left scores less in the mean.
 
 # %%
 expect(
-    all(e["val"]["interval"][1] < 0 and e["ood"]["difference"] < 0 for e in prunes.values()),
-    "without those that go with style twenty latents score less on validation, and in the mean less OOD",
+    all(e["ood"]["difference"] < -0.05 for e in prunes.values()),
+    "without those that go with style twenty latents score less OOD, in the mean",
 )
 
 # %% [markdown]
