@@ -18,7 +18,11 @@
 # twenty was lost by sparsity (H1). What the dense probe gains over all latents is what the dictionary lacks (H3). The score is the AUROC: the chance
 # that a harmful prompt ranks above a harmless one; one is perfect, a half is a coin.
 #
-# **In short.** TO BE WRITTEN
+# **In short.** Nothing is missing from the dictionary: in hindsight all latents reach the dense probe at the mean over the text, but so do an untrained SAE's. Few
+# latents come close to it, within .02, though not on *bare* prompts, which no jailbreak gives away: there twenty lack .04 to .07. No single latent stands for what
+# a prompt is about, while every jailbreak has one; and what training prompts choose are latents of jailbreaks. So most is lost in learning from one distribution,
+# by the weights more than by the choice of latents, though hindsight helps a dense probe too, and whether latents need it more cannot be said for sure. The order
+# of methods survives other designs and a sealed collection; null SAEs, hardly told from trained ones on validation, score less OOD.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -34,7 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from sklearn.linear_model import orthogonal_mp
 from sklearn.metrics import f1_score, precision_recall_curve
 from transformers import AutoModelForCausalLM
@@ -797,7 +801,7 @@ left.set_yticks(range(len(order)), order, fontsize="small")
 left.set(xlabel="AUROC", ylim=(len(order) - 0.5, -0.5))
 right.set_xlabel("F1")
 figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-figures.headed(figure, "CONCEPTS TITLE")
+figures.headed(figure, "A latent for every jailbreak and errand, none for a collection, a question or a topic")
 pages.publish(
     figure,
     "06_concepts",
@@ -805,6 +809,32 @@ pages.publish(
     "three SAE seeds and five folds; no intervals.",
     alt="Dots of AUROC and F1 by concept, for a dense probe, the best latents of two SAEs and of an untrained one.",
 )
+by_sort = {}
+for name, of in of_concept.items():
+    by_sort.setdefault("transform" if concepts[name].by == "transform" else "other", []).append(of)
+expect(
+    all(of[f"latent, {who}"]["auroc"] > 0.99 for of in by_sort["transform"] for who in ("finetuned", "chat"))
+    and all(of[f"latent, {who}"]["auroc"] < 0.96 for of in by_sort["other"] for who in ("finetuned", "chat")),
+    "a latent tells each transform at .99 or more, and no other concept at .96",
+)
+expect(
+    all(
+        of["dense"]["auroc"] > of[f"latent, {who}"]["auroc"] + 0.03
+        for of in by_sort["other"]
+        for who in ("finetuned", "chat")
+    ),
+    "for every other concept the dense probe is more than .03 ahead",
+)
+ahead = [clean["gaps"][f"latent, {who} - latent, untrained"] for who in ("finetuned", "chat")]
+expect(
+    all(entry["interval"][0] > 0.01 and entry["difference"] < 0.03 for entry in ahead),
+    "the best latents of trained SAEs are ahead of an untrained one's by more than .01, and less than .03 in the mean",
+)
+
+# %% [markdown]
+# What marks a prompt as a whole, a template around it, has its latent; so it has in an untrained SAE, nearly. What it is about, where it is from, whether it asks,
+# a dense direction tells and no latent does. Over all concepts the latent that is best lacks more than .05, and is ahead of an untrained SAE's by .02. That is
+# about these concepts; the mean hides that there are two sorts of them.
 
 # %% [markdown]
 # ## Controls with known answers
@@ -984,13 +1014,28 @@ pages.table(
 shown = ["dense", "principal components", "chat", "finetuned", *null_names, "dense, permuted model"]
 axis = figures.forest({name: {"validation": twenty[name]["val"], "OOD": twenty[name]["ood"]} for name in shown})
 axis.set_xlabel(f"AUROC (OOD: n = {twenty['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "NULLS TITLE")
+figures.headed(axis.figure, "Validation hardly tells null SAEs from trained ones; OOD they score less in the mean")
 pages.publish(
     axis.figure,
     "06_nulls",
     "Twenty latents of trained SAEs and of nulls, twenty principal components, the dense probe, at the mean over the text, taught on training prompts. Bars: 95 %, "
     "over prompts and runs.",
     alt="Forest plot of validation and OOD AUROC of trained SAEs, null SAEs, principal components and dense probes.",
+)
+of_null = {name: twenty[name] for name in null_names}
+expect(
+    min(of_null[name]["val"]["auroc"] for name in ("untrained", "frozen decoder", "frozen encoder")) > 0.94
+    and twenty["chat"]["val"]["auroc"] < 0.97,
+    "on validation untrained and half-trained SAEs come within .03 of trained ones",
+)
+trained_least = min(twenty[name]["ood"]["auroc"] for name in saes)
+expect(
+    all(entry["ood"]["auroc"] < trained_least - 0.04 for entry in of_null.values()) and trained_least > 0.8,
+    "OOD every kind of trained SAE scores more than .8 and every null at least .04 less, in the mean",
+)
+expect(
+    twenty["principal components"]["ood"]["auroc"] < 0.7 < trained_least,
+    "twenty principal components score less than .7 OOD at the mean over the text",
 )
 
 # %%
@@ -1005,14 +1050,27 @@ for number, name in enumerate(every_sae):
 axis.axhline(twenty["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linewidth=1.2)
 axis.set(xlabel="lost: share of the variance between prompts that the SAE misses", ylabel="OOD AUROC, 20 latents")
 figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-figures.headed(figure, "LOST TITLE")
+figures.headed(figure, "Kinds of SAE that lose less score more; seeds of one kind differ as much")
 pages.publish(
     figure,
     "06_lost",
     "Twenty latents' OOD score against what the SAE loses between prompts, at the mean over the text; a dot is an SAE seed, its mean over draws. Line: dense "
     "probe.",
-    alt="Scatter of OOD AUROC of twenty latents against the share of variance lost, for ten kinds of SAE.",
+    alt="Scatter of OOD AUROC of twenty latents against the share of variance lost, for eleven kinds of SAE.",
 )
+by_kind = {name: [b for _, b, kind in points if kind == name] for name in every_sae}
+lost_by = {name: np.mean([a for a, _, kind in points if kind == name]) for name in every_sae}
+together = spearmanr([*lost_by.values()], [twenty[name]["ood"]["auroc"] for name in lost_by]).statistic
+expect(together < -0.6, "kinds that lose less score more: their rank correlation is below -.6")
+expect(
+    max(np.ptp(values) for values in by_kind.values()) > 0.25 and len(by_kind) == 11,
+    "seeds of one kind differ by more than .25",
+)
+
+# %% [markdown]
+# So training gives an SAE something for this task, and validation does not see it: nulls score as well there, within a few hundredths. OOD every trained kind has a
+# higher mean than every null, and at this place of reading than principal components; two nulls of three seeds cannot be told apart from chat SAEs with
+# confidence. Between kinds the score goes with what is lost. Whether the one is why, or how surely, three seeds do not tell: N3 stays open.
 
 # %% [markdown]
 # ## Does the finding survive?
@@ -1090,12 +1148,50 @@ figure, axis = plt.subplots(figsize=(figures.WIDTH, 0.62 * len(under) + 1.5))
 figures.forest(under, axis=axis).set_xlabel("AUROC on the prompts of the row")
 axis.axvline(0.5, color=figures.CONTEXT, linewidth=1, linestyle=":")
 figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-figures.headed(figure, "DESIGNS TITLE")
+figures.headed(figure, "In every design the dense probe has a higher mean than any probe on latents")
 pages.publish(
     figure,
     "06_designs",
     "Six methods under other designs, at the mean over the text. Dots: SAE seeds, else draws; bars: 95 %, over prompts and runs; dotted: a coin.",
-    alt="Forest plot of six methods under nine designs.",
+    alt="Forest plot of six methods under eleven designs; the dense probe is to the right of every probe on latents in each.",
+)
+of_latents = [who for who in contenders(study) if "latents" in who]
+expect(
+    all(row["dense"]["auroc"] > row[who]["auroc"] for row in under.values() for who in of_latents if who in row),
+    "in every design the dense probe has a higher mean than probes on latents",
+)
+
+# %% [markdown]
+# The order stays; the gap is not small anywhere, nor always sure: with one of the data sets left out, and in the balanced design, single SAEs come close. Few labels and
+# wrong ones, where SAEs might have won, cost latents more than the dense probe. On the sealed collection the dense probe falls to .88 and twenty latents to .58 and .65;
+# the sentence embedding, which never sees the model, stays at .96. All latents together are between the two there and wherever a data set is left out.
+
+# %%
+if not q.data:
+    opened = {who: entry["auroc"] for who, entry in under["sealed"].items()}
+    expect(
+        abs(opened["dense"] - 0.88) < 0.005
+        and abs(opened["chat SAE, 20 latents"] - 0.58) < 0.006
+        and abs(opened["finetuned SAE, 20 latents"] - 0.65) < 0.005
+        and abs(opened["sentence embedding"] - 0.96) < 0.005,
+        "on the sealed collection: dense .88, twenty latents .58 and .65, the sentence embedding .96",
+    )
+    expect(
+        all(
+            row["dense"]["auroc"] > row["all latents, chat SAE"]["auroc"] > row["chat SAE, 20 latents"]["auroc"]
+            for name, row in under.items()
+            if name.startswith(("leave out", "sealed"))
+        ),
+        "all latents are between dense probe and twenty latents where a data set is left out, and on the sealed one",
+    )
+usual = under["as in the post"]
+expect(
+    all(
+        usual[who]["auroc"] - under[name][who]["auroc"] > usual["dense"]["auroc"] - under[name]["dense"]["auroc"]
+        for name in ("64 clusters to learn from", "a fifth of labels wrong")
+        for who in ("chat SAE, 20 latents", "finetuned SAE, 20 latents")
+    ),
+    "few and wrong labels cost twenty latents more than the dense probe",
 )
 
 # %% [markdown]
@@ -1199,6 +1295,21 @@ pages.table(
 )
 
 # %% [markdown]
+# Latents do err on other prompts: they share a fifth of the dense probe's worst tenth, where the dense probe of another draw shares four fifths. Yet a probe that
+# sees both gains nothing, not a hundredth: taught on the same prompts, it has no way to know when to trust which.
+
+# %%
+expect(
+    all(0.1 < e[side] < 0.25 for name, e in common.items() if "latents" in name for side in e)
+    and min(common["dense probe, in another draw"].values()) > 0.8,
+    "latents share a fifth of the dense probe's worst prompts, itself in another draw four fifths",
+)
+expect(
+    all(entry["ood"]["interval"][0] > -0.01 and entry["ood"]["interval"][1] < 0.01 for entry in joined.values()),
+    "seeing both gains less than a hundredth, over the whole interval",
+)
+
+# %% [markdown]
 # ## Claim by claim
 #
 # Each explanation and each control has a test that was written down before these numbers were seen (`data/claims.yaml`, rows H and N, with what was known). An
@@ -1244,10 +1355,6 @@ expect(
     (len(parts["N4"]), len(parts["N5"]), len(clean["concepts"])) == (4, 2, len(concepts)),
     "none of the data sets left out, the mixes and the concepts was too small to be counted",
 )
-lost_by = {
-    name: np.mean([fidelity[f"{name}, {run}"]["mean"]["lost"] for run in range(len(made))])
-    for name, made in every_sae.items()
-}
 expect(
     lost_by["chat"] < min(lost_by["early chat"], lost_by["pretraining"]),
     "the chat SAE loses less than those that N3 sets it against",
@@ -1257,4 +1364,36 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # %% [markdown]
 # ## What we find
 #
-# TO BE WRITTEN
+# - **H3, not supported** at the mean over the text: all latents in hindsight score what the dense probe does. It is no merit of training, as random directions do too.
+#   At the end of turn something is lost, .03 to .05 on bare prompts.
+# - **H1, not supported** on the post's mix, where templates tell most; on bare prompts twenty latents lack .04 to .07.
+# - **H2, supported** for concepts other than templates: a prompt's source, form or topic has no latent of its own.
+# - **H4, open**: twenty latents gain .08 to .10 by hindsight, the dense probe .03. Two thirds or more of it are gained by weights alone, on the very latents that
+#   training prompts chose. Those are latents of jailbreaks.
+# - Controls: one latent that is the answer is found (N1; five are not always). Nulls score less than trained SAEs OOD in the mean, not always for sure (N2), and SAEs that
+#   lose less score more (N3, open). The dense probe stays ahead with data sets left out (N4) and in the balanced design (N5), in the mean.
+#
+# **It means** that for a detector the trouble is what every probe has, a training set with shortcuts, and that latents do not protect from it, which was the
+# hope. A handful of them fails first since each follows one template, and few are left to say no. It does not mean that SAEs lack harm, and says nothing of SAEs that
+# split concepts more finely, nor of larger models, whose features may be richer: here the model has 135 M parameters and the SAEs 2,304 latents.
+# **What would change our mind**: a rule that picks, without OOD labels, the latents or weights that hindsight does; a dictionary in which harm on bare prompts has a
+# latent; more SAE seeds, as H4, N2 to N5 vary most between those. Folds share most of their training prompts, so the intervals of hindsight are a little too narrow.
+# **Try** `overrides = {"probes.k_claim": 10}`: the ladder from ten latents. **Next**: [03](03_debugging.ipynb) asks what latents show of a data set.
+
+# %%
+gained = [step(name, "hindsight")["difference"] for name in three]
+of_dense = rung("", "dense in hindsight")["auroc"] - rung("", "dense")["auroc"]
+expect(
+    0.07 < min(gained) < max(gained) < 0.105 and abs(of_dense - 0.03) < 0.005,
+    "twenty latents gain .08 to .10 by hindsight, the dense probe .03",
+)
+expect(
+    all(step(name, "weights")["difference"] > 0.65 * step(name, "hindsight")["difference"] for name in three),
+    "two thirds of it or more are gained by weights alone",
+)
+said = {"H1": "not supported", "H2": "supported", "H3": "not supported"}
+expect(
+    {r.id: r.verdict for r in records}
+    == {**dict.fromkeys(("H4", "N1", "N2", "N3", "N4", "N5"), claims.UNDECIDED), **said},
+    "H2 is supported, H1 and H3 are not, and the other rows stay open",
+)
