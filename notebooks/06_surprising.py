@@ -720,11 +720,11 @@ topics = {
     "drugs": "drug|meth|cocaine|heroin|narcotic|steroid",
     "money": "money|fraud|bank|credit card|tax|scam|counterfeit|insider",
 }
-concepts = {e.transform: ("transform", e.transform) for e in every_prompt if e.transform != "plain" and e.mix == "post"}
-concepts |= {e.source: ("source", e.source) for e in every_prompt if e.source and e.mix != "balanced"}
-concepts["question"] = ("form", "^(how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will) ")
-concepts |= {name: ("topic", words) for name, words in topics.items()}
-concepts = {name: Concept(by=by, value=value, folds=seen.folds) for name, (by, value) in concepts.items()}
+told_by = {e.transform: ("transform", e.transform) for e in every_prompt if e.transform != "plain" and e.mix == "post"}
+told_by |= {e.source: ("source", e.source) for e in every_prompt if e.source and e.mix != "balanced"}
+told_by["question"] = ("form", "^(how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will) ")
+told_by |= {name: ("topic", words) for name, words in topics.items()}
+concepts = {name: Concept(by=by, value=value, folds=seen.folds) for name, (by, value) in told_by.items()}
 
 
 @result
@@ -1128,12 +1128,12 @@ if not q.data:
     designs["sealed"] = (sealed, NOTHING, NOTHING, "ood")
     designs["sealed, instructions only"] = (sealed, NOTHING, Without(source="sealed_questions"), "ood")
 under, order_of = {}, {}
-for number, (name, (of, taught_on, scored, part)) in enumerate(designs.items()):
-    fits = {who: of.fit(probe, *view, change=taught_on) for who, (probe, view) in contenders(of).items()}
-    told = of.table(fits, name=f"06_design_{number}", slices=False, change=scored).value
+for number, (name, (recipes, taught_on, scored, part)) in enumerate(designs.items()):
+    fits = {who: recipes.fit(probe, *view, change=taught_on) for who, (probe, view) in contenders(recipes).items()}
+    told = recipes.table(fits, name=f"06_design_{number}", slices=False, change=scored).value
     under[name] = {who: entry[part] for who, entry in told.items() if part in entry}
     order_of[name] = (
-        of.compare(
+        recipes.compare(
             tables.differences,
             {"": (fits["dense"], fits["chat SAE, 20 latents"])},
             name=f"06_order_{number}",
