@@ -40,12 +40,13 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("notebook_06", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["notebook_06"] = module
-    sys.path.insert(0, str(path.parent))  # for the processes that compute steps
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["notebook_06"]
-    sys.path.remove(str(path.parent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "notebook_06", module)
+        patch.setattr(
+            "lib.store.store._travels", lambda artifact: False
+        )  # as of a notebook: no other process can import it
+        spec.loader.exec_module(module)
+        yield module
 
 
 def examples() -> list[Example]:
