@@ -582,6 +582,23 @@ pages.publish(
     "Thin: runs; thick: their mean; line: dense probe.",
     alt="OOD AUROC in hindsight against k: four rising curves under the dense probe's line.",
 )
+in_hindsight = {name: {size: entry["auroc"] for size, entry in line} for name, line in lines.items()}
+of_saes, of_components = (
+    [in_hindsight[f"{name} SAE"] for name in ("finetuned", "chat")],
+    in_hindsight["principal components"],
+)
+if {2, 20} <= {*q.ks}:
+    expect(
+        min(of[20] for of in (*of_saes, of_components)) > 0.98 and in_hindsight["random directions"][20] < 0.9,
+        "in hindsight twenty latents and twenty components score more than .98, twenty random directions less than .9",
+    )
+    expect(
+        all(of[2] > of_components[2] + 0.1 and abs(of[20] - of_components[20]) < 0.01 for of in of_saes),
+        "two latents score .1 more than two components, twenty no more than twenty",
+    )
+
+# %% [markdown]
+# Where everything has been seen, one or two latents tell more than one or two principal components, and twenty as much.
 
 # %% [markdown]
 # ## H3: what does the dictionary lack?
@@ -682,6 +699,14 @@ pages.publish(
     "Share of a direction that k decoder rows write, by matching pursuit: of harm at the mean over the text, and of random directions with the residuals' "
     "covariance. Thin: SAE seeds.",
     alt="Two panels of curves: share of the direction of harm and of random directions that k decoder rows express, for three SAEs.",
+)
+more = {name: np.subtract(np.mean(of["harm"], 0), np.mean(of["random"], 0)) for name, of in written.items()}
+expect(
+    all(
+        np.mean(written[name]["harm"], 0)[:3].max() < 0.45 and more[name].min() > 0.05 for name in ("finetuned", "chat")
+    )
+    and max(gain.max() for gain in more.values()) < 0.17,
+    "five decoder rows write less than .45 of the direction of harm, never .17 more than of a random one",
 )
 
 # %% [markdown]
