@@ -12,17 +12,19 @@
 # - **H3** Directions are missing: the SAE's dictionary does not have harm at all.
 # - **H4** Spurious latents are as good as true ones on the training prompts, so the wrong ones are chosen.
 #
-# A ladder tells them apart. Its lowest rung is twenty latents chosen and weighed on training prompts, its highest the dense probe; from rung to rung
+# A ladder tells three of them apart, as far as it can; H2 has a test of its own. Its lowest rung is twenty latents chosen and weighed on training prompts, its highest the dense probe; from rung to rung
 # one thing is given to the probe. In between it is given *hindsight*: it is taught on prompts of every kind, OOD ones too, and tested on others of
-# them (no *cluster* of near-duplicates is on both sides). What hindsight gains was lost by choosing under shift (H4). What all latents then gain over
+# them (no *cluster* of near-duplicates is on both sides). What hindsight gains was lost by learning under shift (H4). What all latents then gain over
 # twenty was lost by sparsity (H1). What the dense probe gains over all latents is what the dictionary lacks (H3). The score is the AUROC: the chance
 # that a harmful prompt ranks above a harmless one; one is perfect, a half is a coin.
 #
-# **In short.** Nothing is missing from the dictionary: in hindsight all latents reach the dense probe at the mean over the text, but so do an untrained SAE's. Few
-# latents come close to it, within .02, though not on *bare* prompts, which no jailbreak gives away: there twenty lack .04 to .07. No single latent stands for what
-# a prompt is about, while every jailbreak has one; and what training prompts choose are latents of jailbreaks. So most is lost in learning from one distribution,
-# by the weights more than by the choice of latents, though hindsight helps a dense probe too, and whether latents need it more cannot be said for sure. The order
-# of methods survives other designs and a sealed collection; null SAEs, hardly told from trained ones on validation, score less OOD.
+# **In short.** At the *mean over the text*, where SAEs lose least, twenty latents taught on training prompts score .89 to .92 OOD, the dense probe .97; in hindsight
+# twenty score .985 to .99, all latents and the dense probe .999. So on the post's mix of prompts H1 and H3 are **not supported** there. Both tests are blunt: most
+# OOD prompts carry one of four wrappers, which hindsight gets to know, and all latents of an untrained SAE score as much. On *bare* prompts, which nothing wraps,
+# twenty latents lack .04 to .07 of what all have, and at the post's *end of turn* the dictionary lacks .03 to .05. H2 is **supported**: a jailbreak has its latent,
+# a collection, a form or a topic has none as good as a direction. H4, where the means point, stays **open**: hindsight gives latents more than the dense probe, not
+# for sure. The dense probe has a higher mean than latents in every other design and on a sealed collection. This is one model of 135 M parameters with SAEs of 2,304
+# latents: nothing follows for larger ones.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -161,7 +163,9 @@ class ChosenInEach(KSparse):
 # %% [markdown]
 # ## The ladder
 #
-# Read at the mean over the user's text, where SAEs lose least of how prompts differ (notebook 01), and, as in the post, at the end of turn. The IT SAE
+# Read at the mean over the user's text, where SAEs lose least of how prompts differ (notebook 01), and, as in the post, at the end of turn, a token of the chat
+# template after the text. OOD prompts are the post's mix: bare ones (AdvBench, chats, requests that only look harmful), and AdvBench in two jailbreaks (harmful) and in two
+# innocent *errands*, such as putting a text in capitals (harmless). Terms that are not explained here (draw, seed, validation) are those of notebook 02. The IT SAE
 # has read encyclopaedia text in the chat template, the *finetuned* one goes on from it to chats, the *chat* SAE has read chats only.
 
 # %%
@@ -209,7 +213,7 @@ for where, at in places.items():
 
 # %% [markdown]
 # Steps are differences of probes on the same prompts, seeds and folds. One is set against a control: hindsight helps *any* probe, so what counts as lost by
-# choosing latents under shift is what hindsight gives twenty latents beyond what it gives the dense probe.
+# learning under shift, latents and weights, is what hindsight gives twenty latents beyond what it gives the dense probe. That is more than H4 says, which is about latents.
 
 # %%
 named = {f"{where}, {name}, {row}": fit for (where, name), of in rungs.items() for row, fit in of.items()}
@@ -227,6 +231,10 @@ steps = {
     for (where, name), of in rungs.items()
     for step, (high, low) in pairs.items()
 }
+steps |= {
+    f"{where}, {name}, latents alone": (beside[where][f"{name}, weights of training prompts"], of["20 latents"])
+    for (where, name), of in rungs.items()
+}
 excess = {
     f"{where}, {name}": (
         of["20 latents in hindsight"],
@@ -242,6 +250,9 @@ excess |= {
     )
     for where, of in beside.items()
 }
+bare = study.table(
+    named, name="06_ladder_bare", slices=False, splits=("val", "ood"), change=replace(seen, bare=True)
+).value
 lost, choice = {}, {}
 for scored in (seen, replace(seen, bare=True)):
     of = "bare" if scored.bare else "all"
@@ -277,25 +288,55 @@ pages.publish(
     alt="Three panels, one an SAE: the score of each rung of the ladder, from twenty latents at the top to the dense probe at the bottom.",
 )
 
+# %% tags=["hide-input"]
+rows = {row: {name: f"{name}, {row}" for name in three} for row in rungs["mean over the text", "chat"]}
+rows["latents in hindsight, weights of training prompts"] = {
+    name: f"{name}, weights of training prompts" for name in three
+}
+rows["dense, taught on training prompts"] = dict.fromkeys(three, "dense")
+rows["all untrained latents in hindsight"] = dict.fromkeys(three, "all untrained latents in hindsight")
+pages.table(
+    (
+        (
+            row,
+            *(
+                f"{ladder[f'mean over the text, {key}']['ood']['auroc']:.3f} ({bare[f'mean over the text, {key}']['ood']['auroc']:.3f})"
+                for key in keys.values()
+            ),
+        )
+        for row, keys in rows.items()
+    ),
+    ("OOD AUROC at the mean over the text (of bare prompts)", *(f"{name} SAE" for name in three)),
+)
+
 # %% [markdown]
-# The first step is the largest, and it is a step of *weights*: the very latents that training prompts chose, weighed in hindsight, gain more than other
-# latents then add. Choosing latents that hold across kinds of training prompts does not help. All latents and the dense probe both come within a
-# thousandth of one. But so do all latents of an *untrained* SAE: as many random directions of the residual stream, cut off at zero, hold what it
-# holds. That all latents suffice says that nothing is lost, not that something was learnt.
+# Either half of hindsight gains most of it: new weights on the latents that training prompts chose gain .06 to .07 of .08 to .10, and latents chosen in hindsight
+# with weights of training prompts .06 to .08. Which comes first decides which seems to matter; these data do not rank them. Choosing latents that hold
+# across kinds of training prompts does not help. All latents and the dense probe come within .002 of one; so do all latents of an *untrained* SAE: as many
+# random directions of the residual stream, cut off at zero, hold what it holds. So that all latents suffice says little of what was learnt.
+#
+# Scores here are means of five folds, for five seeds and the best of four rules; later figures score all OOD prompts at once, with notebook 02's two rules, for three to
+# ten seeds. Compare within a figure.
 
 # %%
 hindsight_of = {name: {row: rung(name, row)["auroc"] for row in rungs["mean over the text", name]} for name in three}
 expect(
     all(
-        0.98 < of["20 latents in hindsight"] < of["all latents in hindsight"] and of["all latents in hindsight"] > 0.998
+        0.88 < of["20 latents"] < 0.92
+        and 0.98 < of["20 latents in hindsight"] < of["all latents in hindsight"]
+        and of["all latents in hindsight"] > 0.998
         for of in hindsight_of.values()
     )
-    and rung("", "dense in hindsight")["auroc"] > 0.998,
-    "in hindsight, at the mean over the text, twenty latents score more than .98, all of them and the dense probe more than .998",
+    and rung("", "dense in hindsight")["auroc"] > 0.998
+    and abs(rung("", "dense")["auroc"] - 0.97) < 0.005,
+    "at the mean twenty latents score .89 to .92, dense .97; in hindsight twenty more than .98, all and dense more than .998",
 )
+halves_of = {
+    name: [step(name, half)["difference"] for half in ("weights", "latents alone", "hindsight")] for name in three
+}
 expect(
-    all(step(name, "weights")["difference"] > 2 * step(name, "latents")["difference"] for name in three),
-    "weights in hindsight gain the chosen latents more than twice what other latents then add",
+    all(min(a, b) > 0.06 and max(a, b) < 0.09 and min(a, b) > 0.65 * whole for a, b, whole in halves_of.values()),
+    "new weights alone, and new latents alone, gain .06 to .08, two thirds of the whole or more",
 )
 expect(
     all(rung("", f"{name}, across kinds")["auroc"] < rung(name, "20 latents")["auroc"] for name in three),
@@ -307,38 +348,40 @@ expect(
 )
 
 # %%
-told = {"choice": "choice under shift (H4)", "sparsity": "sparsity (H1)", "dictionary": "the dictionary (H3)"}
+told = {"choice": "learning under shift (H4)", "sparsity": "sparsity (H1)", "dictionary": "the dictionary (H3)"}
 shown = [("mean over the text", "all"), ("mean over the text", "bare"), ("end of turn", "all")]
 figure, trio = plt.subplots(1, 3, figsize=(figures.WIDTH, 3.0), sharey=True)
 for (where, of), axis in zip(shown, trio, strict=True):
     rows = {said: {name: step(name, what, where, of) for name in three} for what, said in told.items()}
     figures.forest(rows, "difference", axis)
-    axis.set_title(where if of == "all" else "there, bare prompts", fontsize="small")
+    axis.set_title(where if of == "all" else "the mean, bare prompts", fontsize="small")
     axis.axvline(0, color=figures.CONTEXT, linewidth=1)
     axis.axvline(0.02, color=figures.CONTEXT, linewidth=1, linestyle=":")
     axis.tick_params(labelsize="small")
 figure.supxlabel("OOD AUROC that a step loses (paired; dotted: .02)", fontsize="medium")
 trio[0].legend(loc="lower right", fontsize="small")
-figures.headed(figure, "Shift costs most; sparsity costs more where no template gives the class away")
+figures.headed(figure, "Shift costs most in the mean, not for sure; sparsity costs more on bare prompts")
 pages.publish(
     figure,
     "06_steps",
-    "What each step of the ladder loses, by SAE; of choice, beyond what hindsight gives the dense probe. Middle: scored on prompts that nothing wraps. Dots: SAE "
+    "What each step of the ladder loses, by SAE; of shift, beyond what hindsight gives the dense probe. Scales differ. Middle: prompts that nothing wraps. Dots: SAE "
     "seeds; bars: 95 %, over prompts and runs.",
-    alt="Forest plots of three steps in three settings: choice under shift, sparsity, the dictionary.",
+    alt="Forest plots of three steps in three settings: learning under shift, sparsity, the dictionary.",
 )
 
 # %% [markdown]
-# **What hindsight sees.** Most OOD prompts carry a jailbreak or an errand, and a probe that knows those four templates and nothing of harm has most of the
-# score. So the middle panel scores bare prompts alone (AdvBench against chats and over-refusal): there twenty latents in hindsight lack .04 to .07 of
-# what all of them have, and the claim that a few are too few has its evidence. The dictionary lacks nothing at the mean over the text; at the end of
+# **What hindsight sees.** Six in ten OOD prompts carry a jailbreak or an errand, and hindsight has seen all four: a probe that knew those templates and nothing of
+# harm would score about .93. So the middle panel scores bare prompts alone (AdvBench against chats and over-refusal): there twenty latents in hindsight lack .04 to .07 of
+# what all of them have, for sure more than .02 in IT and chat SAEs. The dictionary loses nothing that this test can see at the mean over the text; at the end of
 # turn it lacks about .01, of bare prompts .03 to .05.
 
 # %%
-sparse, bare = ([step(name, "sparsity", of=of)["difference"] for name in three] for of in ("all", "bare"))
+sparse, sparse_bare = ([step(name, "sparsity", of=of)["difference"] for name in three] for of in ("all", "bare"))
 expect(
-    max(sparse) < 0.02 and 0.035 < min(bare) < max(bare) < 0.075,
-    "sparsity loses less than .02 on all OOD prompts, .04 to .07 on bare ones",
+    max(sparse) < 0.02
+    and 0.035 < min(sparse_bare) < max(sparse_bare) < 0.075
+    and all(step(name, "sparsity", of="bare")["interval"][0] > 0.02 for name in ("IT", "chat")),
+    "sparsity loses less than .02 on all OOD prompts, .04 to .07 on bare ones, there surely more than .02 in IT and chat SAEs",
 )
 ends = {of: [step(name, "dictionary", "end of turn", of)["difference"] for name in three] for of in lost}
 expect(
@@ -349,7 +392,7 @@ expect(
 )
 expect(
     all(step(name, "choice")["difference"] > max(sparse) for name in three),
-    "choice under shift, beyond the dense probe's own gain, loses more than sparsity",
+    "learning under shift, beyond the dense probe's own gain, loses more than sparsity in the mean",
 )
 least = choice["all"]["mean over the text, components"]["ood"]["interval"][0]
 expect(least > 0.2, "principal components lose more than .2 by shift at the mean over the text")
@@ -435,7 +478,7 @@ axis.set_xticks(
 axis.set_yticks(range(len(mine)), [f"{row['latent']}" for row in mine], fontsize="small")
 axis.set(ylabel="latent of the first chat SAE", xlabel="kind of prompt: training, and right of the line OOD")
 figure.colorbar(picture, label="AUROC on the kind (a half: a coin)")
-figures.headed(figure, "What training prompts choose knows jailbreaks: on bare prompts, harmful or not, it is a coin")
+figures.headed(figure, "The latents chosen know jailbreaks: on bare prompts, harmful or not, they are coins")
 pages.publish(
     figure,
     "06_fates",
@@ -445,10 +488,10 @@ pages.publish(
 )
 
 # %% [markdown]
-# They are neither wrong nor absent OOD: few turn round. They fire on role-plays, old and new, since nearly all harmful training prompts are inside one; of
-# bare prompts they say nothing, in distribution or out of it. Over all seeds, with how many go with a count of punctuation, length or case on training
-# prompts (a correlation of at least a half with one of 33 features). *Hindsight* chooses others, and weighs them so that they add up: one by one, on
-# bare prompts, they are little better than a coin too.
+# Few turn round OOD. They fire on role-plays, old and new: three of five harmful training prompts are inside one, and no harmless one is. Of bare prompts they say
+# little, in distribution or out of it. Over all seeds, with how many go with a count of punctuation, length or case on training
+# prompts (a correlation of at least a half with one of 33 features). *Hindsight* chooses others, most of which are of jailbreaks
+# too: one by one, on bare prompts, they are little better than a coin.
 
 
 # %%
@@ -535,18 +578,19 @@ pages.table(
 )
 
 # %% [markdown]
-# It does not: OOD what is left scores less in the mean.
+# Not that we can see: what is left scores .08 to .15 less OOD in the mean, for sure only of the IT SAE.
 
 # %%
 expect(
-    all(e["ood"]["difference"] < -0.05 for e in prunes.values()),
-    "without those that go with style twenty latents score less OOD, in the mean",
+    all(-0.16 < e["ood"]["difference"] < -0.07 for e in prunes.values())
+    and [name for name in three if prunes[name]["ood"]["interval"][1] < 0] == ["IT"],
+    "without those that go with style twenty latents score .08 to .15 less OOD in the mean, surely only of the IT SAE",
 )
 
 # %% [markdown]
 # ## H1: how many latents does it take?
 #
-# Everything here is in hindsight, so nothing is lost by shift: what k latents lack is what the concept is too wide for.
+# Everything here is in hindsight, so nothing is lost by shift: what k latents lack, the concept is too wide for, or our rules fail to find.
 
 # %%
 sizes = {
@@ -631,7 +675,8 @@ pages.table(
 )
 
 # %% [markdown]
-# Both hold all of it: what these prompts differ in is written many times over in the residual stream, and what an SAE misses is also elsewhere.
+# Both hold all of it: what these prompts differ in is written many times over in the residual stream, and what an SAE misses is also elsewhere. It also says how
+# blunt the test is: what is left out could do the task alone.
 #
 # Second, can a few of the dictionary's directions write the *direction of harm*, how residuals move as the dense probe's score rises? Orthogonal matching
 # pursuit ([Pati et al. 1993](https://doi.org/10.1109/ACSSC.1993.342465)) takes one decoder row after the other. Beside it the same for directions drawn at
@@ -692,7 +737,7 @@ for axis, what in zip(axes.values(), ("harm", "random"), strict=True):
     axis.set_xticks(q.ks, [f"{size}" for size in q.ks])
     axis.minorticks_off()
 axes["direction of harm"].legend(fontsize="small")
-figures.headed(axis.figure, "A few decoder rows write little of harm, and little more of it than of any direction")
+figures.headed(axis.figure, "No few decoder rows write harm, though they write more of it than of random directions")
 pages.publish(
     axis.figure,
     "06_expressed",
@@ -708,6 +753,14 @@ expect(
     and max(gain.max() for gain in more.values()) < 0.17,
     "five decoder rows write less than .45 of the direction of harm, never .17 more than of a random one",
 )
+single = {name: (np.mean(of["harm"], 0)[0], np.mean(of["random"], 0)[0]) for name, of in written.items()}
+expect(
+    all(0.15 < single[name][0] < 0.25 and single[name][0] > 2 * single[name][1] for name in ("finetuned", "chat")),
+    "one row writes about a fifth of the direction of harm, more than twice what it writes of a random direction",
+)
+
+# %% [markdown]
+# One row writes a fifth of harm's direction, more than twice what one writes of a random direction; twenty write two thirds. Harm is favoured, and spread.
 
 # %% [markdown]
 # ## H2: do latents hold concepts cleanly?
@@ -826,7 +879,7 @@ left.set_yticks(range(len(order)), order, fontsize="small")
 left.set(xlabel="AUROC", ylim=(len(order) - 0.5, -0.5))
 right.set_xlabel("F1")
 figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-figures.headed(figure, "A latent for every jailbreak and errand, none for a collection, a question or a topic")
+figures.headed(figure, "The best latent matches the dense probe for templates, not for collections, form or topic")
 pages.publish(
     figure,
     "06_concepts",
@@ -850,6 +903,13 @@ expect(
     ),
     "for every other concept the dense probe is more than .03 ahead",
 )
+expect(
+    max(
+        of["dense"]["auroc"] - of[f"latent, {who}"]["auroc"] for of in by_sort["other"] for who in ("finetuned", "chat")
+    )
+    < 0.25,
+    "and less than .25",
+)
 ahead = [clean["gaps"][f"latent, {who} - latent, untrained"] for who in ("finetuned", "chat")]
 expect(
     all(entry["interval"][0] > 0.01 and entry["difference"] < 0.03 for entry in ahead),
@@ -857,9 +917,9 @@ expect(
 )
 
 # %% [markdown]
-# What marks a prompt as a whole, a template around it, has its latent; so it has in an untrained SAE, nearly. What it is about, where it is from, whether it asks,
-# a dense direction tells and no latent does. Over all concepts the latent that is best lacks more than .05, and is ahead of an untrained SAE's by .02. That is
-# about these concepts; the mean hides that there are two sorts of them.
+# What marks a prompt as a whole, a template around it, has its latent; so it has in an untrained SAE, nearly. For what it is about, where it is from and whether it
+# asks, the best latent falls .03 to .25 short of a dense direction. Over all concepts it lacks more than .05, and is ahead of an untrained SAE's by .02. That is
+# about these concepts, and the mean hides that there are two sorts of them; harm itself is not among them (notebook 02 has its best latents).
 
 # %% [markdown]
 # ## Controls with known answers
@@ -1039,7 +1099,7 @@ pages.table(
 shown = ["dense", "principal components", "chat", "finetuned", *null_names, "dense, permuted model"]
 axis = figures.forest({name: {"validation": twenty[name]["val"], "OOD": twenty[name]["ood"]} for name in shown})
 axis.set_xlabel(f"AUROC (OOD: n = {twenty['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "Validation hardly tells null SAEs from trained ones; OOD they score less in the mean")
+figures.headed(axis.figure, "Validation hardly tells untrained SAEs from trained ones; OOD they score less in the mean")
 pages.publish(
     axis.figure,
     "06_nulls",
@@ -1073,9 +1133,9 @@ for number, name in enumerate(every_sae):
     axis.plot(x, y[: len(x)], linestyle="none", label=name, alpha=0.85, **told)
     points += [(a, b, name) for a, b in zip(x, y, strict=False)]
 axis.axhline(twenty["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linewidth=1.2)
-axis.set(xlabel="lost: share of the variance between prompts that the SAE misses", ylabel="OOD AUROC, 20 latents")
+axis.set(xlabel="lost: share of the variance between prompts that the SAE misses", ylabel="OOD AUROC")
 figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-figures.headed(figure, "Kinds of SAE that lose less score more; seeds of one kind differ as much")
+figures.headed(figure, "Nulls lose more and score less; among trained SAEs little tells, and seeds differ as much")
 pages.publish(
     figure,
     "06_lost",
@@ -1093,9 +1153,10 @@ expect(
 )
 
 # %% [markdown]
-# So training gives an SAE something for this task, and validation does not see it: nulls score as well there, within a few hundredths. OOD every trained kind has a
-# higher mean than every null, and at this place of reading than principal components; two nulls of three seeds cannot be told apart from chat SAEs with
-# confidence. Between kinds the score goes with what is lost. Whether the one is why, or how surely, three seeds do not tell: N3 stays open.
+# So training gives an SAE something for this task, and validation hardly sees it: untrained and half-trained SAEs score within .03 there (the permuted model's lack .05,
+# random latents .09). OOD every fully trained kind has a higher mean than every null, and at this place of reading than principal components; a chat SAE of an
+# eighth of the steps has not. Two nulls of three seeds cannot be told apart from chat SAEs for sure. Between kinds the score goes with what is lost, by the nulls more
+# than by trained SAEs, and N3 stays open.
 
 # %% [markdown]
 # ## Does the finding survive?
@@ -1187,7 +1248,8 @@ expect(
 )
 
 # %% [markdown]
-# The order stays; the gap is not small anywhere, nor always sure: with one of the data sets left out, and in the balanced design, single SAEs come close. Few labels and
+# The dense probe has the higher mean everywhere, not everywhere for sure: with one of the data sets left out, and in the balanced design, single SAEs come close. The
+# other methods change places: principal components go from last to ahead of twenty latents where data sets are left out, and the sentence embedding passes the dense probe in about half the rows. Few labels and
 # wrong ones, where SAEs might have won, cost latents more than the dense probe. On the sealed collection the dense probe falls to .88 and twenty latents to .58 and .65;
 # the sentence embedding, which never sees the model, stays at .96. All latents together are between the two there and wherever a data set is left out.
 
@@ -1209,6 +1271,18 @@ if not q.data:
         ),
         "all latents are between dense probe and twenty latents where a data set is left out, and on the sealed one",
     )
+    expect(
+        all(
+            row["principal components"]["auroc"] > max(row[who]["auroc"] for who in of_latents if "20" in who)
+            for name, row in under.items()
+            if name.startswith("leave out")
+        )
+        and min(under["as in the post"], key=lambda who: under["as in the post"][who]["auroc"])
+        == "principal components",
+        "principal components are last as in the post, and ahead of twenty latents where a data set is left out",
+    )
+    passed = sum(row["sentence embedding"]["auroc"] > row["dense"]["auroc"] for row in under.values())
+    expect(4 < passed < 8, "the sentence embedding passes the dense probe in about half of eleven rows")
 usual = under["as in the post"]
 expect(
     all(
@@ -1321,7 +1395,7 @@ pages.table(
 
 # %% [markdown]
 # Latents do err on other prompts: they share a fifth of the dense probe's worst tenth, where the dense probe of another draw shares four fifths. Yet a probe that
-# sees both gains nothing, not a hundredth: taught on the same prompts, it has no way to know when to trust which.
+# sees both gains nothing, not a hundredth; perhaps since, taught on the same prompts, it cannot know when to trust which.
 
 # %%
 expect(
@@ -1389,18 +1463,18 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # %% [markdown]
 # ## What we find
 #
-# - **H3, not supported** at the mean over the text: all latents in hindsight score what the dense probe does. It is no merit of training, as random directions do too.
-#   At the end of turn something is lost, .03 to .05 on bare prompts.
-# - **H1, not supported** on the post's mix, where templates tell most; on bare prompts twenty latents lack .04 to .07.
-# - **H2, supported** for concepts other than templates: a prompt's source, form or topic has no latent of its own.
-# - **H4, open**: twenty latents gain .08 to .10 by hindsight, the dense probe .03. Two thirds or more of it are gained by weights alone, on the very latents that
-#   training prompts chose. Those are latents of jailbreaks.
-# - Controls: one latent that is the answer is found (N1; five are not always). Nulls score less than trained SAEs OOD in the mean, not always for sure (N2), and SAEs that
-#   lose less score more (N3, open). The dense probe stays ahead with data sets left out (N4) and in the balanced design (N5), in the mean.
+# - **H1, not supported** on the post's mix; of bare prompts twenty latents lack .04 to .07, of the finetuned SAE not surely more than .02.
+# - **H2, supported** in the mean over concepts, all of it by sources and form; topics, not counted, look alike.
+# - **H3, not supported** at the mean over the text, by a blunt test. At the end of turn something is lost, .03 to .05 on bare prompts.
+# - **H4, open**: twenty latents gain .08 to .10 by hindsight, the dense probe .03; not surely more than it. New latents and new weights each gain most of that alone. In
+#   chat SAEs what training prompts choose are latents of jailbreaks, and most of what hindsight chooses is too.
+# - Controls: one latent that is the answer is found; five are not always, and cut off, at the mean, even one lacks .03 (N1, open). Nulls score less than trained SAEs
+#   OOD in the mean (N2, open), whether SAEs that lose less score more is open (N3). The dense probe stays ahead of twenty latents with data sets left out
+#   (N4) and in the balanced design (N5), in the mean.
 #
-# **It means** that for a detector the trouble is what every probe has, a training set with shortcuts, and that latents do not protect from it, which was the
-# hope. A handful of them fails first since each follows one template, and few are left to say no. It does not mean that SAEs lack harm, and says nothing of SAEs that
-# split concepts more finely, nor of larger models, whose features may be richer: here the model has 135 M parameters and the SAEs 2,304 latents.
+# **It means** that every probe loses when it learns from one distribution, at the mean over the text the dense one .02, twenty latents .08 to .11, and *all* latents of a chat SAE .12. So on
+# the post's mix it is not the handful as such: latents, few or all, do not protect from shortcuts, which was the hope. Why they lose more than the residual stream that
+# they rewrite, we do not know. It does not show that SAEs lack harm, and says nothing of SAEs that split concepts more finely, nor of larger models, whose features may be richer.
 # **What would change our mind**: a rule that picks, without OOD labels, the latents or weights that hindsight does; a dictionary in which harm on bare prompts has a
 # latent; more SAE seeds, as H4, N2 to N5 vary most between those. Folds share most of their training prompts, so the intervals of hindsight are a little too narrow.
 # **Try** `overrides = {"probes.k_claim": 10}`: the ladder from ten latents. **Next**: [03](03_debugging.ipynb) asks what latents show of a data set.
@@ -1412,9 +1486,12 @@ expect(
     0.07 < min(gained) < max(gained) < 0.105 and abs(of_dense - 0.03) < 0.005,
     "twenty latents gain .08 to .10 by hindsight, the dense probe .03",
 )
+shift = {name: e["val"]["auroc"] - e["ood"]["auroc"] for name, e in fits_at.items()}
 expect(
-    all(step(name, "weights")["difference"] > 0.65 * step(name, "hindsight")["difference"] for name in three),
-    "two thirds of it or more are gained by weights alone",
+    abs(shift["dense"] - 0.023) < 0.005
+    and abs(shift["chat SAE, all latents"] - 0.12) < 0.006
+    and all(0.075 < shift[f"{name} SAE, 20 latents"] < 0.115 for name in pair),
+    "from validation to OOD the dense probe loses .02, twenty latents .08 to .11, all latents of a chat SAE .12",
 )
 said = {"H1": "not supported", "H2": "supported", "H3": "not supported"}
 expect(
