@@ -444,6 +444,17 @@ def fates(data_of, fitted, views, k, change):
     return found
 
 
+@result
+def kinds_of(labelled):
+    """The slices of harmful prompts; transforms and sources, each where it first stands, but those of the balanced design; and how many prompts."""
+    rows = examples.read(labelled)
+    wrapped = dict.fromkeys(e.transform for e in rows if e.transform != "plain" and e.mix == "post")
+    sources = dict.fromkeys(e.source for e in rows if e.source and e.mix != "balanced")
+    harmful = sorted({e.slice for e in rows if e.label == 1})
+    return {"harmful": harmful, "transforms": [*wrapped], "sources": [*sources], "n": len(rows)}
+
+
+kinds_there = kinds_of(study.labelled, name="06_kinds").value
 at = places["mean over the text"]
 of_prompts = study.labelled, study.prompt_activations, p.layer
 views = {name: study.see(Latents, saes[name][: p.saes.fewer_seeds], at) for name in three}
@@ -461,11 +472,11 @@ fate = {
 }
 
 # %%
-every_prompt = examples.read(study.labelled)
 mine = [row for row in fate["chat", "by training prompts"] if row["seed"] == 0]
 mine.sort(key=lambda row: -row["ood"])
-of_harm = {e.slice for e in every_prompt if e.label == 1}
-kinds = sorted(mine[0]["by_kind"], key=lambda kind: (kind[:2] != "in", kind.partition(", ")[2] not in of_harm))
+kinds = sorted(
+    mine[0]["by_kind"], key=lambda kind: (kind[:2] != "in", kind.partition(", ")[2] not in kinds_there["harmful"])
+)
 grid = np.array([[row["by_kind"][kind] for kind in kinds] for row in mine])
 figure, axis = plt.subplots(figsize=(figures.WIDTH, 4.6))
 axis.grid(False)
@@ -798,8 +809,8 @@ topics = {
     "drugs": "drug|meth|cocaine|heroin|narcotic|steroid",
     "money": "money|fraud|bank|credit card|tax|scam|counterfeit|insider",
 }
-told_by = {e.transform: ("transform", e.transform) for e in every_prompt if e.transform != "plain" and e.mix == "post"}
-told_by |= {e.source: ("source", e.source) for e in every_prompt if e.source and e.mix != "balanced"}
+told_by = {name: ("transform", name) for name in kinds_there["transforms"]}
+told_by |= {name: ("source", name) for name in kinds_there["sources"]}
 told_by["question"] = ("form", "^(how|what|why|when|where|which|who|can|could|is|are|do|does|should|would|will) ")
 told_by |= {name: ("topic", words) for name, words in topics.items()}
 concepts = {name: Concept(by=by, value=value, folds=seen.folds) for name, (by, value) in told_by.items()}
@@ -1418,7 +1429,7 @@ expect(
 pair = ("finetuned", "chat")
 left_out = [name for name in designs if name.startswith("leave out")]
 count_of = {"N4": min(under[name]["dense"]["n"] for name in left_out)} if left_out else {}
-count_of |= {"H2": len(every_prompt)}
+count_of |= {"H2": kinds_there["n"]}
 parts = {
     "H1": {name: step(name, "sparsity") for name in pair},
     "H2": {name: clean["gaps"][f"dense - latent, {name}"] for name in pair},
