@@ -354,7 +354,9 @@ figure, trio = plt.subplots(1, 3, figsize=(figures.WIDTH, 3.0), sharey=True)
 for (where, of), axis in zip(shown, trio, strict=True):
     rows = {said: {name: step(name, what, where, of) for name in three} for what, said in told.items()}
     figures.forest(rows, "difference", axis)
-    axis.set_title(where if of == "all" else "the mean, bare prompts", fontsize="small")
+    axis.set_title(
+        {"mean over the text": "mean"}.get(where, where) + (", bare" if of == "bare" else ""), fontsize="small"
+    )
     axis.axvline(0, color=figures.CONTEXT, linewidth=1)
     axis.axvline(0.02, color=figures.CONTEXT, linewidth=1, linestyle=":")
     axis.tick_params(labelsize="small")
