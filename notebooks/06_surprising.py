@@ -29,7 +29,7 @@
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
 frozen = False  # True: read committed results only, compute nothing
-overrides = {}  # any field of the profile, e.g. {"layer": 8, "probes.k_claim": 10}
+overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
 import re
@@ -173,9 +173,8 @@ seen, k = Hindsight(folds=max(3, q.draws)), q.k_claim
 saes, three = study.saes, ("IT", "finetuned", "chat")
 places = {"mean over the text": "mean user", "end of turn": q.position}
 few, short, linear = study.few(), study.few(ks=(k,)), study.linear
-wide = Logistic(
-    (1e-4, *q.penalties[:-1])
-)  # on so many columns the strongest penalties matter, ridges cost most of the time
+# On so many columns the strongest penalties matter, and ridges would cost most of the time.
+wide = Logistic((1e-4, *q.penalties[:-1]))
 same = Logistic((1e-4, *q.penalties))  # in hindsight: one family for residuals and latents
 rules = (ByMeanDifference(), ByMeanDifference(standardised=True), AcrossKinds(), ByL1Path())
 first = saes["chat"][: p.saes.fewer_seeds]
@@ -526,7 +525,7 @@ pages.table(
         (
             f"{name}, {what}",
             *(pages.share(row[key]) for key in ("turns", "style")),
-            *tuple(f"{row[key]:.2f}" for key in ("train", "ood", "bare")),
+            *(f"{row[key]:.2f}" for key in ("train", "ood", "bare")),
         )
         for (name, what), row in fate_of.items()
     ),
@@ -1490,7 +1489,7 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # they rewrite, we do not know. It does not show that SAEs lack harm, and says nothing of SAEs that split concepts more finely, nor of larger models, whose features may be richer.
 # **What would change our mind**: a rule that picks, without OOD labels, the latents or weights that hindsight does; a dictionary in which harm on bare prompts has a
 # latent; more SAE seeds, as H4, N2 to N5 vary most between those. Folds share most of their training prompts, so the intervals of hindsight are a little too narrow.
-# **Try** `overrides = {"probes.k_claim": 10}`: the ladder from ten latents. **Next**: [03](03_debugging.ipynb) asks what latents show of a data set.
+# **Try** a rule of your own beside `AcrossKinds`, in `rules`: it is a class of one method, and only what it joins is fit anew. **Next**: [03](03_debugging.ipynb) asks what latents show of a data set.
 
 # %%
 gained = [step(name, "hindsight")["difference"] for name in three]

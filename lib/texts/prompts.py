@@ -189,7 +189,7 @@ def sealed_sources() -> dict[str, Source]:
 
 @store.cached
 def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], most: int = 0) -> None:
-    """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are of a collection used nowhere else (SPEC 9.3): harmful instructions,
+    """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are of a collection used nowhere else: harmful instructions,
     harmless questions and instructions on investing, ``most`` of each if told, plain and through six jailbreaks. No choice reads it.
 
     In distribution it is ``prompts`` as they are. Bases that are neighbours of any of its prompts, OOD ones too, are left out.
