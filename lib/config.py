@@ -103,6 +103,13 @@ class SAESection(_Section):
     finetuning: float = Field(1 / 3, gt=0, lt=1)
     levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
     level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
+    # Lambda, k and L1 coefficient at which SAEs on chat have an L0 of about 90, and a tail of latents that fire often.
+    denser: dict[Literal["JumpReLU", "QF", "TopK", "Gated"], float] = {
+        "JumpReLU": 4.4e-4,
+        "QF": 1.7e-4,
+        "TopK": 90,
+        "Gated": 0.0715,
+    }
     sweep: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3)  # lambdas of notebook 05's JumpReLU curves
     k_sweep: tuple[int, ...] = (16, 40, 100)  # k of its TopK curve
     gated_sweep: tuple[float, ...] = (0.06, 0.12, 0.24)  # L1 coefficients of its Gated curve
@@ -136,8 +143,10 @@ class ProbeSection(_Section):
 
     @model_validator(mode="after")
     def _claim_is_among(self) -> Self:
-        if self.k_claim not in self.ks or 0.0 not in self.noise:
-            raise ValueError(f"k_claim={self.k_claim} must be one of ks, and noise must hold 0")
+        if self.k_claim not in self.ks:
+            raise ValueError(f"k_claim={self.k_claim} must be one of ks, {', '.join(map(str, self.ks))}")
+        if 0.0 not in self.noise:
+            raise ValueError("noise must hold 0, labels as they are")
         return self
 
 
@@ -150,12 +159,17 @@ class RefusalSection(_Section):
 
 
 class AutointerpSection(_Section):
-    """Notebook 04: how many latents are scored, and on how many examples."""
+    """Notebook 04: which latents are explained and scored, and on what text."""
 
-    latents: int = Field(150, ge=4)  # per SAE and per sampling scheme
+    latents: int = Field(400, ge=4)  # per SAE, sampled by how often they fire
     examples: int = Field(30, ge=6)  # contexts to explain from, and as many others to score on
-    window: int = Field(32, ge=8)  # tokens per context
-    tokens: int = Field(120_000, ge=1_000)  # of the chat corpus that contexts are drawn from
+    window: int = Field(32, ge=8)  # tokens per context, at most
+    tokens: int = Field(
+        44_000, ge=500
+    )  # of held-out chat to explain from, and as many of other conversations to score on
+    model: str = (
+        ""  # at the OpenAI-compatible endpoint $OPENAI_BASE_URL; "": explanations by counting, without a language model
+    )
 
 
 class DebuggingSection(_Section):

@@ -196,12 +196,12 @@ for where, at in places.items():
         taught = study.fit(study.few(*rules, ks=(k,)), *view)
         best = study.fit(ChosenInEach(q.ks, q.few_penalties, rules), *view, change=seen)
         rungs[where, name] = {
-            "20 latents": (taught, str(k)),
+            f"{k} latents": (taught, str(k)),
             "same latents, weights in hindsight": (
                 study.fit(study.few(As(taught), ks=(k,)), *view, change=seen),
                 str(k),
             ),
-            "20 latents in hindsight": (best, str(k)),
+            f"{k} latents in hindsight": (best, str(k)),
             "all latents in hindsight": study.fit(same, *view, change=seen),
             "dense in hindsight": beside[where]["dense in hindsight"],
         }
@@ -219,10 +219,10 @@ named = {f"{where}, {name}, {row}": fit for (where, name), of in rungs.items() f
 named |= {f"{where}, {name}": fit for where, of in beside.items() for name, fit in of.items()}
 ladder = study.table(named, name="06_ladder", slices=False, splits=("val", "ood"), change=seen).value
 pairs = {
-    "weights": ("same latents, weights in hindsight", "20 latents"),
-    "latents": ("20 latents in hindsight", "same latents, weights in hindsight"),
-    "hindsight": ("20 latents in hindsight", "20 latents"),
-    "sparsity": ("all latents in hindsight", "20 latents in hindsight"),
+    "weights": ("same latents, weights in hindsight", f"{k} latents"),
+    "latents": (f"{k} latents in hindsight", "same latents, weights in hindsight"),
+    "hindsight": (f"{k} latents in hindsight", f"{k} latents"),
+    "sparsity": ("all latents in hindsight", f"{k} latents in hindsight"),
     "dictionary": ("dense in hindsight", "all latents in hindsight"),
 }
 steps = {
@@ -231,13 +231,13 @@ steps = {
     for step, (high, low) in pairs.items()
 }
 steps |= {
-    f"{where}, {name}, latents alone": (beside[where][f"{name}, weights of training prompts"], of["20 latents"])
+    f"{where}, {name}, latents alone": (beside[where][f"{name}, weights of training prompts"], of[f"{k} latents"])
     for (where, name), of in rungs.items()
 }
 excess = {
     f"{where}, {name}": (
-        of["20 latents in hindsight"],
-        of["20 latents"],
+        of[f"{k} latents in hindsight"],
+        of[f"{k} latents"],
         beside[where]["dense in hindsight"],
         beside[where]["dense"],
     )
@@ -321,8 +321,8 @@ pages.table(
 hindsight_of = {name: {row: rung(name, row)["auroc"] for row in rungs["mean over the text", name]} for name in three}
 expect(
     all(
-        0.88 < of["20 latents"] < 0.92
-        and 0.98 < of["20 latents in hindsight"] < of["all latents in hindsight"]
+        0.88 < of[f"{k} latents"] < 0.92
+        and 0.98 < of[f"{k} latents in hindsight"] < of["all latents in hindsight"]
         and of["all latents in hindsight"] > 0.998
         for of in hindsight_of.values()
     )
@@ -338,7 +338,7 @@ expect(
     "new weights alone, and new latents alone, gain .06 to .08, two thirds of the whole or more",
 )
 expect(
-    all(rung("", f"{name}, across kinds")["auroc"] < rung(name, "20 latents")["auroc"] for name in three),
+    all(rung("", f"{name}, across kinds")["auroc"] < rung(name, f"{k} latents")["auroc"] for name in three),
     "latents that hold across kinds of training prompts score less than the best of four rules",
 )
 expect(
@@ -469,7 +469,7 @@ fate = {
         name=f"06_fates_{name}_{what.replace(' ', '_')}",
     ).value
     for name in three
-    for what, row in {"by training prompts": "20 latents", "in hindsight": "20 latents in hindsight"}.items()
+    for what, row in {"by training prompts": f"{k} latents", "in hindsight": f"{k} latents in hindsight"}.items()
 }
 
 # %%
@@ -529,7 +529,7 @@ pages.table(
         )
         for (name, what), row in fate_of.items()
     ),
-    ("20 latents of, chosen", "turn round OOD", "go with style", "median AUROC, train", "OOD", "bare OOD prompts"),
+    (f"{k} latents of, chosen", "turn round OOD", "go with style", "median AUROC, train", "OOD", "bare OOD prompts"),
 )
 
 # %%
@@ -586,7 +586,7 @@ pages.table(
         (name, pages.interval(e["val"], "difference"), pages.interval(e["ood"], "difference"))
         for name, e in prunes.items()
     ),
-    ("20 latents, without those that go with style, less 20 latents", "validation", "OOD"),
+    (f"{k} latents, without those that go with style, less {k} latents", "validation", "OOD"),
 )
 
 # %% [markdown]
@@ -607,7 +607,7 @@ expect(
 # %%
 sizes = {
     f"{name} SAE": [
-        (size, (rungs["mean over the text", name]["20 latents in hindsight"][0], str(size))) for size in q.ks
+        (size, (rungs["mean over the text", name][f"{k} latents in hindsight"][0], str(size))) for size in q.ks
     ]
     for name in ("finetuned", "chat")
 }
@@ -1387,8 +1387,8 @@ common = in_common(
     {
         "dense probe, in another draw": (dense_fit, dense_fit),
         "20 principal components": (dense_fit, components),
-        "20 latents, finetuned": (dense_fit, at_twenty["finetuned"]),
-        "20 latents, chat": (dense_fit, at_twenty["chat"]),
+        f"{k} latents, finetuned": (dense_fit, at_twenty["finetuned"]),
+        f"{k} latents, chat": (dense_fit, at_twenty["chat"]),
     },
     0.1,
     name="06_in_common",
