@@ -150,6 +150,19 @@ class Study:
             "Gated": [self.train("chat", self.sae("gated", coefficient=which.gated), run=run) for run in few[:3]],
         }
 
+    @cached_property
+    def denser(self) -> dict[str, list[Artifact]]:
+        """SAEs on chat at an L0 of about 90, one a seed: their latents have a tail that fires often, which sparser ones lack."""
+        which = self.profile.saes
+        at, many, few = which.denser, range(which.fewer_seeds), range(which.level_seeds)
+        penalised = self.jumprelu(coefficient=at["QF"], penalty=QuadraticFrequency(which.omegas[0]))
+        return {
+            "JumpReLU": [self.train("chat", self.jumprelu(coefficient=at["JumpReLU"]), run=run) for run in many],
+            "QF": [self.train("chat", penalised, run=run) for run in many],
+            "TopK": [self.train("chat", self.sae("topk", k=round(at["TopK"])), run=run) for run in few],
+            "Gated": [self.train("chat", self.sae("gated", coefficient=at["Gated"]), run=run) for run in few],
+        }
+
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
         p = self.profile

@@ -18,194 +18,382 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
-import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Markdown
+from dataclasses import dataclass
+from functools import cached_property
 
-from lib import figures, pages
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from scipy.sparse import csc_array
+from transformers import AutoModelForCausalLM
+
+from lib import pages, wheels
+from lib.config import ModelSection
 from lib.latents import autointerp
-from lib.pages import expect
-from lib.sae.metrics import HIGH
-from lib.sae.penalties import QuadraticFrequency
-from lib.store import values
-from lib.study import open_study
+from lib.latents.autointerp import Best, Places, Text, Tokens, Topic
+from lib.lm import activations, harvest, model, sequences
+from lib.lm.residual import residuals
+from lib.probes import views
+from lib.sae import training
+from lib.sae.variants import SAEConfig, make
+from lib.store import Artifact, cached, result, values
+from lib.study import Study, open_study
+from lib.texts import examples
+from lib.texts.examples import Example
 
 study = open_study(profile, overrides, frozen)
-p = study.profile
+p, a = study.profile, study.profile.autointerp
 pages.banner(profile, overrides)
 
 # %% [markdown]
 # ## The comparison
-#
-# Both SAEs are trained on chat from scratch, at the same $\lambda$. Another one to score is one more line.
 
 # %%
-omega = p.saes.omegas[0]
+few = range(p.saes.level_seeds)
 saes = {
-    "JumpReLU": study.jumprelu(),
-    f"QF ω₀={omega:g}": study.jumprelu(penalty=QuadraticFrequency(omega)),
-}
+    "IT": study.saes["IT"][: len(few)],
+    "finetuned": study.saes["finetuned"][: len(few)],
+    "pretraining": study.saes["pretraining"][: len(few)],
+    "JumpReLU": study.saes["chat"][: p.saes.fewer_seeds],
+    "QF": study.saes["QF"],
+    "TopK": study.saes["TopK"],
+    "Gated": study.saes["Gated"],
+} | {f"{name}, denser": trained for name, trained in study.denser.items()}
 scores = values(
     {
-        name: autointerp.evaluate(
-            study.train("chat", sae),
-            study.activations("chat", "train"),
-            study.lm,
-            p.layer,
-            p.autointerp,
-            p.probes.bootstrap,
-            p.seed,
-            name=f"04_autointerp_{name.split()[0].lower()}",
+        name: [study.explain(sae, run, f"04_{name.replace(', ', '_')}_{run}") for run, sae in enumerate(trained)]
+        for name, trained in saes.items()
+    }
+)
+
+# %% [markdown]
+# Controls.
+
+
+# %%
+@cached
+def half_trained(out, config, source, layer, section, seed, stays):
+    """Step: an SAE trained as the others are, but that the tensor ``stays`` never moves."""
+    read = activations.read(source, layer, seed)
+    sae = make(config, read.width)
+    sae.initialise(training.sample(read, seed), torch.Generator().manual_seed(seed))
+    getattr(sae, stays).register_hook(torch.zeros_like)
+    trainee = training.Trainee(sae, section)
+    training.fit([trainee], read, seed)
+    if trainee.error is not None:
+        raise trainee.error
+    training.save(trainee.sae, trainee.log, out)
+
+
+@cached
+def random_directions(out, like, harvested, layer, seed):
+    """Step: an SAE whose latents read random directions, each as often as the latent of ``like`` in whose place it stands."""
+    sae, source = training.load(like), activations.read(harvested, layer)
+    x = source.gather(np.random.default_rng(seed).permutation(len(source))[:20_000]) / sae.scale
+    with torch.inference_mode():
+        silent = (sae.encode(x * sae.scale) == 0).float().mean(0)
+        made = make(SAEConfig(variant="jumprelu", latents=len(silent)), x.shape[1])
+        made.W_enc.copy_(
+            torch.nn.functional.normalize(
+                torch.randn(made.W_enc.shape, generator=torch.Generator().manual_seed(seed)), dim=0
+            )
         )
-        for name, sae in saes.items()
+        ordered = ((x - x.mean(0)) @ made.W_enc).sort(0).values
+        at = (silent * (len(x) - 1)).round().long()
+        made.b_enc.copy_(-ordered.gather(0, at[None])[0] - x.mean(0) @ made.W_enc)
+        made.theta.fill_(1e-6)
+        made.scale.copy_(sae.scale)
+    training.save(made, [], out)
+
+
+@cached
+def bigrams(out, latents, harvested, layer, seed):
+    """Step: an SAE of bigrams and a basis. Two latents for each direction of a random basis, one either way, rebuild everything; each
+    of the others looks for one frequent pair of tokens, by a linear discriminant, as often as it occurs, and writes nothing."""
+    source, rng = activations.read(harvested, layer), np.random.default_rng(seed)
+    d, latents = source.width, max(latents, 3 * source.width)  # at small sizes there would be no room for pairs
+    token, sequence = source.column("token").astype(np.int64), source.column("sequence")
+    pair = np.where(sequence[1:] == sequence[:-1], token[:-1] << 32 | token[1:], -1)
+    known, count = np.unique(pair[pair >= 0], return_counts=True)
+    wanted = known[np.argsort(-count, kind="stable")[: latents - 2 * d]]
+    x = source.gather(rng.permutation(len(source))[:40_000])
+    scale = x.square().sum(1).mean().sqrt()
+    x, mean = x / scale, x.mean(0) / scale
+    order = np.argsort(pair, kind="stable")
+    starts = np.searchsorted(pair[order], wanted)
+    ends = np.searchsorted(pair[order], wanted, side="right")
+    centres = torch.stack(
+        [source.gather(order[i : min(j, i + 200)] + 1).mean(0) for i, j in zip(starts, ends, strict=True)]
+    )
+    within = torch.cov(x.T) + 1e-5 * x.var(0).mean() * torch.eye(d)
+    towards = torch.linalg.solve(within, (centres / scale - mean).T)
+    towards /= towards.norm(dim=0)
+    ordered = (x @ towards).sort(0).values
+    rate = torch.from_numpy((ends - starts) / len(source)).float()
+    at = ((1 - rate) * (len(x) - 1)).round().long()
+    basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed))).Q
+    sae = make(SAEConfig(variant="jumprelu", latents=latents), d)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([basis, -basis, towards], 1))
+        sae.b_enc.copy_(torch.cat([-mean @ basis, mean @ basis, -ordered.gather(0, at[None])[0]]))
+        sae.W_dec.copy_(torch.cat([basis.T, -basis.T, torch.zeros(latents - 2 * d, d)]))
+        sae.b_dec.copy_(mean)
+        sae.theta.fill_(1e-6)
+        sae.scale.copy_(scale)
+    training.save(sae, [], out)
+
+
+@cached
+def permuted(out, lm, seed):
+    """Step: a model as a folder, the weights of its blocks dealt out within each matrix."""
+    noise, rng = (
+        AutoModelForCausalLM.from_pretrained(model.folder(lm), revision=lm.pin),
+        torch.Generator().manual_seed(seed),
+    )
+    for name, weight in noise.named_parameters():
+        if "layers." in name and weight.dim() > 1:
+            weight.data = (
+                weight.data.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight).contiguous()
+            )
+    noise.save_pretrained(out, safe_serialization=True)
+    model.tokenizer(lm).save_pretrained(out)
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A model that a step made, as harvests are given one: equal to what :func:`lib.lm.model.pinned` says of its folder."""
+
+    made: Artifact
+    device: str
+    dtype: str
+
+    @property
+    def section(self):
+        return ModelSection(name=str(self.made.path), device=self.device, dtype=self.dtype)
+
+    @property
+    def pin(self):
+        return model.pinned(self.section).pin
+
+    def __eq__(self, other):
+        return (self.section, self.pin) == (other.section, other.pin)
+
+    def __hash__(self):
+        return hash(self.made.key)
+
+
+class OfNoise(Study):
+    """The same recipes on residuals of the permuted model."""
+
+    @cached_property
+    def noise(self):
+        of = self.profile.model
+        return Folder(permuted(self.lm, self.profile.seed), of.device, of.dtype)
+
+    def activations(self, corpus, part):
+        return harvest.harvest(self.text(corpus, part), self.noise, (self.profile.layer,))
+
+    @cached_property
+    def halves(self):
+        read = (text.harvest.arguments["sequences"] for text in study.halves)
+        again = (harvest.harvest(sequences_, self.noise, (self.profile.layer,)) for sequences_ in read)
+        return tuple(Text(made, text.vectors) for made, text in zip(again, study.halves, strict=True))
+
+
+# %%
+noise, chats, topk = OfNoise(p), study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
+floors = {
+    "frozen decoder": [half_trained(topk, chats, p.layer, p.training, p.seed + run, "W_dec") for run in few],
+    "random directions": [random_directions(study.denser["JumpReLU"][run], chats, p.layer, run) for run in few],
+    "bigrams and a basis": [bigrams(p.training.latents, chats, p.layer, run) for run in few],
+}
+early = {
+    f"{share:.0%} of the steps": [study.train("chat", study.jumprelu(), run=run, share=share) for run in few]
+    for share in (1 / 8, 1 / 2)
+}
+beside = values(
+    {
+        name: [
+            study.explain(sae, run, f"04_{name.replace(' ', '_').replace('%', '')}_{run}")
+            for run, sae in enumerate(trained)
+        ]
+        for name, trained in (floors | early).items()
+    }
+    | {
+        "permuted model": [
+            noise.explain(noise.train("chat", topk, run=run), run, f"04_permuted_model_{run}") for run in few
+        ]
     }
 )
 
 # %%
-schemes = {"over latents": "uniform", "over firings": "weighted"}
-axis = figures.forest({label: {name: s[key] for name, s in scores.items()} for label, key in schemes.items()}, "mean")
-axis.set(
-    xlabel=f"mean score (Spearman correlation), {p.autointerp.latents} latents drawn a mean",
-    ylabel="mean",
-    title="Averaged over firings, the QF SAE is explained better",
-)
-pages.publish(
-    axis.figure,
-    "04_autointerp",
-    "Mean autointerp score of two SAEs. Over firings QF's is higher, and the intervals do not touch; over latents they overlap. Bars: 95 %, over the "
-    "latents drawn. One SAE each.",
-    alt="Four points: mean scores of a JumpReLU and a QF SAE; over latents their intervals overlap, over firings QF's lies higher.",
-)
-plain, penalised = scores.values()
-expect(
-    plain["weighted"]["interval"][1] < penalised["weighted"]["interval"][0],
-    "over firings the QF SAE's mean score is higher, and the intervals do not touch",
-)
-expect(plain["uniform"]["interval"][1] > penalised["uniform"]["interval"][0], "over latents the two intervals overlap")
-
-# %% [markdown]
-# ## The method: explain by token, predict, compare
-#
-# Our explainer needs no language model. In the manner of Neuron-to-Graph ([Foote et al. 2023](https://arxiv.org/abs/2305.19911)) it notes how
-# strongly the latent fires on each token, and on each token after a certain other one.
-
-# %%
-pages.source(autointerp.explain)
-
-# %%
-pages.source(autointerp.score)
-
-# %% [markdown]
-# Tried on a planted latent that fires on “bank”, and more strongly after “river”. It is explained from three windows of text and scored on three
-# others, which it ranks right. As a control, the same three activations dealt out to the wrong windows: the score turns negative.
-
-# %%
-words = ["the", "river", "bank", "robbed"]
+SUBJECTS = {
+    "programming": " code function python javascript program variable array class html database",
+    "food": " food recipe cook eat meal chicken sugar restaurant coffee bread",
+    "money": " money price market sales customers investment financial cost business budget",
+    "health": " health patient medical disease treatment doctor pain cancer symptoms body",
+}
 
 
-def window(text, *activations):
-    return [words.index(word) for word in text.split()], activations
+def columns_of(pool, kind, number, tokenizer, rng):
+    """Values [tokens] of a planted latent on a pool: graded by token, by pair of tokens, by place, by words of a subject."""
+    token = pool.tokens[pool.window, pool.offset]
+    before = np.where(pool.offset > 0, np.roll(token, 1), -1)
+    if kind == "place":
+        return np.clip(4 - np.abs(pool.places[pool.window, pool.offset] - 6 * number), 0, None)
+    if kind == "subject":
+        ids = [tokenizer.encode(" " + word, add_special_tokens=False) for word in SUBJECTS[number].split()]
+        said = np.isin(token, [one[0] for one in ids if len(one) == 1])
+        return np.bincount(pool.window, said, len(pool.tokens))[pool.window]  # on every token of the window
+    strength = dict(zip(number, (1.0, 2.0, 3.0, 4.0), strict=True))
+    of = zip(before.tolist(), token.tolist(), strict=True) if kind == "pair" else token.tolist()
+    return np.array([strength.get(one, 0.0) for one in of])
 
 
-seen = [window("the river bank", 0, 0, 2), window("river bank robbed", 0, 2, 0), window("robbed the bank", 0, 0, 0.5)]
-others = ["the bank robbed", "robbed river bank", "the river robbed"]
-planted, dealt = [(0, 0.5, 0), (0, 0, 2), (0, 0, 0)], [(0, 2, 0), (0, 0, 0), (0, 0.5, 0)]
-explanation = autointerp.explain(seen)
-right, wrong = (
-    autointerp.score(explanation, [window(text, *values) for text, values in zip(others, each, strict=True)])
-    for each in (planted, dealt)
-)
-expect(
-    right > 0.99 and wrong < 0,
-    "the planted latent is scored right, and with activations dealt to the wrong windows it is not",
-)
+@result
+def planted(texts, lm, layer, section, seed):
+    """Step: rows {kind, explainer, scores}: of latents that are planted, one column each, and of dealt-out copies."""
+    pools, tokenizer = autointerp.pools_of(texts, layer, section.window), model.tokenizer(lm)
+    flat = pools[0].tokens[pools[0].window, pools[0].offset]
+    rng, often = np.random.default_rng(seed), np.bincount(flat)
+    medium = np.flatnonzero((often > len(flat) / 2000) & (often < len(flat) / 100))
+    same = pools[0].offset[1:] > 0
+    pairs, count = np.unique(np.stack([flat[:-1][same], flat[1:][same]], 1), axis=0, return_counts=True)
+    frequent = pairs[np.argsort(-count, kind="stable")[:200]].tolist()
+    kinds = {
+        "token": [rng.choice(medium, 4, replace=False).tolist() for _ in range(8)],
+        "pair": [[tuple(frequent[i]) for i in rng.choice(len(frequent), 4, replace=False)] for _ in range(8)],
+        "place": list(range(1, 9)),
+        "subject": list(SUBJECTS),
+    }
+    out = []
+    for kind, numbers in kinds.items():
+        made = [
+            csc_array(np.stack([columns_of(pool, kind, n, tokenizer, rng) for n in numbers], 1).astype(float))
+            for pool in pools
+        ]
+        dealt = (made[0], csc_array(made[1].toarray()[rng.permutation(made[1].shape[0])]))
+        for name, both in {kind: made, f"{kind}, dealt out": dealt}.items():
+            for explainer in (Best(), Tokens(), Places(), Topic()):
+                done = [
+                    autointerp.score(pools, both, i, explainer, section.examples, seed) for i in range(len(numbers))
+                ]
+                scored = [one.value for one in done if one is not None]
+                out.append({"kind": name, "explainer": type(explainer).__name__, "scores": scored})
+    return out
 
-# %% tags=["hide-input"]
-pages.table(
-    (
-        (text, f"{autointerp.predict(explanation, window(text, 0, 0, 0)[0]):g}", max(true), max(other))
-        for text, true, other in zip(others, planted, dealt, strict=True)
-    ),
-    ("window", "predicted", f"planted (score {right:.2f})", f"dealt wrongly (score {wrong:.2f})"),
-)
 
-# %% [markdown]
-# Each latent gets contexts from one half of the texts to be explained from (the strongest, some spread over the quantiles, some on which it
-# is silent) and as many from the other half to be scored on.
-#
-# ## Check: what explanations look like, and who scores low
-#
-# The best and the worst explained latents of each SAE. A pattern “a|b” is token b after token a.
-
-# %% tags=["hide-input"]
-shown = []
-for name, s in scores.items():
-    ordered = sorted(s["scored"], key=lambda point: (-point["score"], point["latent"]))
-    for point in ordered[:2] + ordered[-2:]:
-        patterns = ", ".join(pages.literal(repr(pattern)[1:-1]) for pattern in point["patterns"])
-        shown.append((f"{name}, {point['latent']}", f"{point['score']:.2f}", f"{point['frequency']:.2%}", patterns))
-pages.table(shown, ("SAE, latent", "score", "fires on", "strongest patterns"))
-
-# %% [markdown]
-# Is the score a matter of how often a latent fires? The post finds that interpretability falls with frequency. So it does in the JumpReLU SAE: latents
-# that fire on three tokens in a hundred or more are explained worse, by .15 in the mean. Below that there is no trend. The QF SAE has hardly any of the
-# frequent ones.
+planted_rows = planted(study.halves, study.lm, p.layer, a, p.seed, name="04_planted").value
 
 # %%
-FREQUENT = 0.03  # of tokens
-figure, axis = plt.subplots()
-apart = {}
-for name, s in scores.items():
-    frequency, score = np.array([(point["frequency"], point["score"]) for point in s["scored"]]).T
-    apart[name] = (score[frequency < FREQUENT], score[frequency >= FREQUENT])
-    axis.plot(frequency, score, linestyle="none", label=name, alpha=0.6, **figures.look(name))
-axis.axvspan(HIGH, 1, **figures.SHADE)
-axis.axvline(FREQUENT, color="#444444", linewidth=1, linestyle=":")
-axis.set(
-    xscale="log",
-    xlabel="firing frequency (share of tokens; shaded: a tenth and more)",
-    ylabel="score",
-    title="Latents that fire often are explained worse, and QF has few of them",
-)
-axis.legend(loc="lower left")
-pages.publish(
-    figure,
-    "04_frequency",
-    "Score of every sampled latent against how often it fires. Right of the dotted line, three tokens in a hundred, scores of the JumpReLU SAE are "
-    "lower; the QF SAE's latents hardly reach there. A point is a latent.",
-    alt="Scatter of score against firing frequency: JumpReLU latents reach beyond a tenth of tokens and score lower there; QF latents stop before.",
-)
-(rare, often), (rare_too, often_too) = apart.values()
-expect(
-    len(often) > 0 and abs(rare.mean() - often.mean() - 0.15) < 0.02,
-    "JumpReLU latents that fire on three tokens in a hundred or more score .15 lower than the others",
-)
-expect(
-    len(often_too) < 0.05 * len(rare_too), "of the QF SAE's sampled latents fewer than one in twenty fire that often"
-)
+SHOWN, AROUND = 12, 4  # excerpts of either kind, and tokens on either side of the peak
 
-# %% tags=["hide-input"]
-Markdown(
-    "Latents that fire in enough contexts to be scored: "
-    + "; ".join(
-        f"{name} {s['eligible']:,} of {s['latents']:,}, with {s['eligible_firing']:.1%} of all firing"
-        for name, s in scores.items()
-    )
-    + "."
-)
 
-# %% [markdown]
-# ## What we find
-#
-# **We find** that averaged over latents the two SAEs' intervals overlap, and that averaged over firings the QF SAE is explained better: it has few of the
-# latents that fire often, and those are explained worse.
-#
-# **It means** that what the post says of such averages may be so here: the one over latents can hide what the one over firings shows. It is one SAE of
-# each kind, at one $\lambda$ and not at one L0, and an explainer by token; the claim is not tested here yet.
-#
-# **What would change our mind.** Other seeds; SAEs at equal L0, since these share $\lambda$ only. Token patterns cannot express a topic or a tone:
-# a latent that follows one scores low here and might score high with a language model as explainer. Contexts are from the text that the SAEs
-# were trained on. Latents that fire too rarely to fill both halves are left out, which flatters the mean over latents.
-#
-# **Try** `overrides = {"saes.coefficient": 2.5e-4}`, denser SAEs. **Next**: [05](05_quadratic_frequency.ipynb)
-# counts how often latents fire under either penalty.
+@cached
+def excerpts(out, sae, text, lm, layer, section, latents, seed):
+    """Step: of each latent, as prompts to be embedded, excerpts about its peak in so many windows, and as many of windows in which it is silent."""
+    pool, tokenizer = autointerp.pools_of((text, text), layer, section.window)[0], model.tokenizer(lm)
+    f, rng, found = pool.latents(training.load(sae)), np.random.default_rng(seed), []
+    for latent in latents:
+        peaks, at = np.zeros(len(pool.tokens)), np.zeros(len(pool.tokens), int)
+        mine = slice(f.indptr[latent], f.indptr[latent + 1])
+        for row, value in zip(f.indices[mine], f.data[mine], strict=True):
+            if value > peaks[pool.window[row]]:
+                peaks[pool.window[row]], at[pool.window[row]] = value, pool.offset[row]
+        lengths = (pool.tokens >= 0).sum(1)
+        for which in (np.flatnonzero(peaks), np.flatnonzero(peaks == 0)):
+            for i in rng.choice(which, SHOWN, replace=len(which) < SHOWN):
+                centre = at[i] if peaks[i] else rng.integers(lengths[i])
+                ids = pool.tokens[i, max(0, centre - AROUND) : centre + AROUND + 1]
+                found.append(tokenizer.decode(ids[ids >= 0].tolist(), skip_special_tokens=True))
+    rest = {"label": 0, "split": "train", "slice": "", "transform": "plain"}
+    examples.write(out, [Example(text=t, base=str(i), group=i, **rest) for i, t in enumerate(found)])
+
+
+@result
+def intruders(vectors, latents, seed, trials=200):
+    """Step: [share of trials] of each latent: of four excerpts on which it is active and one on which it is not, that one is the least like
+    the others, by sentence embedding. Chance is a fifth."""
+    x = load_file(vectors.path / "embeddings.safetensors")["x"].reshape(len(latents), 2, SHOWN, -1)
+    rng, found = np.random.default_rng(seed), []
+    for active, silent in x:
+        right = 0
+        for _ in range(trials):
+            five = np.concatenate([active[rng.choice(SHOWN, 4, replace=False)], silent[rng.integers(SHOWN)][None]])
+            right += np.argmin((five @ five.T).sum(1)) == 4
+        found.append(right / trials)
+    return found
+
+
+@result
+def minimal(sae, text, lm, layer, section, latents, seed, contexts=3):
+    """Step: rows {latent, context, token}: by the real model, how many tokens, the one on which it fires the most among them, a latent needs to keep half of its
+    activation, the median over its strongest contexts; and the share of it that is left when a token before the peak is another, for the four before."""
+    pool = autointerp.pools_of((text, text), layer, section.window)[0]
+    f, trained, loaded = pool.latents(training.load(sae)), training.load(sae), model.load(lm)
+    rows, rng = sequences.read(text.harvest.arguments["sequences"]), np.random.default_rng(seed)
+    sequence, position = pool.source.column("sequence"), pool.source.column("position")
+    lengths, vocabulary = (1, 2, 3, 5, 9, 17, 400), pool.source.column("token")
+
+    def active(texts, latent):
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in texts], batch_first=True)
+        last = torch.tensor([len(t) - 1 for t in texts])
+        x = residuals(loaded, ids.long(), (layer,))[layer][torch.arange(len(texts)), last]
+        with torch.inference_mode():
+            return trained.encode(x.float())[:, latent].numpy()
+
+    out = []
+    for latent in latents:
+        mine = slice(f.indptr[latent], f.indptr[latent + 1])
+        needed, left = [], []
+        for row in f.indices[mine][np.argsort(-f.data[mine], kind="stable")][:contexts]:
+            ids, at = rows[sequence[row]], int(position[row])
+            start = int(rows.keep_start[sequence[row]])
+            cut = [[*ids[:start], *ids[max(start, at + 1 - n) : at + 1]] for n in lengths]
+            kept = active(cut, latent)
+            half = kept[-1] / 2
+            needed.append(next(n for n, value in zip(lengths, kept, strict=True) if value >= half))
+            other = []
+            for back in range(1, 5):
+                if at - back >= start:
+                    for _ in range(3):
+                        changed = [int(i) for i in ids[: at + 1]]
+                        changed[at - back] = int(rng.choice(vocabulary))
+                        other.append((back, changed))
+            if other and kept[-1] > 0:
+                shares = active([t for _, t in other], latent) / kept[-1]
+                left.append(
+                    [
+                        float(np.mean([s for s, (b, _) in zip(shares, other, strict=True) if b == back] or [np.nan]))
+                        for back in range(1, 5)
+                    ]
+                )
+        out.append(
+            {
+                "latent": latent,
+                "context": float(np.median(needed)),
+                "left": [None if np.isnan(v) else round(float(v), 3) for v in np.nanmean(left, 0)] if left else [],
+            }
+        )
+    return out
+
+
+# %%
+CHOSEN = saes["JumpReLU"][0], 0  # and its run
+sae, run = CHOSEN
+every = study.explain(sae, run, "04_every", every=True).value
+sampled = [
+    i
+    for i, s, fired in zip(*(scores["JumpReLU"][0][n] for n in ("latent", "score", "fired")), strict=True)
+    if s is not None and fired >= 4 * SHOWN
+][:200]
+by = {
+    "counting, the best form": study.explain(sae, run, "04_by_best", explainer=Best()),
+    "tokens and pairs only": study.explain(sae, run, "04_by_tokens", explainer=Tokens()),
+    "sentence embedding": study.explain(sae, run, "04_by_topic", explainer=Topic()),
+}
+by = values(by)
+embedder = wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0])
+shown = excerpts(sae, study.halves[1], study.lm, p.layer, a, tuple(sampled), p.seed)
+spotted = intruders(views.embeddings(shown, embedder), tuple(sampled), p.seed, name="04_intruders").value
+checked = minimal(sae, study.halves[1], study.lm, p.layer, a, tuple(sampled[::4][:50]), p.seed, name="04_minimal").value

@@ -1,0 +1,191 @@
+"""An explainer behind an endpoint: a stub that answers, hesitates, refuses, breaks down and talks nonsense."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lib import store
+from lib.config import ModelSection
+from lib.latents import autointerp, endpoint
+from lib.latents.autointerp import Contexts
+from lib.latents.endpoint import Endpoint, EndpointError
+from lib.lm import model
+
+
+class Stub(ThreadingHTTPServer):
+    """Answers with what ``say`` makes of a prompt: a text, or a status; ``prompts`` are those that were asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.prompts: list[str] = []
+        self.say: Any = lambda prompt, count: right(prompt)
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = asked["messages"][0]["content"]
+        with self.server.lock:
+            self.server.prompts.append(prompt)
+        said = self.server.say(prompt, self.server.prompts.count(prompt))
+        status, body = (said, {"error": {"message": "not now"}}) if isinstance(said, int) else (200, said)
+        if isinstance(body, str):
+            message = {"role": "assistant", "content": body}
+            choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+            body = {"id": "x", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": choices}
+        data = b"{half" if status == 200 and body == {} else json.dumps(body).encode()
+        try:
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": len(data),
+                "retry-after-ms": 1,
+            }.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(data)
+        except BrokenPipeError:  # who asked has given up
+            pass
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    server = Stub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def excerpts(prompt: str) -> list[str]:
+    """The numbered lines of a prompt, but for the one that shows how to answer."""
+    return [line for line in prompt.splitlines() if line[:1].isdigit() and not line.startswith("1: 0")]
+
+
+def right(prompt: str) -> str:
+    """Explains by a word, and judges by whether it is there."""
+    if "in << >>" in prompt:
+        return "the word the"
+    return "\n".join(f"{line.split(':')[0]}: {7 if ' the' in line else 0}" for line in excerpts(prompt))
+
+
+@pytest.fixture
+def asked(tiny: ModelSection, empty_store: store.Store, stub: Stub) -> tuple[Endpoint, Contexts]:
+    """An endpoint, and ten contexts of a latent that fires on " the"."""
+    lm = model.pinned(tiny)
+    tokenizer = model.tokenizer(lm)
+    rows = [tokenizer.encode(f"go to {'the' if i % 2 else 'a'} sea", add_special_tokens=False) for i in range(10)]
+    width = max(map(len, rows))
+    tokens = np.array([row + [-1] * (width - len(row)) for row in rows])
+    (the,) = tokenizer.encode(" the", add_special_tokens=False)
+    values = (tokens == the) * 3.0
+    assert values.any(1).sum() == 5
+    return Endpoint("some/model", stub.url, lm, timeout=0.5, retries=2), Contexts(
+        tokens, values, tokens * 0, np.zeros((10, 1))
+    )
+
+
+def score(explainer: Endpoint, contexts: Contexts) -> tuple[float, int]:
+    guess = explainer.predict(explainer.explain(contexts), contexts)
+    return autointerp.agreement(guess, contexts.peaks), int(np.isnan(guess).sum())
+
+
+def test_a_model_that_understands_scores_one_and_is_asked_once(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+    explainer, contexts = asked
+    assert score(explainer, contexts) == (pytest.approx(1.0), 0)
+    assert len(stub.prompts) == 2 and "<< the>>(10)" in stub.prompts[0]
+    judged = stub.prompts[1]
+    assert "the word the" in judged and "<<" not in judged and "(10)" not in judged, (
+        "the judge sees the explanation alone"
+    )
+    stub.say = lambda prompt, count: 500
+    assert score(explainer, contexts) == (pytest.approx(1.0), 0) and len(stub.prompts) == 2, "answers are kept"
+    score(replace(explainer, name="other/model"), contexts)
+    assert len(stub.prompts) > 2, "of this model only"
+
+
+@pytest.mark.parametrize("fault", [429, 500, "slow"])
+def test_passing_faults_are_tried_again(asked: tuple[Endpoint, Contexts], stub: Stub, fault: Any) -> None:
+    def say(prompt: str, count: int) -> Any:
+        if count == 1 and fault == "slow":
+            time.sleep(1)
+        return fault if count == 1 and fault != "slow" else right(prompt)
+
+    stub.say = say
+    assert score(*asked) == (pytest.approx(1.0), 0) and len(stub.prompts) == 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [500, 429, "", {}, {"choices": []}, "I cannot say", "1: 99\n2: 11\n77: 3"],
+    ids=["500", "429", "empty", "half a JSON", "no choice", "prose", "out of range"],
+)
+def test_what_cannot_be_read_is_no_answer(asked: tuple[Endpoint, Contexts], stub: Stub, answer: Any) -> None:
+    """It is counted, and never scored as right."""
+    stub.say = lambda prompt, count: right(prompt) if "in << >>" in prompt else answer
+    value, unanswered = score(*asked)
+    assert np.isnan(value) and unanswered == 10
+
+
+def test_without_an_explanation_nothing_is_judged(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+    stub.say = lambda prompt, count: 500
+    value, unanswered = score(*asked)
+    assert np.isnan(value) and unanswered == 10 and len(set(stub.prompts)) == 1
+    stub.say = lambda prompt, count: right(prompt)
+    assert score(*asked)[1] == 0, "a fault is not kept"
+
+
+@pytest.mark.parametrize(("lines", "unanswered"), [(6, 4), (4, 6)])
+def test_half_an_answer(asked: tuple[Endpoint, Contexts], stub: Stub, lines: int, unanswered: int) -> None:
+    def say(prompt: str, count: int) -> str:
+        return right(prompt) if "in << >>" in prompt else "\n".join(right(prompt).splitlines()[:lines])
+
+    stub.say = say
+    value, missing = score(*asked)
+    assert missing == unanswered and (np.isnan(value) if lines < 5 else value == pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_an_endpoint_that_refuses_is_one_line(asked: tuple[Endpoint, Contexts], stub: Stub, status: int) -> None:
+    stub.say = lambda prompt, count: status
+    with pytest.raises(EndpointError, match="refuses some/model.*OPENAI_BASE_URL"):
+        asked[0].explain(asked[1])
+    assert len(stub.prompts) == 1
+
+
+def test_a_dead_endpoint_scores_nothing(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+    stub.shutdown()
+    stub.server_close()
+    assert np.isnan(score(*asked)[0])
+
+
+def test_a_text_that_looks_like_a_placeholder_stays_text(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+    explainer, contexts = asked
+    stub.say = lambda prompt, count: "$contexts ${most} $" if "in << >>" in prompt else right(prompt)
+    explainer.predict(explainer.explain(contexts), contexts)
+    assert "$contexts ${most} $" in stub.prompts[-1]
+
+
+def test_the_prompts_have_their_places() -> None:
+    for prompt, names in (
+        (endpoint.EXPLAIN, ("contexts", "most")),
+        (endpoint.JUDGE, ("explanation", "contexts", "most", "count")),
+    ):
+        assert all(f"${name}" in prompt for name in names)
