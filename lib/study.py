@@ -275,6 +275,8 @@ def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bo
     a value does not fit; ModelError if the model has no such layer, or fewer embeddings than its tokenizer has ids."""
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
+    if frozen and (overrides or profile != "report"):
+        raise config.ConfigError("frozen shows committed results, which are of profile report without overrides: drop one of them")
     store.open_store(profile, frozen)
     study = Study(loaded)
     if overrides or profile != "report":

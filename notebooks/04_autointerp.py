@@ -18,26 +18,26 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
-from dataclasses import dataclass
-from functools import cached_property
-
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Markdown, display
 from safetensors.numpy import load_file
 from scipy.sparse import csc_array
-from transformers import AutoModelForCausalLM
+from scipy.stats import spearmanr
 
-from lib import pages, wheels
-from lib.config import ModelSection
+from lib import claims, figures, pages, stats, wheels
 from lib.latents import autointerp
-from lib.latents.autointerp import Best, Places, Text, Tokens, Topic
-from lib.lm import activations, harvest, model, sequences
+from lib.latents.autointerp import Best, Contexts, Explainer, Places, Tokens, Topic
+from lib.lm import activations, model, sequences
 from lib.lm.residual import residuals
+from lib.pages import expect
 from lib.probes import views
 from lib.sae import training
+from lib.sae.metrics import HIGH
 from lib.sae.variants import SAEConfig, make
-from lib.store import Artifact, cached, result, values
-from lib.study import Study, open_study
+from lib.store import cached, result, values
+from lib.study import open_study
 from lib.texts import examples
 from lib.texts.examples import Example
 
@@ -52,7 +52,6 @@ pages.banner(profile, overrides)
 few = range(p.saes.level_seeds)
 saes = {
     "IT": study.saes["IT"][: len(few)],
-    "finetuned": study.saes["finetuned"][: len(few)],
     "pretraining": study.saes["pretraining"][: len(few)],
     "JumpReLU": study.saes["chat"][: p.saes.fewer_seeds],
     "QF": study.saes["QF"],
@@ -143,86 +142,21 @@ def bigrams(out, latents, harvested, layer, seed):
     training.save(sae, [], out)
 
 
-@cached
-def permuted(out, lm, seed):
-    """Step: a model as a folder, the weights of its blocks dealt out within each matrix."""
-    noise, rng = (
-        AutoModelForCausalLM.from_pretrained(model.folder(lm), revision=lm.pin),
-        torch.Generator().manual_seed(seed),
-    )
-    for name, weight in noise.named_parameters():
-        if "layers." in name and weight.dim() > 1:
-            weight.data = (
-                weight.data.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight).contiguous()
-            )
-    noise.save_pretrained(out, safe_serialization=True)
-    model.tokenizer(lm).save_pretrained(out)
-
-
-@dataclass(frozen=True, eq=False)
-class Folder:
-    """A model that a step made, as harvests are given one: equal to what :func:`lib.lm.model.pinned` says of its folder."""
-
-    made: Artifact
-    device: str
-    dtype: str
-
-    @property
-    def section(self):
-        return ModelSection(name=str(self.made.path), device=self.device, dtype=self.dtype)
-
-    @property
-    def pin(self):
-        return model.pinned(self.section).pin
-
-    def __eq__(self, other):
-        return (self.section, self.pin) == (other.section, other.pin)
-
-    def __hash__(self):
-        return hash(self.made.key)
-
-
-class OfNoise(Study):
-    """The same recipes on residuals of the permuted model."""
-
-    @cached_property
-    def noise(self):
-        of = self.profile.model
-        return Folder(permuted(self.lm, self.profile.seed), of.device, of.dtype)
-
-    def activations(self, corpus, part):
-        return harvest.harvest(self.text(corpus, part), self.noise, (self.profile.layer,))
-
-    @cached_property
-    def halves(self):
-        read = (text.harvest.arguments["sequences"] for text in study.halves)
-        again = (harvest.harvest(sequences_, self.noise, (self.profile.layer,)) for sequences_ in read)
-        return tuple(Text(made, text.vectors) for made, text in zip(again, study.halves, strict=True))
-
-
 # %%
-noise, chats, topk = OfNoise(p), study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
+chats, topk = study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
 floors = {
     "frozen decoder": [half_trained(topk, chats, p.layer, p.training, p.seed + run, "W_dec") for run in few],
     "random directions": [random_directions(study.denser["JumpReLU"][run], chats, p.layer, run) for run in few],
     "bigrams and a basis": [bigrams(p.training.latents, chats, p.layer, run) for run in few],
 }
 early = {
-    f"{share:.0%} of the steps": [study.train("chat", study.jumprelu(), run=run, share=share) for run in few]
-    for share in (1 / 8, 1 / 2)
+    f"{said} of the steps": [study.train("chat", study.jumprelu(), run=run, share=share) for run in few]
+    for said, share in {"an eighth": 1 / 8, "half": 1 / 2}.items()
 }
 beside = values(
     {
-        name: [
-            study.explain(sae, run, f"04_{name.replace(' ', '_').replace('%', '')}_{run}")
-            for run, sae in enumerate(trained)
-        ]
+        name: [study.explain(sae, run, f"04_{name.replace(' ', '_')}_{run}") for run, sae in enumerate(trained)]
         for name, trained in (floors | early).items()
-    }
-    | {
-        "permuted model": [
-            noise.explain(noise.train("chat", topk, run=run), run, f"04_permuted_model_{run}") for run in few
-        ]
     }
 )
 

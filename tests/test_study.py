@@ -57,3 +57,9 @@ def test_a_layer_that_is_not_there_is_refused_at_once(tiny, monkeypatch: pytest.
     for field in ({"layer": 99}, {"probes.layers": [1, 99]}):
         with pytest.raises(ModelError, match=r"layer 99.*blocks 0 to 3"):
             study.open_study("smoke", {"model.name": tiny.name, "layer": 1, "probes.layers": [1], **field})
+
+
+@pytest.mark.parametrize(("profile", "overrides"), [("report", {"layer": 8}), ("smoke", {})])
+def test_frozen_is_for_what_was_committed(profile: str, overrides: dict) -> None:
+    with pytest.raises(config.ConfigError, match="of profile report without overrides"):
+        study.open_study(profile, overrides, frozen=True)

@@ -14,6 +14,7 @@ from lib.study import Study, open_study
 from lib.texts import files
 
 SPLITS = {"train": "train", "val": "validation", "ood": "OOD"}
+FEW = 20  # clusters of a split
 
 
 def table(options: argparse.Namespace) -> str:
@@ -38,13 +39,16 @@ def table(options: argparse.Namespace) -> str:
     if not found:
         raise config.Expected(f"{options.data}: no probe could be fit.{left_out}")
     rows = [(name, *(pages.interval(e[s]) for s in SPLITS), pages.share(e["ood"]["recall"])) for name, e in found]
-    counts = ", ".join(f"{found[0][1][split]['n']:,} {name}" for split, name in SPLITS.items())
+    parts = {name: found[0][1][split] for split, name in SPLITS.items()}
+    counts = ", ".join(f"{e['n']:,} {name} in {e['clusters']:,} clusters" for name, e in parts.items())
     said = [
-        f"AUROC with 95 % intervals, {profile.probes.draws} draws of train and validation; prompts: {counts}. Dense: layer {profile.layer}, "
-        f"{profile.probes.position} tokens after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
+        f"AUROC with 95 % intervals, {profile.probes.draws} draws of train and validation; prompts, in the first: {counts}. Dense: layer {profile.layer}, "
+        f"place +{profile.probes.position} after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
     ]
     if any(e["ood"]["recall"] is None for _, e in found):
         said.append("Recall is blank: of fewer than 100 harmless OOD prompts, 1 % is none.")
+    if min(e["clusters"] for e in parts.values()) < FEW:
+        said.append(f"Of fewer than {FEW} clusters figures say next to nothing, whatever their intervals.")
     about = files.told(study.labelled).value
     if drawn := about["drawn"]:
         names = " and ".join(SPLITS[split] for split in drawn)
@@ -55,7 +59,7 @@ def table(options: argparse.Namespace) -> str:
         said.append(f"Harmless is all but {options.positive!r}: {', '.join(f'{w} ({n:,})' for w, n in words.items())}.")
     if cut := sequences.cut(study.conversations).value:
         most = f"{profile.probes.limit:,} tokens, or what the model can read (probes.limit)"
-        said.append(f"{cut:,} prompts are longer than {most}: only their beginnings are read.")
+        said.append(f"{cut:,} of the prompts: longer than {most}, so only their beginnings are read.")
     for name, by_place in (kept.value if kept else {}).items():
         (one,) = by_place.values()
         told = f"{name} loses {one['lost']:.2f} (their mean alone 1), with {one['l0']:.0f} latents active"
