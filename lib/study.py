@@ -1,7 +1,6 @@
 """One profile's shared inputs by name: prompts, texts, activations; SAEs and probes with the profile's settings filled in. Only
 recipes are here, so a notebook runs alone and in any order. What is compared with what stands in the notebooks."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ from IPython import get_ipython
 
 from lib import config, store, wheels
 from lib.config import Profile
-from lib.latents import autointerp
-from lib.latents.autointerp import Best, Explainer, Text
-from lib.latents.endpoint import Endpoint
 from lib.lm import harvest, model, sequences
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
@@ -169,30 +165,6 @@ class Study:
         held_out = self.activations(corpus, "eval")
         return metrics.evaluate(trained, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
-    @cached_property
-    def halves(self) -> tuple[Text, Text]:
-        """Held-out chat in two halves, each of other conversations: to explain latents from, and to score explanations on."""
-        p, found = self.profile, []
-        size = p.corpora.model_copy(update={"eval_tokens": p.autointerp.tokens})
-        for which in (0, 1):
-            half = autointerp.half(self.documents("chat"), which)
-            read = harvest.harvest(sequences.text(half, self.lm, size, "eval", None), self.lm, (p.layer,))
-            shown = autointerp.windows(read, self.lm, p.layer, p.autointerp.window)
-            found.append(Text(read, views.embeddings(shown, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0]))))
-        return found[0], found[1]
-
-    @cached_property
-    def explainer(self) -> Explainer:
-        """Counts, or asks the model that the profile names at ``$OPENAI_BASE_URL``."""
-        name = self.profile.autointerp.model
-        return Endpoint(name, os.environ.get("OPENAI_BASE_URL", ""), self.lm) if name else Best()
-
-    def explain(self, trained: Artifact, run: int, name: str, **how: Any) -> Artifact:
-        """:func:`lib.latents.autointerp.evaluate`; every second run takes the halves the other way round."""
-        p, texts = self.profile, how.pop("texts", self.halves)[:: -1 if run % 2 else 1]
-        how = {"explainer": self.explainer, **how}
-        return autointerp.evaluate(trained, texts, p.layer, section=p.autointerp, seed=p.seed + run, name=name, **how)
-
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, draws: int = 0) -> Artifact:
         """A probe fit on what it sees, a view for each SAE seed, crossed with ``draws`` of the split or as many as the profile has."""
         p = self.profile
@@ -276,7 +248,9 @@ def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bo
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
     if frozen and (overrides or profile != "report"):
-        raise config.ConfigError("frozen shows committed results, which are of profile report without overrides: drop one of them")
+        raise config.ConfigError(
+            "frozen shows committed results, which are of profile report without overrides: drop one of them"
+        )
     store.open_store(profile, frozen)
     study = Study(loaded)
     if overrides or profile != "report":

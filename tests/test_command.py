@@ -79,7 +79,9 @@ def test_what_was_done_to_a_file_stands_under_its_table(
     named = ["--text", "prompt", "--label", "kind", "--positive", "attack", "--set", "probes.limit=40"]
     assert command.main(["probe", "my files/mine.csv", *named, *sets]) == 0
     out = capsys.readouterr().out
-    (counts,) = re.findall(r"prompts, in the first: (\d+) train in \d+ clusters, (\d+) validation in \d+ clusters, (\d+) OOD", out)
+    (counts,) = re.findall(
+        r"prompts, in the first: (\d+) train in \d+ clusters, (\d+) validation in \d+ clusters, (\d+) OOD", out
+    )
     assert sum(map(int, counts)) == 80 and min(map(int, counts)) >= 6
     assert "Of fewer than 20 clusters figures say next to nothing" in out
     assert "Harmless is all but 'attack': fine (39), unclear (1)." in out
@@ -88,7 +90,8 @@ def test_what_was_done_to_a_file_stands_under_its_table(
         in out
     )
     assert (
-        "1 of the prompts: longer than 40 tokens, or what the model can read (probes.limit), so only their beginnings" in out
+        "1 of the prompts: longer than 40 tokens, or what the model can read (probes.limit), so only their beginnings"
+        in out
     )
 
 

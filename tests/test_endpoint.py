@@ -13,10 +13,11 @@ import pytest
 
 from lib import store
 from lib.config import ModelSection
-from lib.latents import autointerp, endpoint
-from lib.latents.autointerp import Contexts
-from lib.latents.endpoint import Endpoint, EndpointError
 from lib.lm import model
+from tests.cells import cells_of
+
+notebook = cells_of("04_autointerp")
+Contexts, Endpoint, EndpointError = notebook.Contexts, notebook.Endpoint, notebook.EndpointError
 
 
 class Stub(ThreadingHTTPServer):
@@ -87,7 +88,7 @@ def right(prompt: str) -> str:
 
 
 @pytest.fixture
-def asked(tiny: ModelSection, empty_store: store.Store, stub: Stub) -> tuple[Endpoint, Contexts]:
+def asked(tiny: ModelSection, empty_store: store.Store, stub: Stub) -> tuple[Any, Any]:
     """An endpoint, and ten contexts of a latent that fires on " the"."""
     lm = model.pinned(tiny)
     tokenizer = model.tokenizer(lm)
@@ -102,12 +103,12 @@ def asked(tiny: ModelSection, empty_store: store.Store, stub: Stub) -> tuple[End
     )
 
 
-def score(explainer: Endpoint, contexts: Contexts) -> tuple[float, int]:
+def score(explainer: Any, contexts: Any) -> tuple[float, int]:
     guess = explainer.predict(explainer.explain(contexts), contexts)
-    return autointerp.agreement(guess, contexts.peaks), int(np.isnan(guess).sum())
+    return notebook.agreement(guess, contexts.peaks), int(np.isnan(guess).sum())
 
 
-def test_a_model_that_understands_scores_one_and_is_asked_once(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+def test_a_model_that_understands_scores_one_and_is_asked_once(asked: tuple[Any, Any], stub: Stub) -> None:
     explainer, contexts = asked
     assert score(explainer, contexts) == (pytest.approx(1.0), 0)
     assert len(stub.prompts) == 2 and "<< the>>(10)" in stub.prompts[0]
@@ -122,7 +123,7 @@ def test_a_model_that_understands_scores_one_and_is_asked_once(asked: tuple[Endp
 
 
 @pytest.mark.parametrize("fault", [429, 500, "slow"])
-def test_passing_faults_are_tried_again(asked: tuple[Endpoint, Contexts], stub: Stub, fault: Any) -> None:
+def test_passing_faults_are_tried_again(asked: tuple[Any, Any], stub: Stub, fault: Any) -> None:
     def say(prompt: str, count: int) -> Any:
         if count == 1 and fault == "slow":
             time.sleep(1)
@@ -137,14 +138,14 @@ def test_passing_faults_are_tried_again(asked: tuple[Endpoint, Contexts], stub: 
     [500, 429, "", {}, {"choices": []}, "I cannot say", "1: 99\n2: 11\n77: 3"],
     ids=["500", "429", "empty", "half a JSON", "no choice", "prose", "out of range"],
 )
-def test_what_cannot_be_read_is_no_answer(asked: tuple[Endpoint, Contexts], stub: Stub, answer: Any) -> None:
+def test_what_cannot_be_read_is_no_answer(asked: tuple[Any, Any], stub: Stub, answer: Any) -> None:
     """It is counted, and never scored as right."""
     stub.say = lambda prompt, count: right(prompt) if "in << >>" in prompt else answer
     value, unanswered = score(*asked)
     assert np.isnan(value) and unanswered == 10
 
 
-def test_without_an_explanation_nothing_is_judged(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+def test_without_an_explanation_nothing_is_judged(asked: tuple[Any, Any], stub: Stub) -> None:
     stub.say = lambda prompt, count: 500
     value, unanswered = score(*asked)
     assert np.isnan(value) and unanswered == 10 and len(set(stub.prompts)) == 1
@@ -153,7 +154,7 @@ def test_without_an_explanation_nothing_is_judged(asked: tuple[Endpoint, Context
 
 
 @pytest.mark.parametrize(("lines", "unanswered"), [(6, 4), (4, 6)])
-def test_half_an_answer(asked: tuple[Endpoint, Contexts], stub: Stub, lines: int, unanswered: int) -> None:
+def test_half_an_answer(asked: tuple[Any, Any], stub: Stub, lines: int, unanswered: int) -> None:
     def say(prompt: str, count: int) -> str:
         return right(prompt) if "in << >>" in prompt else "\n".join(right(prompt).splitlines()[:lines])
 
@@ -163,20 +164,20 @@ def test_half_an_answer(asked: tuple[Endpoint, Contexts], stub: Stub, lines: int
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_an_endpoint_that_refuses_is_one_line(asked: tuple[Endpoint, Contexts], stub: Stub, status: int) -> None:
+def test_an_endpoint_that_refuses_is_one_line(asked: tuple[Any, Any], stub: Stub, status: int) -> None:
     stub.say = lambda prompt, count: status
-    with pytest.raises(EndpointError, match="refuses some/model.*OPENAI_BASE_URL"):
+    with pytest.raises(EndpointError, match=r"refuses some/model.*OPENAI_BASE_URL"):
         asked[0].explain(asked[1])
     assert len(stub.prompts) == 1
 
 
-def test_a_dead_endpoint_scores_nothing(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+def test_a_dead_endpoint_scores_nothing(asked: tuple[Any, Any], stub: Stub) -> None:
     stub.shutdown()
     stub.server_close()
     assert np.isnan(score(*asked)[0])
 
 
-def test_a_text_that_looks_like_a_placeholder_stays_text(asked: tuple[Endpoint, Contexts], stub: Stub) -> None:
+def test_a_text_that_looks_like_a_placeholder_stays_text(asked: tuple[Any, Any], stub: Stub) -> None:
     explainer, contexts = asked
     stub.say = lambda prompt, count: "$contexts ${most} $" if "in << >>" in prompt else right(prompt)
     explainer.predict(explainer.explain(contexts), contexts)
@@ -185,7 +186,7 @@ def test_a_text_that_looks_like_a_placeholder_stays_text(asked: tuple[Endpoint, 
 
 def test_the_prompts_have_their_places() -> None:
     for prompt, names in (
-        (endpoint.EXPLAIN, ("contexts", "most")),
-        (endpoint.JUDGE, ("explanation", "contexts", "most", "count")),
+        (notebook.EXPLAIN, ("contexts", "most")),
+        (notebook.JUDGE, ("explanation", "contexts", "most", "count")),
     ):
         assert all(f"${name}" in prompt for name in names)

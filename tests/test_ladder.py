@@ -1,9 +1,6 @@
 """Notebook 06, by its own cells: where a few latents fail in planted worlds, the right step of its ladder carries the loss; nulls keep
 what they say they keep; concepts and folds leak nothing."""
 
-import ast
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import config, store
+from lib import store
 from lib.config import ModelSection, TrainingSection
 from lib.lm import model
 from lib.probes import methods, tables, views
@@ -24,6 +21,7 @@ from lib.probes.views import Latents, Residual
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
 from lib.texts.examples import Example, Labels, TooFew, write
+from tests.cells import cells_of
 
 WIDTH = 16
 ONE, SUM, MISSING, SHADOWED = range(4)  # worlds, each at a place of its own: tokens after the user's text
@@ -31,22 +29,13 @@ K, DRAWS = 3, 3
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+def cells() -> Iterator[ModuleType]:
     """The imports, functions and classes of notebook 06, as a module."""
-    tree = ast.parse((config.ROOT / "notebooks" / "06_surprising.py").read_text(encoding="utf-8"))
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    path = tmp_path_factory.mktemp("cells") / "notebook_06.py"
-    path.write_text("\n\n".join(ast.unparse(node) for node in tree.body if isinstance(node, kept)), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("notebook_06", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "notebook_06", module)
         patch.setattr(
             "lib.store.store._travels", lambda artifact: False
         )  # as of a notebook: no other process can import it
-        spec.loader.exec_module(module)
-        yield module
+        yield cells_of("06_surprising")
 
 
 def examples() -> list[Example]:
