@@ -651,7 +651,7 @@ def both(entries):
 
 
 SCHEMES = {"over latents": "uniform", "over firings": "weighted"}
-found = {name: both(entries) for name, entries in (scores | beside).items()}
+found = {name: both(entries) for name, entries in scores.items()}
 ranked = sorted(saes, key=lambda name: -found[name]["over latents"]["mean"])
 axis = figures.forest({name: found[name] for name in ranked}, "mean")
 axis.set(xlabel="mean score (Spearman correlation of predicted and true activation)", ylabel="SAE", title="MEANS")
@@ -796,6 +796,7 @@ beside = store.values(
         for name, trained in (floors | early).items()
     }
 )
+found |= {name: both(entries) for name, entries in beside.items()}
 
 # %%
 SUBJECTS = {

@@ -407,3 +407,57 @@ def test_percentile_bootstrap_of_texts() -> None:
     weights = stats.texts(60, 400, 1) / 60
     ends = np.array([stats.percentiles(weights @ row) for row in values])
     assert 0.9 < ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() < 0.98
+
+
+def scored_latents(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of latents that fire rarely, often, very often; frequent ones score lower, and twenty never fire."""
+    rng = np.random.default_rng(seed)
+    fired = (rng.pareto(1, 500) * 5 + 1).astype(int)
+    fired[:20] = 0
+    return rng.normal(0.5, 0.3, 500) - 0.1 * np.log(fired + 1), fired
+
+
+def test_means_of_a_sample_are_those_of_all_latents() -> None:
+    """Over latents and over firings: of many samples the mean is right, and 95 % intervals hold it."""
+    score, fired = scored_latents()
+    truth = {"uniform": score[fired > 0].mean(), "weighted": (score * fired).sum() / fired.sum()}
+    means: dict[str, list[float]] = {"uniform": [], "weighted": []}
+    held = dict.fromkeys(means, 0)
+    for seed in range(1000):
+        which, stratum, sizes = stats.sample(fired, 80, np.random.default_rng(seed))
+        assert len(which) == len(set(which)) == 80 and fired[which].min() > 0 and sizes.sum() == 480
+        for name, entry in stats.weighted_means(score[which], fired[which], stratum, sizes).items():
+            means[name].append(entry["mean"])
+            low, high = entry["interval"]
+            held[name] += low <= truth[name] <= high
+    for name, found in means.items():
+        assert abs(np.mean(found) - truth[name]) < 4 * np.std(found) / np.sqrt(1000) + 1e-3
+        assert held[name] > 900
+
+
+def test_strata_hold_those_that_carry_the_firing() -> None:
+    _, fired = scored_latents()
+    which, _, _ = stats.sample(fired, 40, np.random.default_rng(0))
+    assert set(np.argsort(fired)[-3:]) <= set(which), "a handful carries a fourth of all firing: all of them"
+
+
+def test_a_census_has_no_error_and_what_cannot_be_scored_is_bounded() -> None:
+    score, fired = scored_latents()
+    which, stratum, sizes = stats.sample(fired, 1000, np.random.default_rng(0))
+    assert sorted(which) == np.flatnonzero(fired).tolist()
+    found = stats.weighted_means(score[which], fired[which], stratum, sizes)
+    assert found["uniform"]["error"] == found["weighted"]["error"] == 0
+    assert found["uniform"]["mean"] == pytest.approx(score[fired > 0].mean())
+    some = np.where(fired[which] < 8, np.nan, score[which])
+    entry = stats.weighted_means(some, fired[which], stratum, sizes)["uniform"]
+    known = ~np.isnan(some)
+    assert entry["scored"] == pytest.approx(known.mean()) and entry["mean"] == pytest.approx(some[known].mean())
+    assert entry["bounds"] == pytest.approx([np.nan_to_num(some).mean(), np.where(known, some, 1).mean()])
+
+
+def test_over_seeds_is_students() -> None:
+    values = [0.5, 0.53, 0.58]
+    found = stats.over_seeds(values)
+    low, high = student.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / np.sqrt(3))
+    assert found["mean"] == pytest.approx(np.mean(values)) and found["interval"] == pytest.approx([low, high])
+    assert found["seeds"] == values and stats.over_seeds([0.4])["interval"] == [-stats.WIDEST, stats.WIDEST]
