@@ -115,7 +115,9 @@ expect(abs(at_mean["dense - k, chat"]["ood"]["difference"] - 0.1) < 0.02, "its t
 # protocol. † marks verdicts that stand when all rows are taken together (Holm's correction).
 
 # %% tags=["hide-input"]
-records = [claims.Record(**record) for name in ("02_claims", "06_claims", "04_claims") for record in filed(name)["records"]]
+records = [
+    claims.Record(**record) for name in ("02_claims", "06_claims", "04_claims") for record in filed(name)["records"]
+]
 claims.filed(records, claims.fixed(), name="claims").value
 verdicts = {"reproduced": "#009E73", "supported": "#009E73", "not reproduced": "#D55E00", "not supported": "#D55E00"}
 groups = {}

@@ -12,7 +12,9 @@
 # SAEs of four kinds at two sparsities. *L0* is the number of active latents a token; at an L0 of ninety most SAEs have a tail of latents
 # that fire on a tenth of tokens and more. The *quadratic-frequency* penalty (QF) of [notebook 05](05_quadratic_frequency.ipynb) is made to remove them.
 #
-# INSHORT
+# **In short.** It matters how one averages, but not as in the post. Over firings a QF and a JumpReLU SAE at an L0 of ninety are level; over latents JumpReLU is ahead. Latents that fire on a few tokens in
+# a thousand to one in a hundred are explained best. Rarer ones score lower in every SAE, at least in part because there is less text to explain them from; more frequent ones
+# score lower in JumpReLU SAEs only. So that interpretability falls with frequency is **not reproduced**, and the other two claims stay open.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -614,7 +616,7 @@ scores = store.values(
 # ## Three latents
 #
 # Of one JumpReLU SAE: the one that is explained best, the one that fires most often, and, of those that fire on three to thirty tokens in a thousand, the one that is explained
-# worst. Windows are those that it is explained from; a pattern “a|b” is token b after token a.
+# worst. The two strongest windows of either half; a pattern “a|b” is token b after token a.
 
 # %% tags=["hide-input"]
 first = scores["JumpReLU"][0]
@@ -633,14 +635,27 @@ often = {i: f for _, f, i in in_first}
 for one in cards:
     display(
         pages.card(
-            f"Latent {one['latent']}, on {often[one['latent']]:.1%} of tokens; explained by {one['explanation']}; score {one['score']:.2f}",
-            {"strongest": one["seen"][:2], "among others in which it is active": one["seen"][11:13]},
+            f"Latent {one['latent']}, on {often[one['latent']]:.1%} of tokens; explained by {one['explanation']!r}; score {one['score']:.2f}",
+            {"explained from": one["seen"][:2], "scored on": one["shown"][:2]},
         )
     )
 
 # %% [markdown]
-# CARDS
-#
+# A latent that fires very often need not be a riddle: this one marks the first places of a text, which no token would tell. And one that scores low may be readable: the last
+# fires on “calculate”, “compute” and their kin. But “calculates” and “Calculating”, which it is explained from, do not stand in the other half, and “Calcul”, “calculate” and “Comput”,
+# which do, are other tokens.
+
+# %%
+expect(
+    cards[0]["score"] > 0.9 and cards[1]["explanation"].startswith("places") and cards[1]["score"] > 0.8,
+    "the most frequent latent marks places, and is explained by them",
+)
+expect(
+    cards[2]["score"] < 0 and "calculates" in cards[2]["explanation"],
+    "the worst one has patterns that do not carry over",
+)
+
+# %% [markdown]
 # ## Which SAE is explained better?
 
 
@@ -654,16 +669,40 @@ SCHEMES = {"over latents": "uniform", "over firings": "weighted"}
 found = {name: both(entries) for name, entries in scores.items()}
 ranked = sorted(saes, key=lambda name: -found[name]["over latents"]["mean"])
 axis = figures.forest({name: found[name] for name in ranked}, "mean")
-axis.set(xlabel="mean score (Spearman correlation of predicted and true activation)", ylabel="SAE", title="MEANS")
+axis.set(
+    xlabel="mean score (Spearman correlation of predicted and true activation)",
+    ylabel="SAE",
+    title="Averaged over firings, all but JumpReLU SAEs score higher",
+)
 pages.publish(
     axis.figure,
     "04_means",
-    "Mean autointerp score of eleven kinds of SAE, over latents and over firings. Dots: SAE seeds; bars: 95 %, over seeds.",
-    alt="Eleven rows of two points each.",
+    "Mean autointerp score of ten kinds of SAE, over latents and over firings, best over latents first. Only JumpReLU SAEs gain nothing over "
+    "firings. Dots: SAE seeds; bars: 95 %, over seeds.",
+    alt="Ten rows of two points: over firings all SAEs but the two JumpReLU ones score higher than over latents.",
+)
+by_firings = sorted(saes, key=lambda name: -found[name]["over firings"]["mean"])
+gain = {name: e["over firings"]["mean"] - e["over latents"]["mean"] for name, e in found.items()}
+expect(
+    all((gain[name] > 0.015) == (not name.startswith("JumpReLU")) for name in saes),
+    "over firings all kinds but JumpReLU score higher than over latents",
+)
+expect(
+    ranked.index("JumpReLU, denser") == 1 and by_firings.index("JumpReLU, denser") == 6,
+    "over latents the denser JumpReLU SAE is second of ten, over firings seventh",
+)
+expect(
+    by_firings[0] == "Gated" and ranked.index("Gated") > 3,
+    "over firings Gated comes first, over latents it is in the middle",
+)
+expect(
+    {*ranked[-2:]} == {*by_firings[-2:]} == {"IT", "pretraining"},
+    "by either mean the two SAEs that never read chat come last",
 )
 
 # %% [markdown]
-# MEANS
+# So it matters how one counts, as the post says, though not in its direction: over latents the denser JumpReLU SAE is second of ten, well ahead of its QF counterpart; over firings it is
+# seventh, level with it. Gated comes first over firings only. What does not depend on it: SAEs that never read chat are explained worse on chat.
 #
 # ## Does a latent that fires often score lower?
 
@@ -691,22 +730,47 @@ two["L0 about 90"] = tuple(f"{name}, denser" for name in two["L0 25 to 50"])
 axes = figures.panels(list(two), columns=2, x="firing frequency (share of tokens)", y="mean score", height=3.4)
 for label, axis in axes.items():
     figures.curves(
-        {name: line for name in two[label] if (line := by_frequency(scores[name]))},
+        {name.removesuffix(", denser"): line for name in two[label] if (line := by_frequency(scores[name]))},
         "mean",
         axis=axis,
-        ticks=(1e-4, 1e-3, 1e-2, 1e-1),
+        ticks=(1e-4, 1e-2, 1e-1),
     )
     axis.axvspan(HIGH, 1, **figures.SHADE)
     figures.name_ends(axis)
 figure = axes["L0 about 90"].figure
-figures.headed(figure, "BY FREQUENCY")
-pages.publish(figure, "04_by_frequency", "CAPTION", alt="ALT")
+figures.headed(figure, "Explained best in the middle; only JumpReLU falls towards the frequent end")
+pages.publish(
+    figure,
+    "04_by_frequency",
+    "Mean score of latents by how often they fire, at two sparsities. Rare latents score low, those on some tokens in a thousand high; beyond, JumpReLU falls. "
+    "Thin lines: SAE seeds; shaded: a tenth of tokens or more.",
+    alt="Two panels of curves that rise with firing frequency up to a hundredth of tokens; those of JumpReLU then fall, the others stay level or rise.",
+)
+banded = {
+    name: {f"{at:.1e}": e["mean"] for at, e in by_frequency(scores[name])} for label in two for name in two[label]
+}
+peak = {name: max(of.values()) for name, of in banded.items()}
+expect(
+    all(
+        min(of.values()) < peak[name] - 0.1 and list(of.values()).index(min(of.values())) == 0
+        for name, of in banded.items()
+    ),
+    "in every SAE the rarest latents score lowest, by a tenth and more",
+)
+fall = {name: peak[name] - list(of.values())[-1] for name, of in banded.items()}
+expect(
+    min(fall["JumpReLU"], fall["JumpReLU, denser"]) > 0.12
+    and max(value for name, value in fall.items() if not name.startswith("JumpReLU")) < 0.12,
+    "JumpReLU's most frequent latents score more than .12 below its best, no other kind's do",
+)
 
 # %% [markdown]
-# FREQ
+# In JumpReLU SAEs latents that fire on a few tokens in a hundred and more score .15 to .25 lower than those on a few in a thousand, as the post finds. In no other kind do they, and
+# in Gated SAEs the most frequent latents are the best explained. In all of them the rarest score lowest. Is that the latents, or the text? A rare latent has a few windows to be
+# explained from. As a control, a hundred latents that fire on three to thirty tokens in a thousand are explained anew from less and less text.
 
 
-# %%
+# %% tags=["hide-input"]
 @cached
 def half_trained(out, config, source, layer, section, seed, stays):
     """Step: an SAE trained as the others are, but that the tensor ``stays`` never moves."""
@@ -797,8 +861,17 @@ beside = store.values(
     }
 )
 found |= {name: both(entries) for name, entries in beside.items()}
+quality = store.values(
+    {
+        name: study.evaluate(one, "chat", f"04_quality_{name.replace(' ', '_')}")
+        for name, one in {
+            **{kind: trained[0] for kind, trained in study.denser.items()},
+            "bigrams and a basis": floors["bigrams and a basis"][0],
+        }.items()
+    }
+)
 
-# %%
+# %% tags=["hide-input"]
 SUBJECTS = {
     "programming": " code function python javascript program variable array class html database",
     "food": " food recipe cook eat meal chicken sugar restaurant coffee bread",
@@ -856,7 +929,7 @@ def planted(texts, lm, layer, section, seed):
 planted_rows = planted(halves, study.lm, p.layer, a, p.seed, name="04_planted").value
 
 
-# %%
+# %% tags=["hide-input"]
 @result
 def tokens_seen(sae, texts, layer, explainer, section, seed, latents, shares):
     """Step: rows {share, score}: mean score of the same latents where only a share of the windows of either half may be drawn."""
@@ -870,7 +943,7 @@ def tokens_seen(sae, texts, layer, explainer, section, seed, latents, shares):
     return out
 
 
-# %%
+# %% tags=["hide-input"]
 SHOWN, AROUND = 12, 4  # excerpts of either kind, and tokens on either side of the peak
 
 
@@ -986,20 +1059,38 @@ spotted = intruders(views.embeddings(shown, embedder), tuple(sampled), p.seed, n
 checked = minimal(sae, halves[1], study.lm, p.layer, a, tuple(sampled[::5][:40]), p.seed, name="04_minimal").value
 
 # %%
-axis = figures.curves(
-    {
-        "latents": [
-            (
-                row["share"] * first["tokens"] / 2,
-                stats.over_seeds([s for s in row["scores"] if s is not None]) | {"seeds": []},
-            )
-            for row in less
-        ]
-    },
-    "mean",
+spread = [(row["share"] * a.tokens / 1e3, [x for x in row["scores"] if x is not None]) for row in less]
+entries = [(thousand, stats.over_seeds(of) | {"seeds": []}) for thousand, of in spread]  # over latents, not seeds
+axis = figures.curves({"latents": entries}, "mean", ticks=(1, 2, 5, 10, 20, 40))
+axis.set(
+    xlabel="thousand tokens to explain from, and as many to score on",
+    ylabel="mean score",
+    title="The same latents, explained from less text, score lower",
 )
-axis.set(xlabel="tokens to explain from, and as many to score on", ylabel="mean score", title="LESSTEXT")
-pages.publish(axis.figure, "04_less_text", "CAPTION", alt="ALT")
+pages.publish(
+    axis.figure,
+    "04_less_text",
+    "Mean score of a hundred latents of one JumpReLU SAE, explained from and scored on less and less text. From a thousand tokens they score as low as rare "
+    "latents do from all. Bars: 95 %, over latents.",
+    alt="A curve that falls from right to left: with a sixty-fourth of the text the mean score is far lower.",
+)
+
+# %% [markdown]
+# Explained from as little text as a rare latent has, these score as rare ones do. So the low end of the curves says little about rare latents, and every mean over latents, which counts
+# each of them in full, depends on how much text there is.
+
+# %%
+from_less = [np.mean([x for x in row["scores"] if x is not None]) for row in less]
+expect(
+    from_less[0] < 0.35 and from_less[-1] > 0.6 and all(np.diff(from_less) > 0),
+    "explained from a sixty-fourth of the text the same latents score less than half as high",
+)
+
+# %% [markdown]
+# ## What is the score worth?
+#
+# Latents that were planted: each fires on four tokens, on four pairs of tokens, at some places, or on windows that name a subject, more strongly on one than on the next. Each form of explanation
+# should find its own, and the best form all of them; dealt out to other tokens of the half that is scored, none.
 
 # %% tags=["hide-input"]
 names = [type(one).__name__ for one in (Best(), Tokens(), Places(), Topic())]
@@ -1012,17 +1103,36 @@ pages.table(
     ("planted latent", *names),
 )
 
+# %% [markdown]
+# What is told by a token, a pair or a place is found and scored near one; a subject only partly, as sentence embeddings of short windows blur it. Dealt out, all score near nought.
+#
+# And what scores without having learnt to mean anything: SAEs whose decoder stays random (*frozen decoder*), and random directions, each of which fires as often as a latent of the denser
+# JumpReLU SAE.
+
 # %%
-kinds = {
-    "JumpReLU, denser": "JumpReLU",
-    "TopK": "TopK",
-    "frozen decoder": "frozen decoder",
-    "random directions": "random directions",
-    "bigrams and a basis": "bigrams and a basis",
-}
-axis = figures.forest({said: found[name] for name, said in kinds.items()}, "mean")
-axis.set(xlabel="mean score", ylabel="SAE", title="FLOORS")
-pages.publish(axis.figure, "04_floors", "CAPTION", alt="ALT")
+kinds = ("JumpReLU, denser", "TopK", "frozen decoder", "random directions")
+axis = figures.forest({name: found[name] for name in kinds}, "mean")
+axis.set(
+    xlabel="mean score",
+    ylabel="SAE",
+    title="A random direction is explained better than nothing, trained latents better",
+)
+pages.publish(
+    axis.figure,
+    "04_floors",
+    "Mean score of two kinds of trained SAE and of what has learnt less or nothing. Random directions that fire as often score well above zero, over firings more so. "
+    "Dots: seeds; bars: 95 %.",
+    alt="Rows of two points: trained SAEs near .6, random directions at about .3 over latents and .45 over firings.",
+)
+
+# %% [markdown]
+# A score of .3 or .4 is thus no sign of meaning: a random direction of the residual stream still tells tokens apart, as any projection of it does, and one that fires often more so. Set against
+# that floor, trained latents gain less over firings than over latents, and an SAE whose decoder never learnt comes within a tenth of most SAEs on chat over firings.
+#
+# ## An SAE that games the mean
+#
+# The post thinks of an SAE that scores high over latents and is worth nothing. We built it: half of its latents each look for one frequent pair of tokens and write nothing; the others
+# are a basis of the residual stream, each direction twice, one for either sign, and rebuild all of it.
 
 # %%
 one = beside["bigrams and a basis"][0]
@@ -1030,22 +1140,76 @@ axis = plt.subplots()[1]
 frequency, value = np.array(one["fired"]) / one["tokens"], np.array(one["score"], float)
 for number, (label, here) in enumerate({"pairs of tokens": frequency < HIGH, "basis": frequency >= HIGH}.items()):
     axis.plot(frequency[here], value[here], linestyle="none", label=label, alpha=0.6, **figures.look(label, number))
-axis.set(xscale="log", xlabel="firing frequency (share of tokens)", ylabel="score", title="BIGRAMS")
+axis.set(
+    xscale="log",
+    xlabel="firing frequency (share of tokens)",
+    ylabel="score",
+    title="Pairs are explained well, the basis that does the work less",
+)
 axis.legend()
-pages.publish(axis.figure, "04_bigrams", "CAPTION", alt="ALT")
+pages.publish(
+    axis.figure,
+    "04_bigrams",
+    "Score against firing frequency of an SAE made by hand: latents that each find a pair of tokens and write nothing, and a basis, on about half of all tokens, that "
+    "rebuilds everything. A point is a sampled latent.",
+    alt="Two clouds: pairs at low frequency, most of them above .6; basis directions at half of all tokens, about .5.",
+)
+
+# %% tags=["hide-input"]
+pages.table(
+    (
+        (name, f"{e['l0']:.0f}", f"{e['fvu']:.3f}", f"{e['high']:,}", pages.share(e["high_share"]))
+        for name, e in quality.items()
+    ),
+    (
+        "SAE, first seed, held-out chat",
+        "L0",
+        "FVU, variance unexplained",
+        "fire on a tenth of tokens",
+        "their share of firing",
+    ),
+)
+
+# %%
+expect(quality["bigrams and a basis"]["fvu"] < 1e-4, "the basis rebuilds everything")
+expect(
+    all(80 < e["l0"] < 100 for name, e in quality.items() if name != "bigrams and a basis"),
+    "the denser SAEs have an L0 of about ninety",
+)
+
+# %% [markdown]
+# Over latents it scores no lower than any trained SAE, over firings less than most, as the post supposes; against JumpReLU SAEs at an L0 of ninety neither difference is sure, with three
+# of each (D3). Its pairs are found by a linear detector, and some of them badly, so it is not as pathological as one could wish.
 
 # %%
 steps = {1 / 8: "an eighth of the steps", 1 / 2: "half of the steps", 1.0: "JumpReLU"}
 axis = figures.curves(
     {
-        said: [(share * p.training.steps * p.training.batch, found[name][said]) for share, name in steps.items()]
+        said: [(share * p.training.steps * p.training.batch / 1e3, found[name][said]) for share, name in steps.items()]
         for said in SCHEMES
     },
     "mean",
 )
-axis.set(xlabel="tokens that the SAE was trained on", ylabel="mean score", title="TOKENS SEEN")
+axis.set(
+    xlabel="thousand tokens that the SAE was trained on",
+    ylabel="mean score",
+    title="Longer training: better over latents, not over firings",
+)
 figures.name_ends(axis)
-pages.publish(axis.figure, "04_tokens_seen", "CAPTION", alt="ALT")
+pages.publish(
+    axis.figure,
+    "04_tokens_seen",
+    "Mean score of chat SAEs of an eighth, half and all of the steps. Thin lines are seeds.",
+    alt="Two short curves over the number of tokens that SAEs were trained on.",
+)
+
+# %% [markdown]
+# An SAE of an eighth of the steps is explained a little worse over latents, and better over firings: longer training does not make latents easier to explain.
+#
+# ## Do other judges agree?
+#
+# Of one JumpReLU SAE, two hundred latents are judged in other ways: by tokens and pairs alone, by embedding alone, and by *intruders*: of four excerpts about its peaks and one in which it is silent, is
+# that one the least like the others, by sentence embedding? That needs no explanation; chance is a fifth.
 
 # %%
 counting = dict(zip(by["counting, the best form"]["latent"], by["counting, the best form"]["score"], strict=True))
@@ -1069,7 +1233,21 @@ pages.table(
     ("scorer", "mean", "rank correlation with the first"),
 )
 
+# %% [markdown]
+# Tokens and pairs do nearly all of it, an embedding ranks latents otherwise, and intruders agree weakly: sentence embeddings of nine tokens seldom see what a latent has in common.
+#
+# The real model can say what a latent needs. Of forty latents the text before the peak is cut off, further and further, until less than half of the activation is left.
+
 # %%
+of_judges = {
+    name: spearmanr(*zip(*[(counting[i], of[i]) for i in sampled if None not in (counting[i], of[i])], strict=True))
+    for name, of in scorers.items()
+}
+expect(
+    of_judges["tokens and pairs only"].statistic > 0.9
+    and max(of_judges[name].statistic for name in ("sentence embedding", "intruders, no explanation")) < 0.4,
+    "tokens and pairs rank latents as the best form does, embeddings and intruders hardly",
+)
 groups = {"the token": (0, 1), "and the one before": (1, 2), "three to five": (2, 5), "more": (5, 999)}
 pages.table(
     (
@@ -1082,6 +1260,14 @@ pages.table(
     ),
     ("needs", "latents", *list(scorers)[:3]),
 )
+
+# %% [markdown]
+# Most latents need no more than the token and the one before, as the explainer supposes; those for which the token alone is enough are explained best. Forty latents are few.
+#
+# ## Which latents count?
+#
+# Of the same SAE every latent that fires was scored once. Its means lie in the intervals of the sample's. A cut-off for rare latents, such as the post has, raises the mean over
+# latents by up to .06, as much as SAEs differ; none is made on this page.
 
 # %%
 times, value = np.array(every["fired"]), np.array(every["score"], float)
@@ -1098,6 +1284,13 @@ pages.table(
     ("fires on at least so many tokens", "latents", "not scored", "mean over latents"),
 )
 
+# %%
+for said, key in SCHEMES.items():
+    low, high = scores["JumpReLU"][0][key]["interval"]
+    expect(low < every[key]["mean"] < high, f"the mean {said} of every latent lies in the interval of the sample's")
+cut_off = np.nanmean(value[times >= 100]) - np.nanmean(value)
+expect(0.05 < cut_off < 0.08, "a cut-off at a hundred tokens raises the mean over latents by .06")
+
 # %% [markdown]
 # ## A latent of your choice
 #
@@ -1109,10 +1302,10 @@ latent = three[0]
 display(pages.card(f"Latent {latent}, explained by {mine['explanation']}", {"explained from": mine["seen"][:2]}))
 pages.table(
     (
-        (pages.literal("".join(c["tokens"])[:80]), c["predicted"], c["level"])
+        (pages.literal("".join(c["tokens"][: 1 + int(np.argmax(c["values"]))])[-60:]), c["predicted"], c["level"])
         for c in mine["shown"][:: max(1, len(mine["shown"]) // 8)][:8]
     ),
-    ("window that it is scored on", "predicted, 0 to 10", f"true (score {mine['score'] or 0:.2f})"),
+    ("window that it is scored on, up to its peak", "predicted, 0 to 10", f"true (score {mine['score'] or 0:.2f})"),
 )
 
 # %% [markdown]
@@ -1161,4 +1354,53 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # %% [markdown]
 # ## What we find
 #
-# FINDINGS
+# - Averaged over firings all SAEs but JumpReLU's score higher than over latents, and their order changes. At an L0 of ninety QF is .05 behind JumpReLU over latents, and level
+#   with it over firings: the difference is there where the post found it hidden, and hidden where it showed. Claim D1 stays open, as over firings neither is surely ahead.
+# - Interpretability does not fall with firing frequency at every sparsity (D2, not reproduced): over firings TopK and Gated SAEs score higher, not lower. It falls in JumpReLU SAEs, beyond
+#   one token in a hundred. At the rare end it is low everywhere, and a control with less text says that this need not be the latents.
+# - An SAE of bigrams and a basis scores high over latents and lower over firings in the mean (D3, open).
+# - The score has a floor well above nought: random directions reach .31 over latents, .44 over firings.
+#
+# **It means** that a mean over latents is in good part a measure of how much text one has, and that neither mean can be read without the floor beside it. That QF removes what cannot be explained is
+# not what we see: the frequent latents that it removes score lower than others in the same SAE, but QF's own in the middle score lower too.
+#
+# **What would change our mind.** A language model as explainer: token patterns cannot tell “calculate” from “compute”, nor most subjects; it has not been run here. More held-out text. More seeds,
+# as D1 and D3 are close. Intervals are for other SAEs and other latents, not for other texts. Not here yet: the finetuned SAE, and an SAE on a model with permuted weights as a floor.
+#
+# **Try** `overrides = {"autointerp.examples": 60}`, twice as many windows. **Next**: [05](05_quadratic_frequency.ipynb)
+# counts how often latents fire under either penalty.
+
+# %%
+said = {"D1": claims.UNDECIDED, "D2": "not reproduced", "D3": claims.UNDECIDED}
+expect({r.id: r.verdict for r in records} == said, "D2 is not reproduced, D1 and D3 stay open")
+behind = stats.over_seeds(gaps(plain, qf, "uniform"))
+expect(
+    behind["interval"][0] > 0 and abs(behind["mean"] - 0.05) < 0.01,
+    "over latents QF is .05 behind JumpReLU at an L0 of ninety, surely",
+)
+expect(abs(parts["D1"]["over firings"]["mean"]) < 0.01, "over firings they are level")
+floor = found["random directions"]
+expect(
+    abs(floor["over latents"]["mean"] - 0.31) < 0.01 and abs(floor["over firings"]["mean"] - 0.44) < 0.01,
+    "random directions score .31 over latents, .44 over firings",
+)
+for_chat = ("JumpReLU", "QF", "TopK", *(f"{name}, denser" for name in ("JumpReLU", "QF", "TopK", "Gated")))
+expect(
+    all(
+        e["over latents"]["mean"] - floor["over latents"]["mean"]
+        > 0.07 + e["over firings"]["mean"] - floor["over firings"]["mean"]
+        for e in (found[n] for n in for_chat)
+    ),
+    "above the floor trained latents are further over latents than over firings",
+)
+expect(
+    all(
+        found[name]["over firings"]["mean"] - found["frozen decoder"]["over firings"]["mean"] < 0.1 for name in for_chat
+    ),
+    "an SAE with a random decoder comes within a tenth of them over firings",
+)
+sooner = {said: found["an eighth of the steps"][said]["mean"] - found["JumpReLU"][said]["mean"] for said in SCHEMES}
+expect(
+    -0.1 < sooner["over latents"] < -0.03 < 0.02 < sooner["over firings"] < 0.05,
+    "after an eighth of the steps latents are explained worse over latents, better over firings",
+)
