@@ -146,12 +146,17 @@ pages.publish(
     "00_claims",
     "Each claim's deciding number with its 95 % interval. Green: where the claim's test, fixed beforehand, says that the interval must lie. "
     "Diamonds: the post's own numbers, where it gives any.",
-    alt="Forest plot of the claims: three are reproduced, six are not, and four intervals are too wide to say.",
+    alt="Forest plot of the claims: on probing three are reproduced, six are not, four intervals are too wide to say; on autointerp one is not, two are open.",
 )
 of_post = [record.verdict for record in records if record.id[0] == "B"]
 expect(
     [of_post.count(said) for said in ("reproduced", "not reproduced", claims.UNDECIDED)] == [3, 6, 4],
     "of the post's claims on probing three are reproduced, six are not, and four stay open",
+)
+expect(
+    {r.id: r.verdict for r in records if r.id[0] == "D"}
+    == {"D1": claims.UNDECIDED, "D2": "not reproduced", "D3": claims.UNDECIDED},
+    "of the claims on autointerp one is not reproduced, two stay open",
 )
 
 # %% tags=["hide-input"]
