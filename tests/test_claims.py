@@ -39,6 +39,9 @@ ALIKE: dict[str, dict[str, float]] = {  # parts of a run that agrees with the po
     "N3": {"early chat": 0.05, "pretraining": 0.05},
     "N4": {"leave out a": 0.05, "leave out b": 0.05},
     "N5": {"balanced": 0.05},
+    "D1": {"over firings": 0.05, "over firings less over latents": 0.04},
+    "D2": {"JumpReLU": -0.05, "Gated, denser": -0.02},
+    "D3": {"over latents": 0.2, "over firings": 0.1},
 }
 BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one part
     ("B1", {"OOD": 0.9}),
@@ -67,6 +70,10 @@ BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one
     ("N3", {"pretraining": -0.01}),
     ("N4", {"leave out b": -0.01}),
     ("N5", {"balanced": -0.01}),
+    ("D1", {"over firings": -0.01}),
+    ("D1", {"over firings less over latents": -0.01}),
+    ("D2", {"Gated, denser": 0.02}),
+    ("D3", {"over firings": -0.05}),
 ]
 
 
@@ -288,7 +295,7 @@ def test_rows_show_what_decided() -> None:
 def test_rows_are_fixed_before_their_run() -> None:
     ledger = claims.ledger()
     assert all(claim.fixed == datetime.date(2026, 11, 26) for claim in ledger.values())
-    by_notebook = {"02_probing": "BO", "06_surprising": "HN"}
+    by_notebook = {"02_probing": "BO", "06_surprising": "HN", "04_autointerp": "D"}
     assert all(id_[0] in by_notebook[claim.notebook] for id_, claim in ledger.items())
     assert all(claim.open for id_, claim in ledger.items() if id_[0] in "OHN"), "what is ours is supported or not"
     assert all(claim.amended and claim.place and claim.method for claim in ledger.values())
