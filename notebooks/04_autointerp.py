@@ -932,12 +932,14 @@ planted_rows = planted(halves, study.lm, p.layer, a, p.seed, name="04_planted").
 # %% tags=["hide-input"]
 @result
 def tokens_seen(sae, texts, layer, explainer, section, seed, latents, shares):
-    """Step: rows {share, score}: mean score of the same latents where only a share of the windows of either half may be drawn."""
+    """Step: rows {share, scores} of the same latents where only a share of the windows of either half may be drawn; of shares that leave enough."""
     pools, trained, out = pools_of(texts, layer, section.window), training.load(sae), []
     columns, allowed = tuple(pool.latents(trained) for pool in pools), [pool.drawn for pool in pools]
     for share in shares:
         for pool, drawn in zip(pools, allowed, strict=True):
             pool.drawn = drawn & (np.random.default_rng(seed).random(len(drawn)) < share)
+        if min(pool.drawn.sum() for pool in pools) < 2 * (section.examples // 3):
+            continue  # too few windows to choose from
         done = [score(pools, columns, latent, explainer, section.examples, seed) for latent in latents]
         out.append({"share": share, "scores": [None if one is None else round(one.value, 4) for one in done]})
     return out
@@ -960,6 +962,7 @@ def excerpts(out, sae, text, lm, layer, section, latents, seed):
                 peaks[pool.window[row]], at[pool.window[row]] = value, pool.offset[row]
         lengths = (pool.tokens >= 0).sum(1)
         for which in (np.flatnonzero(peaks), np.flatnonzero(peaks == 0)):
+            which = which if len(which) else np.arange(len(peaks))  # active everywhere, or nowhere: a coin, then
             for i in rng.choice(which, SHOWN, replace=len(which) < SHOWN):
                 centre = at[i] if peaks[i] else rng.integers(lengths[i])
                 ids = pool.tokens[i, max(0, centre - AROUND) : centre + AROUND + 1]
