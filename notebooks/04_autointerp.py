@@ -490,14 +490,15 @@ def look(
 
 # %% [markdown]
 # A language model is asked by the post's protocol: explain from marked excerpts, then say a level for each of the others, by the explanation alone. With
-# `overrides = {"autointerp.model": "NAME"}` and `OPENAI_BASE_URL`, `OPENAI_API_KEY` set, every score of this page is made so; answers are kept, and what cannot be
-# read counts as no answer. The prompts are `data/prompts/explain.txt` and `judge.txt`.
+# `overrides = {"autointerp.model": "NAME"}` and `OPENAI_BASE_URL`, `OPENAI_API_KEY` set, the SAEs' means, the curves and the latent of your choice are made so (planted latents, the
+# control with less text and the comparison of judges stay as they are, and the claims are about counting). Answers are kept; what cannot be read counts as no answer. A judge sees windows
+# in a drawn order. The prompts are `data/prompts/explain.txt` and `judge.txt`.
 
 # %% tags=["hide-input"]
 EXPLAIN, JUDGE = (
     (config.ROOT / "data" / "prompts" / f"{name}.txt").read_text(encoding="utf-8") for name in ("explain", "judge")
 )
-LEVEL = re.compile(r"^\W*(\d+)\W+(\d+)\W*$", re.MULTILINE)  # "3: 7"
+LEVEL = re.compile(r"^[^\d\n]*(\d+)[ \t]*[:.)=-][ \t]*(\d+)[^\d\n]*$", re.MULTILINE)  # "3: 7", on one line
 REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, openai.BadRequestError)
 
 
@@ -557,12 +558,15 @@ class Endpoint(Explainer):
         tokenizer, found = model.tokenizer(self.lm), np.full(len(shown.tokens), np.nan)
         if not explanation:
             return found
-        texts = ("".join(token_texts(tokenizer, tokens[tokens >= 0])) for tokens in shown.tokens)
+        drawn = np.random.default_rng(len(found)).permutation(
+            len(found)
+        )  # contexts come strongest first, which would tell
+        texts = ("".join(token_texts(tokenizer, tokens[tokens >= 0])) for tokens in shown.tokens[drawn])
         lines = "\n".join(f"{number}: {text}" for number, text in enumerate(texts, 1))
         values = {"contexts": lines, "explanation": explanation, "most": LEVELS, "count": len(found)}
         for number, level in LEVEL.findall(self._asked(Template(self.prompts[1]).safe_substitute(values))):
-            if 1 <= int(number) <= len(found) and int(level) <= LEVELS and np.isnan(found[int(number) - 1]):
-                found[int(number) - 1] = int(level)
+            if 1 <= int(number) <= len(found) and int(level) <= LEVELS and np.isnan(found[drawn[int(number) - 1]]):
+                found[drawn[int(number) - 1]] = int(level)
         return found
 
 
@@ -704,6 +708,38 @@ expect(
 # So it matters how one counts, as the post says, though not in its direction: over latents the denser JumpReLU SAE is second of ten, well ahead of its QF counterpart; over firings it is
 # seventh, level with it. Gated comes first over firings only. What does not depend on it: SAEs that never read chat are explained worse on chat.
 #
+# Means are over latents that fire in both halves, .93 to all of those that fire at all. If the others scored nought, the denser JumpReLU SAE would be fifth over latents, ahead of its QF counterpart still, and JumpReLU
+# SAEs too would score a little higher over firings.
+
+# %%
+at_worst = {
+    name: stats.over_seeds([e["uniform"]["bounds"][0] for e in of]) for name, of in scores.items()
+}  # unscored latents as 0
+lead = stats.over_seeds(
+    [
+        x["uniform"]["bounds"][0] - y["uniform"]["bounds"][0]
+        for x, y in zip(scores["JumpReLU, denser"], scores["QF, denser"], strict=True)
+    ]
+)
+expect(
+    sorted(at_worst, key=lambda name: -at_worst[name]["mean"]).index("JumpReLU, denser") == 4
+    and lead["interval"][0] > 0
+    and all(
+        0 < found[name]["over firings"]["mean"] - at_worst[name]["mean"] < 0.03
+        for name in ("JumpReLU", "JumpReLU, denser")
+    ),
+    "with what is not scored as nought denser JumpReLU is fifth, ahead of QF, and gains a little over firings",
+)
+expect(
+    all(
+        np.mean([e["uniform"]["scored"] for e in scores[name]]) > 0.925
+        for label in ("", ", denser")
+        for name in (f"JumpReLU{label}", f"QF{label}", f"TopK{label}", f"Gated{label}")
+    ),
+    "more than .925 of the latents that fire are scored",
+)
+
+# %% [markdown]
 # ## Does a latent that fires often score lower?
 
 # %%
@@ -767,7 +803,7 @@ expect(
 # %% [markdown]
 # In JumpReLU SAEs latents that fire on a few tokens in a hundred and more score .15 to .25 lower than those on a few in a thousand, as the post finds. In no other kind do they, and
 # in Gated SAEs the most frequent latents are the best explained. In all of them the rarest score lowest. Is that the latents, or the text? A rare latent has a few windows to be
-# explained from. As a control, a hundred latents that fire on three to thirty tokens in a thousand are explained anew from less and less text.
+# explained from. As a control, a hundred latents that fire on three to thirty tokens in a thousand (the rarest of such) are explained anew, and scored, on less and less text.
 
 
 # %% tags=["hide-input"]
@@ -1079,13 +1115,13 @@ pages.publish(
 )
 
 # %% [markdown]
-# Explained from as little text as a rare latent has, these score as rare ones do. So the low end of the curves says little about rare latents, and every mean over latents, which counts
+# Explained from as little text as a rare latent has, these score about as low as rare ones do. So the low end of the curves says little about rare latents, and every mean over latents, which counts
 # each of them in full, depends on how much text there is.
 
 # %%
 from_less = [np.mean([x for x in row["scores"] if x is not None]) for row in less]
 expect(
-    from_less[0] < 0.35 and from_less[-1] > 0.6 and all(np.diff(from_less) > 0),
+    from_less[0] < from_less[-1] / 2 and all(np.diff(from_less) > 0),
     "explained from a sixty-fourth of the text the same latents score less than half as high",
 )
 
@@ -1141,7 +1177,7 @@ pages.publish(
 
 # %% [markdown]
 # A score of .3 or .4 is thus no sign of meaning: a random direction of the residual stream still tells tokens apart, as any projection of it does, and one that fires often more so. Set against
-# that floor, trained latents gain less over firings than over latents, and an SAE whose decoder never learnt comes within a tenth of most SAEs on chat over firings.
+# that floor, trained latents gain less over firings than over latents (sparse Gated SAEs about as much), and an SAE whose decoder never learnt comes within a tenth of most SAEs on chat over firings.
 #
 # ## An SAE that games the mean
 #
@@ -1227,11 +1263,11 @@ pages.publish(
 )
 
 # %% [markdown]
-# An SAE of an eighth of the steps is explained a little worse over latents, and better over firings: longer training does not make latents easier to explain.
+# An SAE of an eighth of the steps is explained a little worse over latents, and better over firings: longer training helps over latents only.
 #
 # ## Do other judges agree?
 #
-# Of one JumpReLU SAE, two hundred latents are judged in other ways: by tokens and pairs alone, by embedding alone, and by *intruders*: of four excerpts about its peaks and one in which it is silent, is
+# Of one JumpReLU SAE, two hundred latents (of the sampled ones that fire on fifty tokens or so, the rarest) are judged in other ways: by tokens and pairs alone, by embedding alone, and by *intruders*: of four excerpts about its peaks and one in which it is silent, is
 # that one the least like the others, by sentence embedding? That needs no explanation; chance is a fifth.
 
 # %%
@@ -1410,6 +1446,7 @@ expect(
     "over latents QF is .05 behind JumpReLU at an L0 of ninety, surely",
 )
 expect(abs(parts["D1"]["over firings"]["mean"]) < 0.01, "over firings they are level")
+expect(peak["QF, denser"] < peak["JumpReLU, denser"] - 0.03, "QF's latents in the middle score lower than JumpReLU's")
 floor = found["random directions"]
 expect(
     abs(floor["over latents"]["mean"] - 0.31) < 0.01 and abs(floor["over firings"]["mean"] - 0.44) < 0.01,

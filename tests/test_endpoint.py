@@ -190,3 +190,26 @@ def test_the_prompts_have_their_places() -> None:
         (notebook.JUDGE, ("explanation", "contexts", "most", "count")),
     ):
         assert all(f"${name}" in prompt for name in names)
+
+
+def test_the_order_of_contexts_tells_nothing(asked: tuple[Any, Any], stub: Stub) -> None:
+    """They come strongest first; a judge that counts down, whatever it reads, scores no better than chance."""
+    explainer, contexts = asked
+    many = replace(
+        contexts,
+        **{
+            n: np.concatenate([c[1::2], c[::2]] * 3)[np.argsort(np.arange(30) % 10 >= 5, kind="stable")]
+            for n, c in vars(contexts).items()
+        },
+    )
+    assert (np.diff(many.peaks) <= 0).all()
+    stub.say = lambda prompt, count: (
+        "a word" if "in << >>" in prompt else "\n".join(f"{i + 1}: {10 - i // 3}" for i in range(30))
+    )
+    value, unanswered = score(explainer, many)
+    assert unanswered == 0 and abs(value) < 0.5
+
+
+def test_a_bare_list_is_no_answer(asked: tuple[Any, Any], stub: Stub) -> None:
+    stub.say = lambda prompt, count: "a word" if "in << >>" in prompt else "7\n0\n2\n3\n1\n5"
+    assert score(*asked)[1] == 10
