@@ -256,7 +256,7 @@ def test_the_intruder_is_spotted_where_it_can_be(empty_store: store.Store) -> No
 def test_less_text_to_explain_from_lowers_the_score(empty_store: store.Store) -> None:
     both = Text(residuals(text(0)), embedded(600)), Text(residuals(text(1)), embedded(600))
     section = AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
-    shares = (1 / 300, 1.0)
+    shares = (1 / 300, 1 / 30, 1.0)  # the first leaves too little to choose from
     little, all_ = autointerp.tokens_seen(reader(20, 30), both, 0, Best(), section, 0, (3, 5), shares).value
     assert all(score is None or score <= whole for score, whole in zip(little["scores"], all_["scores"], strict=True))
     assert min(all_["scores"]) > 0.7
