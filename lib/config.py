@@ -104,12 +104,7 @@ class SAESection(_Section):
     levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
     level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
     # Lambda, k and L1 coefficient at which SAEs on chat have an L0 of about 90, and a tail of latents that fire often.
-    denser: dict[Literal["JumpReLU", "QF", "TopK", "Gated"], float] = {
-        "JumpReLU": 4.4e-4,
-        "QF": 1.7e-4,
-        "TopK": 90,
-        "Gated": 0.0715,
-    }
+    denser: dict[str, float] = {"JumpReLU": 4.4e-4, "QF": 1.7e-4, "TopK": 90, "Gated": 0.0715}
     sweep: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3)  # lambdas of notebook 05's JumpReLU curves
     k_sweep: tuple[int, ...] = (16, 40, 100)  # k of its TopK curve
     gated_sweep: tuple[float, ...] = (0.06, 0.12, 0.24)  # L1 coefficients of its Gated curve
@@ -164,12 +159,9 @@ class AutointerpSection(_Section):
     latents: int = Field(400, ge=4)  # per SAE, sampled by how often they fire
     examples: int = Field(30, ge=6)  # contexts to explain from, and as many others to score on
     window: int = Field(32, ge=8)  # tokens per context, at most
-    tokens: int = Field(
-        44_000, ge=500
-    )  # of held-out chat to explain from, and as many of other conversations to score on
-    model: str = (
-        ""  # at the OpenAI-compatible endpoint $OPENAI_BASE_URL; "": explanations by counting, without a language model
-    )
+    # Of held-out chat to explain from, and as many of other conversations to score on.
+    tokens: int = Field(44_000, ge=500)
+    model: str = ""  # at the OpenAI-compatible endpoint $OPENAI_BASE_URL; "": by counting, without a language model
 
 
 class DebuggingSection(_Section):

@@ -12,6 +12,8 @@ from IPython import get_ipython
 
 from lib import config, store, wheels
 from lib.config import Profile
+from lib.latents import autointerp
+from lib.latents.explainers import Best, Explainer
 from lib.lm import harvest, model, sequences
 from lib.probes import methods, tables, views
 from lib.probes.attention import Attention, Tokens
@@ -27,6 +29,7 @@ from lib.texts import corpora, files, prompts, transforms
 from lib.texts.corpora import Corpus, Part
 
 Fitted = Artifact | Pick  # probes at their own choice of setting, or at a named one
+Step = Callable[..., Artifact]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Study:
     @cached_property
     def lm(self) -> model.Pinned:
         return model.pinned(self.profile.model)
+
+    @property
+    def reader(self) -> model.Pinned:
+        """The model whose residuals are read: ``lm``, unless a control says otherwise."""
+        return self.lm
 
     @cached_property
     def prompts(self) -> Artifact:
@@ -63,7 +71,7 @@ class Study:
         """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
         site also of every token."""
         p = self.profile
-        return harvest.harvest_prompts(self.conversations, self.lm, p.probes.layers, p.layer)
+        return harvest.harvest_prompts(self.conversations, self.reader, p.probes.layers, p.layer)
 
     def documents(self, corpus: Corpus) -> Artifact:
         """Of a corpus, without the labelled prompts."""
@@ -72,17 +80,13 @@ class Study:
         return corpora.documents(corpora.sources_of(corpus, p.sources), probed, p.seed)
 
     def text(self, corpus: Corpus, part: Part) -> Artifact:
-        """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them.
-        Rollouts are for training only."""
-        p, documents = self.profile, self.documents(corpus)
-        if corpus == "rollouts":
-            return sequences.on_policy(documents, self.lm, p.corpora, p.seed)
+        """Token sequences of a corpus, for training or, from other documents, for evaluation; no labelled prompt is in them."""
         turns = self.text("chat", part) if corpus == "IT" else None
-        return sequences.text(documents, self.lm, p.corpora, part, turns)
+        return sequences.text(self.documents(corpus), self.lm, self.profile.corpora, part, turns)
 
     def activations(self, corpus: Corpus, part: Part) -> Artifact:
         """Residuals of a corpus at the site."""
-        return harvest.harvest(self.text(corpus, part), self.lm, (self.profile.layer,))
+        return harvest.harvest(self.text(corpus, part), self.reader, (self.profile.layer,))
 
     def sae(self, variant: str, **fields: Any) -> SAEConfig:
         """An SAE config with the profile's dictionary size, threshold and bandwidth."""
@@ -110,9 +114,8 @@ class Study:
         changes |= {"checkpoints": checkpoints} if checkpoints else {}
         read: Any = {corpus: 1.0} if isinstance(corpus, str) else corpus
         read = tuple((self.activations(name, "train"), weight) for name, weight in read.items())
-        return training.train(
-            sae, read, p.layer, p.training.model_copy(update=changes | how), p.seed + run, start, **begin
-        )
+        section = p.training.model_copy(update=changes | how)
+        return training.train(sae, read, p.layer, section, p.seed + run, start, **begin)
 
     def jumprelu(self, **fields: Any) -> SAEConfig:
         """A JumpReLU SAE at the headline sparsity, unless told."""
@@ -147,17 +150,22 @@ class Study:
         }
 
     @cached_property
-    def denser(self) -> dict[str, list[Artifact]]:
-        """SAEs on chat at an L0 of about 90, one a seed: their latents have a tail that fires often, which sparser ones lack."""
-        which = self.profile.saes
-        at, many, few = which.denser, range(which.fewer_seeds), range(which.level_seeds)
-        penalised = self.jumprelu(coefficient=at["QF"], penalty=QuadraticFrequency(which.omegas[0]))
-        return {
-            "JumpReLU": [self.train("chat", self.jumprelu(coefficient=at["JumpReLU"]), run=run) for run in many],
-            "QF": [self.train("chat", penalised, run=run) for run in many],
-            "TopK": [self.train("chat", self.sae("topk", k=round(at["TopK"])), run=run) for run in few],
-            "Gated": [self.train("chat", self.sae("gated", coefficient=at["Gated"]), run=run) for run in few],
-        }
+    def halves(self) -> autointerp.Texts:
+        """Held-out chat in two halves, each of other conversations: to explain latents from, and to score explanations on."""
+        p, found = self.profile, []
+        size = p.corpora.model_copy(update={"eval_tokens": p.autointerp.tokens})
+        for part in (autointerp.half(self.documents("chat"), which) for which in (0, 1)):
+            read = harvest.harvest(sequences.text(part, self.lm, size, "eval", None), self.reader, (p.layer,))
+            shown = autointerp.windows(read, self.lm, p.layer, p.autointerp.window)
+            found.append(
+                autointerp.Text(read, shown, views.embeddings(shown, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0])))
+            )
+        return found[0], found[1]
+
+    def explained(self, sae: Artifact, run: int, name: str, by: Explainer | None = None, **how: Any) -> Artifact:
+        """:func:`lib.latents.autointerp.evaluate`, by counting unless told; every second run takes the halves the other way round."""
+        p, texts = self.profile, self.halves[:: -1 if run % 2 else 1]
+        return autointerp.evaluate(sae, texts, p.layer, by or Best(), p.autointerp, p.seed + run, **how, name=name)
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
@@ -167,10 +175,8 @@ class Study:
 
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, draws: int = 0) -> Artifact:
         """A probe fit on what it sees, a view for each SAE seed, crossed with ``draws`` of the split or as many as the profile has."""
-        p = self.profile
-        return methods.fit(
-            self.labelled, self.prompt_activations, p.layer, probe, seen, draws or p.probes.draws, change
-        )
+        layer, draws = self.profile.layer, draws or self.profile.probes.draws
+        return methods.fit(self.labelled, self.prompt_activations, layer, probe, seen, draws, change)
 
     def see(self, kind: type[Latents], saes: Sequence[Artifact], place: int | str | None = None) -> tuple[Latents, ...]:
         """Views of SAEs, one a seed, at the profile's position unless told; over the user's text where the place says so."""
@@ -211,16 +217,14 @@ class Study:
 
     def bring(self, path: Path | str, to_finetune: bool = False, any_place: bool = False) -> Artifact:
         """An SAE from elsewhere (:func:`lib.sae.exchange.bring`), read at the site; to finetune, it is scaled to chat."""
-        harvested = self.activations("chat", "train") if to_finetune else None
-        return exchange.bring(path, self.lm, self.profile.layer, harvested, any_place)
+        chats = self.activations("chat", "train") if to_finetune else None
+        return exchange.bring(path, self.lm, self.profile.layer, chats, any_place)
 
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
         picks = {label: _pick(one) for label, one in fitted.items()}
         return tables.table(self.labelled, picks, **how, name=name)
 
-    def compare(
-        self, step: Callable[..., Artifact], named: Mapping[str, Sequence[Fitted]], name: str, **how: Any
-    ) -> Artifact:
+    def compare(self, step: Step, named: Mapping[str, Sequence[Fitted]], name: str, **how: Any) -> Artifact:
         """:func:`lib.probes.tables.differences`, first minus second, or :func:`lib.probes.tables.closed`: (top, low, high)."""
         picks = {label: tuple(_pick(one) for one in several) for label, several in named.items()}
         return step(self.labelled, picks, **how, name=name)
@@ -248,9 +252,7 @@ def open_study(profile: str, overrides: dict[str, Any] | None = None, frozen: bo
     _refuse_unknown_parameters()
     loaded = config.load(profile, overrides)
     if frozen and (overrides or profile != "report"):
-        raise config.ConfigError(
-            "frozen shows committed results, which are of profile report without overrides: drop one of them"
-        )
+        raise config.ConfigError("frozen shows the results of profile report without overrides: drop one of them")
     store.open_store(profile, frozen)
     study = Study(loaded)
     if overrides or profile != "report":

@@ -12,9 +12,9 @@
 # SAEs of four kinds at two sparsities. *L0* is the number of active latents a token; at an L0 of ninety most SAEs have a tail of latents
 # that fire on a tenth of tokens and more. The *quadratic-frequency* penalty (QF) of [notebook 05](05_quadratic_frequency.ipynb) is made to remove them.
 #
-# **In short.** It matters how one averages, but not as in the post. Over firings a QF and a JumpReLU SAE at an L0 of ninety are level; over latents JumpReLU is ahead. Latents that fire on a few tokens in
-# a thousand to one in a hundred are explained best. Rarer ones score lower in every SAE, at least in part because there is less text to explain them from; more frequent ones
-# score lower in JumpReLU SAEs only. So that interpretability falls with frequency is **not reproduced**, and the other two claims stay open.
+# **In short.** It matters how one averages: over latents an SAE finetuned on chat is first of eleven, over firings tenth. But a latent that fires often is easier to predict whatever it
+# means: random directions score .31 over latents, .45 over firings. Of what is left above such a floor, JumpReLU SAEs lose half or more when firings count, QF and Gated SAEs nothing, and an SAE made by hand to game the mean
+# has nothing left at all (its basis is random directions), much as the post says. Tested as fixed beforehand, without that floor, the post's three claims are not borne out: that interpretability falls with frequency is **not reproduced**, and two stay open.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -27,36 +27,39 @@ import itertools
 import json
 import os
 import re
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from string import Template
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import openai
 import torch
 from IPython.display import display
-from joblib import Parallel, delayed
 from safetensors.numpy import load_file
-from scipy.sparse import csc_array, csr_array, vstack
-from scipy.stats import rankdata, spearmanr
+from scipy.sparse import csc_array
+from scipy.stats import spearmanr
+from transformers import AutoModelForCausalLM
 
 from lib import claims, config, figures, pages, stats, store, wheels
-from lib.config import AutointerpSection
+from lib.config import ModelSection
+from lib.latents import autointerp
 from lib.latents.cards import token_texts
-from lib.lm import activations, harvest, model, sequences
+from lib.latents.explainers import LEVELS, Best, Contexts, Explainer, Places, Tokens, Topic, agreement
+from lib.lm import activations, model, sequences
 from lib.lm.model import Pinned
 from lib.lm.residual import residuals
 from lib.pages import expect
 from lib.probes import views
 from lib.sae import training
 from lib.sae.metrics import HIGH
-from lib.sae.variants import SAE, SAEConfig, make
+from lib.sae.penalties import QuadraticFrequency
+from lib.sae.variants import SAEConfig, make
 from lib.store import Artifact, cached, result
-from lib.study import open_study
-from lib.texts import corpora, examples
+from lib.study import Study, open_study
+from lib.texts import examples
 from lib.texts.examples import Example
 
 study = open_study(profile, overrides, frozen)
@@ -70,89 +73,11 @@ pages.banner(profile, overrides)
 # strongly a latent fires on each token, and on each token after a certain other one. An explainer is a class of two methods; a language model behind any
 # OpenAI-compatible endpoint is another one, below.
 
-# %% tags=["hide-input"]
-LEVELS = 10  # activations are predicted on a scale of 0 to 10
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """Contexts of one latent: ``tokens`` [n, w], -1 beyond a context's end; the latent's activations there, ``values`` [n, w]; the
-    ``places`` [n, w] of tokens in their text, from 0; sentence embeddings of the contexts, ``vectors`` [n, e]."""
-
-    tokens: np.ndarray
-    values: np.ndarray
-    places: np.ndarray
-    vectors: np.ndarray
-
-    @property
-    def peaks(self) -> np.ndarray:
-        return self.values.max(1)
-
-    def __getitem__(self, which: Any) -> Self:
-        return replace(self, **{name: column[which] for name, column in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """Explains a latent from contexts, and predicts from the explanation alone. ``at_once``: latents that it can work on side by side."""
-
-    at_once = 1
-
-    def explain(self, seen: Contexts) -> Any:
-        """Whatever :meth:`predict` and :meth:`told` understand."""
-        raise NotImplementedError("an explainer explains")
-
-    def predict(self, explanation: Any, shown: Contexts) -> np.ndarray:
-        """[n] the maximum activation of each context, on any scale; NaN where there is no answer. It must not read ``shown.values``."""
-        raise NotImplementedError("an explainer predicts")
-
-    def told(self, explanation: Any, tokenizer: Any) -> str:
-        """The explanation in words, for people."""
-        return str(explanation)
-
+# %%
+pages.source(Tokens)
 
 # %%
-@dataclass(frozen=True)
-class Tokens(Explainer):
-    """Its mean on each token, and on each token after a certain other one, once such a pair was seen twice."""
-
-    def explain(self, seen: Contexts) -> dict[tuple[int | None, int], float]:
-        found: dict[tuple[int | None, int], list[float]] = defaultdict(list)
-        for tokens, values in zip(seen.tokens.tolist(), seen.values.tolist(), strict=True):
-            for before, token, value in zip((None, *tokens), tokens, values, strict=False):
-                found[None, token].append(value)
-                if before is not None:
-                    found[before, token].append(value)
-        return {key: float(np.mean(v)) for key, v in found.items() if key[1] >= 0 and (key[0] is None or len(v) > 1)}
-
-    def predict(self, explanation: dict[tuple[int | None, int], float], shown: Contexts) -> np.ndarray:
-        """Each token takes its longest known pattern; a context, its largest."""
-        found = []
-        for tokens in shown.tokens.tolist():
-            alone = (explanation.get((None, token), 0.0) for token in tokens)
-            found.append(max(0.0, *map(explanation.get, zip((None, *tokens), tokens, strict=False), alone)))
-        return np.array(found)
-
-    def told(self, explanation: dict[tuple[int | None, int], float], tokenizer: Any) -> str:
-        best = sorted(explanation.items(), key=lambda item: -item[1])[:3]
-        parts = [
-            token_texts(tokenizer, [token for token in key if token is not None]) for key, value in best if value > 0
-        ]
-        return "tokens " + ", ".join("|".join(part) for part in parts)
-
-
-# %%
-def agreement(guess: np.ndarray, truth: np.ndarray) -> float:
-    """Spearman correlation of predicted and true maxima [n], both quantised to 0 ... :data:`LEVELS`, in [-1, 1], over those that were
-    predicted; 0 where either does not vary, NaN where fewer than half were predicted."""
-    known = ~np.isnan(guess)
-    if known.mean() < 0.5:
-        return float("nan")
-    both = [np.round(LEVELS * v / v.max()) if v.max(initial=0) > 0 else 0 * v for v in (guess[known], truth[known])]
-    if any(np.ptp(v) == 0 for v in both):
-        return 0.0
-    return float(np.corrcoef([rankdata(v) for v in both])[0, 1])
-
+pages.source(agreement)
 
 # %% [markdown]
 # Tried on a planted latent that fires on “bank”, and more strongly after “river”. It is explained from three windows of text and scored on three
@@ -194,299 +119,11 @@ pages.table(
 # of sentence embeddings (MiniLM) along which a latent's peaks rise. Of the three forms the one is taken that predicts best from one half to the other of the
 # contexts that it is explained from.
 
-
-# %% tags=["hide-input"]
-@dataclass(frozen=True)
-class Places(Explainer):
-    """Its mean at each place of a text, first token, second and so on."""
-
-    def explain(self, seen: Contexts) -> np.ndarray:
-        here = seen.tokens >= 0
-        count = np.bincount(seen.places[here])
-        return np.bincount(seen.places[here], seen.values[here]) / np.maximum(count, 1)
-
-    def predict(self, explanation: np.ndarray, shown: Contexts) -> np.ndarray:
-        known = (shown.tokens >= 0) & (shown.places < len(explanation))
-        return np.where(known, explanation[np.where(known, shown.places, 0)], 0.0).max(1)
-
-    def told(self, explanation: np.ndarray, tokenizer: Any) -> str:
-        return "places " + ", ".join(map(str, np.argsort(-explanation)[:3].tolist()))
-
-
-@dataclass(frozen=True)
-class Topic(Explainer):
-    """What the contexts are about: the direction of sentence embeddings along which its peaks rise."""
-
-    def explain(self, seen: Contexts) -> tuple[np.ndarray, np.ndarray]:
-        towards = (seen.peaks - seen.peaks.mean()) @ seen.vectors
-        along = seen.vectors @ towards
-        line = np.polyfit(along, seen.peaks, 1) if np.ptp(along) > 1e-9 else np.zeros(2)
-        return towards, line
-
-    def predict(self, explanation: tuple[np.ndarray, np.ndarray], shown: Contexts) -> np.ndarray:
-        towards, line = explanation
-        return np.polyval(line, shown.vectors @ towards).clip(0)
-
-    def told(self, explanation: Any, tokenizer: Any) -> str:
-        return "what the text is about"
-
-
-@dataclass(frozen=True)
-class Best(Explainer):
-    """Of several forms the one that tells halves of the contexts that it is explained from best from one another; of equal ones the first."""
-
-    forms: tuple[Explainer, ...] = (Tokens(), Places(), Topic())
-
-    def explain(self, seen: Contexts) -> tuple[int, Any]:
-        even = np.arange(len(seen.tokens)) % 2 == 0
-
-        def trial(form: Explainer) -> float:
-            halves = ((seen[half], seen[~half]) for half in (even, ~even))
-            return round(
-                sum(agreement(form.predict(form.explain(one), other), other.peaks) for one, other in halves), 9
-            )
-
-        best = int(np.argmax([trial(form) for form in self.forms]))
-        return best, self.forms[best].explain(seen)
-
-    def predict(self, explanation: tuple[int, Any], shown: Contexts) -> np.ndarray:
-        return self.forms[explanation[0]].predict(explanation[1], shown)
-
-    def told(self, explanation: tuple[int, Any], tokenizer: Any) -> str:
-        return self.forms[explanation[0]].told(explanation[1], tokenizer)
-
-
 # %% [markdown]
 # A context is a window of at most thirty-two tokens of held-out chat. Conversations are dealt into two halves: from one a latent is explained, on the other it is scored. From each
 # it gets thirty windows: its strongest ten, ten spread over the quantiles of the others in which it is active, ten in which it is silent. A rare latent gets as many as there are.
 # Of each SAE four hundred latents that fire are sampled, by strata of frequency, and weighted so that the means over latents and over firings are those of all.
-
-
-# %% tags=["hide-input"]
-def choose(peaks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of ``count`` contexts, strongest first: a third the strongest, a third spread over the quantiles of the other active ones, a third
-    silent or, where a latent hardly ever is, its weakest. Of a latent that is active in fewer than two thirds, all of those."""
-    third = count // 3
-    order = rng.permutation(len(peaks))
-    order = order[np.argsort(-peaks[order], kind="stable")]
-    end = min(int((peaks > 0).sum()), len(peaks) - third)  # what lies behind is silent, or the weakest there is
-    top = min(third, end)
-    spread = np.unique(np.linspace(top, end - 1, third if end > top else 0).round().astype(int))
-    return np.concatenate([order[:top], order[spread], rng.choice(order[end:], third, replace=False)])
-
-
-def cut(sequence: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(window, place in it, place in its text), each [n], of consecutive tokens of texts ``sequence`` [n]: each text is cut into
-    as few windows of about equal length as are no longer than ``width``."""
-    starts = np.flatnonzero(np.diff(sequence, prepend=-1))
-    lengths = np.diff(starts, append=len(sequence))
-    place = np.arange(len(sequence)) - np.repeat(starts, lengths)
-    parts = -(-lengths // width)
-    number = place * np.repeat(parts, lengths) // np.repeat(lengths, lengths)
-    window = number + np.repeat(np.cumsum(parts) - parts, lengths)
-    return window, np.arange(len(sequence)) - np.searchsorted(window, window), place
-
-
-class Pool:
-    """Windows of one text: tokens and places [W, width], embeddings [W, e]; and which of them may be drawn."""
-
-    def __init__(self, source: activations.Activations, width: int, vectors: np.ndarray | None = None) -> None:
-        self.source, (self.window, self.offset, place) = source, cut(source.column("sequence"), width)
-        self.tokens, self.places = np.full((2, self.window[-1] + 1, width), -1)
-        self.tokens[self.window, self.offset] = source.column("token")
-        self.places[self.window, self.offset] = place
-        self.vectors = np.zeros((len(self.tokens), 1)) if vectors is None else vectors
-        self.drawn = np.ones(len(self.tokens), bool)
-
-    def latents(self, sae: SAE) -> csc_array:
-        """Activations [tokens, M] of an SAE's latents."""
-        with torch.inference_mode():
-            parts = [csr_array(sae.encode(x).numpy()) for x in self.source.chunks()]
-        return csc_array(vstack(parts))
-
-    def contexts(self, rows: np.ndarray, values: np.ndarray, count: int, rng: np.random.Generator) -> Contexts | None:
-        """Contexts that a latent with ``values`` at the tokens ``rows`` is told by; None where it is active in none."""
-        peaks = np.zeros(len(self.tokens))
-        np.maximum.at(peaks, self.window[rows], values)
-        drawn = np.flatnonzero(self.drawn)
-        if not peaks[drawn].any():
-            return None
-        which = drawn[choose(peaks[drawn], count, rng)]
-        at = np.full(len(peaks), -1)
-        at[which] = np.arange(len(which))
-        mine = at[self.window[rows]]
-        here, shown = mine >= 0, np.zeros((len(which), self.tokens.shape[1]))
-        shown[mine[here], self.offset[rows[here]]] = values[here]
-        return Contexts(self.tokens[which], shown, self.places[which], self.vectors[which])
-
-
-class Scored(NamedTuple):
-    """A latent's score, NaN where too little was answered; its explanation; contexts that it is explained from and scored on, and what
-    was predicted of these, NaN where there was no answer."""
-
-    value: float
-    explanation: Any
-    seen: Contexts
-    shown: Contexts
-    guess: np.ndarray
-
-
-def score(
-    pools: tuple[Pool, Pool],
-    latents: tuple[csc_array, csc_array],
-    latent: int,
-    explainer: Explainer,
-    count: int,
-    seed: int,
-) -> Scored | None:
-    """One latent, by columns of ``latents``, explained from the first pool and scored on the second; None where it is active in none of one."""
-    rng, both = np.random.default_rng([seed, latent]), []
-    for pool, f in zip(pools, latents, strict=True):
-        mine = slice(f.indptr[latent], f.indptr[latent + 1])
-        both.append(pool.contexts(f.indices[mine], f.data[mine], count, rng))
-    seen, shown = both
-    if seen is None or shown is None:
-        return None
-    explanation = explainer.explain(seen)
-    guess = explainer.predict(explanation, shown)
-    return Scored(agreement(guess, shown.peaks), explanation, seen, shown, guess)
-
-
-# %% tags=["hide-input"]
-@dataclass(frozen=True)
-class Text:
-    """A text to read latents on, as artifacts: residuals of its tokens, and sentence embeddings of its windows."""
-
-    harvest: Artifact
-    vectors: Artifact
-
-
-@cached
-def half(out: Path, documents: Artifact, which: int) -> None:
-    """Step: every second one of the held-out :func:`lib.texts.corpora.documents`, from the first or the second on, to evaluate with."""
-    found = corpora.read(documents, "eval")[which::2]
-    (out / "held_out.json").write_text(json.dumps(len(found)), encoding="utf-8")
-    lines = "".join(json.dumps(document) + "\n" for document in found)
-    (out / "documents.jsonl").write_text(lines, encoding="utf-8")
-
-
-@cached
-def windows(out: Path, harvest: Artifact, lm: Pinned, layer: int, width: int) -> None:
-    """Step: the text of every window of a harvest, to be embedded as prompts are."""
-    tokenizer, pool = model.tokenizer(lm), Pool(activations.read(harvest, layer), width)
-    texts = (tokenizer.decode(row[row >= 0].tolist(), skip_special_tokens=True) for row in pool.tokens)
-    rest: dict[str, Any] = {"label": 0, "split": "train", "slice": "", "transform": "plain"}
-    examples.write(out, [Example(text=t, base=str(i), group=i, **rest) for i, t in enumerate(texts)])
-
-
-def pools_of(texts: tuple[Text, Text], layer: int, width: int) -> tuple[Pool, Pool]:
-    """Pools to explain from and to score on; a window of the second that also stands in the first is not drawn."""
-    first, second = (
-        Pool(activations.read(t.harvest, layer), width, load_file(t.vectors.path / "embeddings.safetensors")["x"])
-        for t in texts
-    )
-    known = {row.tobytes() for row in first.tokens}
-    second.drawn = np.array([row.tobytes() not in known for row in second.tokens])
-    return first, second
-
-
-@result
-def evaluate(
-    sae: Artifact,
-    texts: tuple[Text, Text],
-    layer: int,
-    explainer: Explainer,
-    section: AutointerpSection,
-    seed: int,
-    every: bool = False,
-) -> dict[str, Any]:
-    """Step: {uniform, weighted: as :func:`lib.stats.weighted_means`; latents, live, tokens, windows; latent, score, fired, stratum: lists, one entry for each
-    of ``section.latents`` sampled ones, or of ``every`` one that fires; sizes of strata}, explained from the first text and scored on the second.
-
-    A score is None where the latent is active in none of one of the texts, or half of the questions had no answer; ``unanswered`` counts
-    these questions. ``fired`` counts tokens of both texts.
-    """
-    pools, trained = pools_of(texts, layer, section.window), training.load(sae)
-    return of_columns(pools, tuple(pool.latents(trained) for pool in pools), explainer, section, seed, every)
-
-
-def of_columns(
-    pools: tuple[Pool, Pool],
-    latents: tuple[csc_array, csc_array],
-    explainer: Explainer,
-    section: AutointerpSection,
-    seed: int,
-    every: bool = False,
-) -> dict[str, Any]:
-    """What :func:`evaluate` says of any columns of activations, a trained SAE's or others'. ValueError if none fires."""
-    fired = sum(np.diff(f.indptr) for f in latents)
-    if not fired.any():
-        raise ValueError("no latent fires on this text: raise tokens")
-    size = len(fired) if every else section.latents
-    which, stratum, sizes = stats.sample(fired, size, np.random.default_rng(seed))
-    jobs = (delayed(score)(pools, latents, i, explainer, section.examples, seed) for i in which.tolist())
-    done = Parallel(explainer.at_once, prefer="threads")(jobs)
-    scores = np.array([np.nan if one is None else one.value for one in done], float)
-    unanswered = sum(int(np.isnan(one.guess).sum()) for one in done if one is not None)
-    if np.isnan(scores).all():
-        raise ValueError("no latent could be scored: raise tokens, or see whether the endpoint answers")
-    points = {"latent": which, "fired": fired[which], "stratum": stratum, "sizes": sizes}
-    return (
-        stats.weighted_means(scores, fired[which], stratum, sizes)
-        | points
-        | {
-            "score": [None if np.isnan(s) else round(s, 4) for s in scores],
-            "latents": len(fired),
-            "live": int((fired > 0).sum()),
-            "tokens": sum(len(pool.window) for pool in pools),
-            "windows": [len(pool.tokens) for pool in pools],
-            "unanswered": unanswered,
-        }
-    )
-
-
-@result
-def look(
-    sae: Artifact,
-    texts: tuple[Text, Text],
-    lm: Pinned,
-    layer: int,
-    explainer: Explainer,
-    section: AutointerpSection,
-    seed: int,
-    latents: tuple[int, ...],
-) -> list[dict[str, Any]]:
-    """Step: [{latent, score, explanation, seen, shown: [{tokens, values, level, predicted}]}] of the ``latents`` asked for, as
-    :func:`evaluate` scores them: why each got its score. ``predicted`` and ``level`` are on the scale of 0 to 10, None where there
-    was no answer; score is None where one cannot be scored."""
-    pools, trained = pools_of(texts, layer, section.window), training.load(sae)
-    columns = tuple(pool.latents(trained) for pool in pools)
-    tokenizer, found = model.tokenizer(lm), list[dict[str, Any]]()
-    for latent in latents:
-        done = score(pools, columns, latent, explainer, section.examples, seed)
-        if done is None:
-            found.append({"latent": latent, "score": None, "explanation": "", "seen": [], "shown": []})
-            continue
-        said = explainer.told(done.explanation, tokenizer)
-        one: dict[str, Any] = {
-            "latent": latent,
-            "score": None if np.isnan(done.value) else done.value,
-            "explanation": said,
-        }
-        for name, contexts, guess in (("seen", done.seen, 0 * done.seen.peaks), ("shown", done.shown, done.guess)):
-            levels = [LEVELS * v / max(float(np.nanmax(v)), 1e-9) for v in (contexts.peaks, guess)]
-            one[name] = [
-                {
-                    "tokens": token_texts(tokenizer, tokens[tokens >= 0]),
-                    "values": values[tokens >= 0],
-                    "level": round(level),
-                    "predicted": None if np.isnan(predicted) else round(predicted),
-                }
-                for tokens, values, level, predicted in zip(contexts.tokens, contexts.values, *levels, strict=True)
-            ]
-        found.append(one)
-    return found
-
+# A window that is a near-duplicate of one that latents are explained from is not scored on (a rule of the second run; under the first, without it, the claims below had the same verdicts).
 
 # %% [markdown]
 # A language model is asked by the post's protocol: explain from marked excerpts, then say a level for each of the others, by the explanation alone. With
@@ -498,8 +135,7 @@ def look(
 EXPLAIN, JUDGE = (
     (config.ROOT / "data" / "prompts" / f"{name}.txt").read_text(encoding="utf-8") for name in ("explain", "judge")
 )
-LEVEL = re.compile(r"^[^\d\n]*(\d+)[ \t]*[:.)=-][ \t]*(\d+)[^\d\n]*$", re.MULTILINE)  # "3: 7", on one line
-REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, openai.BadRequestError)
+LEVEL = r"^[^\d\n]*(\d+)[ \t]*[:.)=-][ \t]*(\d+)[^\d\n]*$"  # "3: 7", on one line
 
 
 class EndpointError(config.Expected, RuntimeError):
@@ -507,16 +143,23 @@ class EndpointError(config.Expected, RuntimeError):
 
 
 @functools.cache
-def _client(url: str, timeout: float, retries: int) -> openai.OpenAI:
+def _client(url, timeout, retries):
     key = os.environ.get("OPENAI_API_KEY") or "none"  # which servers at home take
     return openai.OpenAI(base_url=url or None, api_key=key, timeout=timeout, max_retries=retries)
+
+
+@functools.cache
+def _outcomes(url, name):
+    """How many questions of this process were answered, and how many failed, in all and in a row."""
+    return Counter()
 
 
 @dataclass(frozen=True)
 class Endpoint(Explainer):
     """The model ``name`` at ``url`` ("": OpenAI's own), its key in $OPENAI_API_KEY. Time-outs, refusals for haste (429) and errors of the
-    server are tried again ``retries`` times, ever later; what fails then, or cannot be read, is no answer. Each answer is kept
-    under its question in the cache, so that a run that is repeated asks for nothing. ``lm``'s tokenizer makes the texts."""
+    server are tried again ``retries`` times, ever later; what fails then, is cut off or cannot be read, is no answer; where more than ``tolerated`` of the
+    questions fail so, or more than ``at_once`` in a row, EndpointError. Each answer is kept under its question in the cache, so that a run that is repeated asks
+    only for what is missing. ``lm``'s tokenizer makes the texts."""
 
     name: str
     url: str
@@ -524,26 +167,46 @@ class Endpoint(Explainer):
     at_once: int = 8
     timeout: float = 120.0
     retries: int = 5
+    tolerated: float = 0.05
+    longest: int = 2048  # tokens of an answer, those that a model thinks in among them
     prompts: tuple[str, str] = (EXPLAIN, JUDGE)
 
     def _asked(self, prompt: str) -> str:
         """The answer to a prompt, "" where there was none; EndpointError if the endpoint takes no such questions at all."""
         asked = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
+        asked["max_completion_tokens"] = self.longest
         kept = config.cache_dir() / "answers" / f"{store.digest([self.url, asked])}.json"
         if kept.is_file():
             return str(json.loads(kept.read_text(encoding="utf-8"))["answer"])
         try:
             said: Any = _client(self.url, self.timeout, self.retries).chat.completions.create(**asked)  # type: ignore[call-overload]
-            answer = str(said.choices[0].message.content or "").strip()
-        except REFUSED as error:
-            where = self.url or "api.openai.com"
-            remedy = "look at OPENAI_BASE_URL, OPENAI_API_KEY and model"
-            raise EndpointError(f"{where} refuses {self.name}: {error.message[:200]}: {remedy}") from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
-            return ""
-        if answer:
-            store.write_atomic(kept, json.dumps({"asked": asked, "answer": answer}))
+            choice = said.choices[0]
+            answer = str(choice.message.content or "").strip() if choice.finish_reason != "length" else ""
+        except openai.APIStatusError as error:
+            if error.status_code < 500 and error.status_code not in (408, 409, 429):
+                where, remedy = self.url or "api.openai.com", "look at OPENAI_BASE_URL, OPENAI_API_KEY and model"
+                raise EndpointError(f"{where} refuses {self.name}: {error.message[:200]}: {remedy}") from None
+            return self._failed(f"status {error.status_code}")
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
+            return self._failed(type(error).__name__)
+        if not answer:
+            return self._failed("an empty answer, or one cut off")
+        _outcomes(self.url, self.name).update(answered=1, row=-_outcomes(self.url, self.name)["row"])
+        store.write_atomic(kept, json.dumps({"asked": asked, "answer": answer}))
         return answer
+
+    def _failed(self, why: str) -> str:
+        """No answer; EndpointError if there are too many such, in a row or in all: a result is not made of an outage, and what was answered is kept."""
+        count = _outcomes(self.url, self.name)
+        count.update(failed=1, row=1)
+        questions = count["failed"] + count["answered"]
+        if count["row"] > self.at_once or count["failed"] > max(3, self.tolerated * questions):
+            of = f"{count['failed']} of {questions} questions to {self.name} at {self.url or 'api.openai.com'} failed"
+            raise EndpointError(f"{of}, the last with {why}: run again to go on, answers are kept")
+        return ""
+
+    def told(self, explanation: str, tokenizer: Any) -> str:
+        return explanation
 
     def explain(self, seen: Contexts) -> str:
         """A sentence; "" where there was no answer."""
@@ -564,57 +227,81 @@ class Endpoint(Explainer):
         texts = ("".join(token_texts(tokenizer, tokens[tokens >= 0])) for tokens in shown.tokens[drawn])
         lines = "\n".join(f"{number}: {text}" for number, text in enumerate(texts, 1))
         values = {"contexts": lines, "explanation": explanation, "most": LEVELS, "count": len(found)}
-        for number, level in LEVEL.findall(self._asked(Template(self.prompts[1]).safe_substitute(values))):
+        for number, level in re.findall(
+            LEVEL, self._asked(Template(self.prompts[1]).safe_substitute(values)), re.MULTILINE
+        ):
             if 1 <= int(number) <= len(found) and int(level) <= LEVELS and np.isnan(found[drawn[int(number) - 1]]):
                 found[drawn[int(number) - 1]] = int(level)
         return found
 
 
 # %% tags=["hide-input"]
-def halves_of(study):
-    """Held-out chat in two halves, each of other conversations: to explain latents from, and to score explanations on."""
-    found = []
-    size = p.corpora.model_copy(update={"eval_tokens": a.tokens})
-    for which in (0, 1):
-        part = half(study.documents("chat"), which)
-        read = harvest.harvest(sequences.text(part, study.lm, size, "eval", None), study.lm, (p.layer,))
-        shown = windows(read, study.lm, p.layer, a.window)
-        found.append(Text(read, views.embeddings(shown, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0]))))
-    return tuple(found)
-
-
-halves = halves_of(study)
 explainer = Endpoint(a.model, os.environ.get("OPENAI_BASE_URL", ""), study.lm) if a.model else Best()
 
 
-def explained(sae, run, name, **how):
-    """Scores of an SAE; every second run takes the halves the other way round."""
-    how = {"explainer": explainer, **how}
-    return evaluate(sae, halves[:: -1 if run % 2 else 1], p.layer, section=a, seed=p.seed + run, name=name, **how)
+@result
+def look(sae, texts, lm, layer, explainer, section, seed, latents):
+    """Step: [{latent, score, explanation, seen, shown: [{tokens, values, level, predicted}]}] of the ``latents`` asked for, as
+    :func:`lib.latents.autointerp.evaluate` scores them: why each got its score. ``predicted`` and ``level`` are on the scale of 0 to 10, None where
+    there was no answer; score is None where one cannot be scored."""
+    pools, trained = autointerp.pools_of(texts, layer, section.window), training.load(sae)
+    columns = tuple(pool.latents(trained) for pool in pools)
+    tokenizer, found = model.tokenizer(lm), []
+    for latent in latents:
+        done = autointerp.score(pools, columns, latent, explainer, section.examples, seed)
+        if done is None:
+            found.append({"latent": latent, "score": None, "explanation": "", "seen": [], "shown": []})
+            continue
+        said, value = explainer.told(done.explanation, tokenizer), None if np.isnan(done.value) else done.value
+        one = {"latent": latent, "score": value, "explanation": said}
+        for name, contexts, guess in (("seen", done.seen, 0 * done.seen.peaks), ("shown", done.shown, done.guess)):
+            levels = [LEVELS * v / max(float(np.nanmax(v)), 1e-9) for v in (contexts.peaks, guess)]
+            one[name] = [
+                {
+                    "tokens": token_texts(tokenizer, tokens[tokens >= 0]),
+                    "values": values[tokens >= 0],
+                    "level": round(level),
+                    "predicted": None if np.isnan(predicted) else round(predicted),
+                }
+                for tokens, values, level, predicted in zip(contexts.tokens, contexts.values, *levels, strict=True)
+            ]
+        found.append(one)
+    return found
 
 
 # %% [markdown]
 # ## The comparison
 #
 # SAEs on chat of four kinds, JumpReLU with the plain penalty on L0, with QF, TopK and Gated, each at the sparsity of [notebook 02](02_probing.ipynb) and *denser*,
-# at an L0 of about ninety; and two that have read other text, *IT* and *pretraining* (notebook 01). Another SAE is one more line.
+# at an L0 of about ninety; two that have read other text, *IT* and *pretraining*, and one that went on from IT with chat, *finetuned* (notebook 01). Another SAE is one more line.
 
 # %%
-few = range(p.saes.level_seeds)
-saes = {
-    "IT": study.saes["IT"][: len(few)],
-    "pretraining": study.saes["pretraining"][: len(few)],
-    "JumpReLU": study.saes["chat"][: p.saes.fewer_seeds],
-    "QF": study.saes["QF"],
-    "TopK": study.saes["TopK"],
-    "Gated": study.saes["Gated"],
-} | {f"{name}, denser": trained for name, trained in study.denser.items()}
-scores = store.values(
-    {
-        name: [explained(sae, run, f"04_{name.replace(', ', '_')}_{run}") for run, sae in enumerate(trained)]
-        for name, trained in saes.items()
-    }
-)
+few, many, at = range(p.saes.level_seeds), range(p.saes.fewer_seeds), p.saes.denser
+kinds = {
+    "JumpReLU": (study.jumprelu(coefficient=at["JumpReLU"]), many),
+    "QF": (study.jumprelu(coefficient=at["QF"], penalty=QuadraticFrequency(p.saes.omegas[0])), many),
+    "TopK": (study.sae("topk", k=round(at["TopK"])), few),
+    "Gated": (study.sae("gated", coefficient=at["Gated"]), few),
+}
+denser = {kind: [study.train("chat", sae, run=run) for run in runs] for kind, (sae, runs) in kinds.items()}
+saes = {name: study.saes[name][: len(few)] for name in ("IT", "pretraining", "finetuned")}
+saes |= {"JumpReLU": study.saes["chat"][: len(many)], **{name: study.saes[name] for name in ("QF", "TopK", "Gated")}}
+saes |= {f"{kind}, denser": trained for kind, trained in denser.items()}
+
+
+def scored(saes, study=study, by=explainer):
+    """Scores of SAEs, {name: one a seed}."""
+    named = {name: name.replace(", ", "_").replace(" ", "_") for name in saes}
+    return store.values(
+        {
+            name: [study.explained(sae, run, f"04_{named[name]}_{run}", by) for run, sae in enumerate(of)]
+            for name, of in saes.items()
+        }
+    )
+
+
+scores = scored(saes)
+expect(not any(e["unanswered"] for of in scores.values() for e in of), "every question has an answer")
 
 # %% [markdown]
 # ## Three latents
@@ -634,7 +321,7 @@ three = (
     max(in_first, key=lambda x: x[1])[2],
     min(x for x in in_first if 0.003 < x[1] < 0.03)[2],
 )
-cards = look(saes["JumpReLU"][0], halves, study.lm, p.layer, explainer, a, p.seed, three, name="04_cards").value
+cards = look(saes["JumpReLU"][0], study.halves, study.lm, p.layer, explainer, a, p.seed, three, name="04_cards").value
 often = {i: f for _, f, i in in_first}
 for one in cards:
     display(
@@ -646,8 +333,7 @@ for one in cards:
 
 # %% [markdown]
 # A latent that fires very often need not be a riddle: this one marks the first places of a text, which no token would tell. And one that scores low may be readable: the last
-# fires on “calculate”, “compute” and their kin. But “calculates” and “Calculating”, which it is explained from, do not stand in the other half, and “Calcul”, “calculate” and “Comput”,
-# which do, are other tokens.
+# fires where somebody asks to be shown something, or for a suggestion. But it is explained from “show” alone, and in many windows of the other half stands “suggest”, another token.
 
 # %%
 expect(
@@ -655,8 +341,11 @@ expect(
     "the most frequent latent marks places, and is explained by them",
 )
 expect(
-    cards[2]["score"] < 0 and "calculates" in cards[2]["explanation"],
-    "the worst one has patterns that do not carry over",
+    cards[2]["score"] < 0
+    and "show" in cards[2]["explanation"]
+    and sum(" suggest" in context["tokens"] for context in cards[2]["shown"] if context["level"] > 5) > 3
+    and not any(" suggest" in context["tokens"] for context in cards[2]["seen"] if context["level"] > 5),
+    "the worst one is explained from the token show, and fires on suggest in the other half",
 )
 
 # %% [markdown]
@@ -676,40 +365,42 @@ axis = figures.forest({name: found[name] for name in ranked}, "mean")
 axis.set(
     xlabel="mean score (Spearman correlation of predicted and true activation)",
     ylabel="SAE",
-    title="Averaged over firings, all but JumpReLU SAEs score higher",
+    title="Over latents the finetuned SAE is first, over firings next to last",
 )
 pages.publish(
     axis.figure,
     "04_means",
-    "Mean autointerp score of ten kinds of SAE, over latents and over firings, best over latents first. Only JumpReLU SAEs gain nothing over "
-    "firings. Dots: SAE seeds; bars: 95 %, over seeds.",
-    alt="Ten rows of two points: over firings all SAEs but the two JumpReLU ones score higher than over latents.",
+    "Mean autointerp score of eleven kinds of SAE, over latents and over firings, best over latents first. Most gain over firings; JumpReLU SAEs on chat "
+    "do not, and the finetuned one loses. Dots: SAE seeds; bars: 95 %, over seeds.",
+    alt="Eleven rows of two points: over firings most SAEs score higher than over latents; the finetuned one, first over latents, is next to last.",
 )
 by_firings = sorted(saes, key=lambda name: -found[name]["over firings"]["mean"])
 gain = {name: e["over firings"]["mean"] - e["over latents"]["mean"] for name, e in found.items()}
+unmoved = ("JumpReLU", "JumpReLU, denser", "finetuned")
 expect(
-    all((gain[name] > 0.015) == (not name.startswith("JumpReLU")) for name in saes),
-    "over firings all kinds but JumpReLU score higher than over latents",
+    all((gain[name] > 0.015) == (name not in unmoved) for name in saes),
+    "over firings all kinds but JumpReLU on chat and finetuned score higher than over latents",
 )
 expect(
-    ranked.index("JumpReLU, denser") == 1 and by_firings.index("JumpReLU, denser") == 6,
-    "over latents the denser JumpReLU SAE is second of ten, over firings seventh",
+    ranked[0] == "finetuned" and by_firings.index("finetuned") == 9 and gain["finetuned"] < -0.05,
+    "over latents the finetuned SAE is first of eleven, over firings tenth",
 )
 expect(
-    by_firings[0] == "Gated" and ranked.index("Gated") > 3,
+    ranked.index("JumpReLU, denser") < 4 and by_firings.index("JumpReLU, denser") == 7,
+    "over latents the denser JumpReLU SAE is among the first four, over firings eighth",
+)
+expect(
+    by_firings[0] == "Gated" and 2 < ranked.index("Gated") < 7,
     "over firings Gated comes first, over latents it is in the middle",
 )
-expect(
-    {*ranked[-2:]} == {*by_firings[-2:]} == {"IT", "pretraining"},
-    "by either mean the two SAEs that never read chat come last",
-)
+expect(ranked[-1] == by_firings[-1] == "IT", "by either mean IT comes last")
 
 # %% [markdown]
-# So it matters how one counts, as the post says, though not in its direction: over latents the denser JumpReLU SAE is second of ten, well ahead of its QF counterpart; over firings it is
-# seventh, level with it. Gated comes first over firings only. What does not depend on it: SAEs that never read chat are explained worse on chat.
+# So it matters how one counts, as the post says: finetuned comes first over latents and tenth over firings, with three seeds; the denser JumpReLU SAE is among the first four and eighth; Gated comes first
+# over firings only. IT, which never read chat, is last by either.
 #
-# Means are over latents that fire in both halves, .93 to all of those that fire at all. If the others scored nought, the denser JumpReLU SAE would be fifth over latents, ahead of its QF counterpart still, and JumpReLU
-# SAEs too would score a little higher over firings.
+# Means are over latents that fire in both halves, .93 to all of those that fire at all. If the others scored nought, the denser JumpReLU SAE would be in the middle over latents, ahead of its QF counterpart still, and JumpReLU
+# SAEs on chat too would score a little higher over firings.
 
 # %%
 at_worst = {
@@ -722,13 +413,13 @@ lead = stats.over_seeds(
     ]
 )
 expect(
-    sorted(at_worst, key=lambda name: -at_worst[name]["mean"]).index("JumpReLU, denser") == 4
+    3 < sorted(at_worst, key=lambda name: -at_worst[name]["mean"]).index("JumpReLU, denser") < 8
     and lead["interval"][0] > 0
     and all(
         0 < found[name]["over firings"]["mean"] - at_worst[name]["mean"] < 0.03
         for name in ("JumpReLU", "JumpReLU, denser")
     ),
-    "with what is not scored as nought denser JumpReLU is fifth, ahead of QF, and gains a little over firings",
+    "with what is not scored as nought denser JumpReLU is in the middle, ahead of QF, and gains a little over firings",
 )
 expect(
     all(
@@ -741,75 +432,16 @@ expect(
 
 # %% [markdown]
 # ## Does a latent that fires often score lower?
-
-# %%
-EDGES = 10.0 ** np.arange(-4.5, 0.1, 0.5)
-
-
-def by_frequency(entries):
-    """(frequency, mean over seeds) of latents in bands of half a decade, of those in which every seed has five scored latents."""
-    rows = []
-    for low, high in itertools.pairwise(EDGES):
-        seeds = []
-        for e in entries:
-            weight = np.array(e["sizes"])[e["stratum"]] / np.bincount(e["stratum"])[e["stratum"]]
-            frequency, value = np.array(e["fired"]) / e["tokens"], np.array(e["score"], float)
-            here = (frequency >= low) & (frequency < high) & ~np.isnan(value)
-            seeds.append(np.average(value[here], weights=weight[here]) if here.sum() >= 5 else np.nan)
-        if not np.isnan(seeds).any():
-            rows.append((np.sqrt(low * high), stats.over_seeds(seeds)))
-    return rows
-
-
-two = {"L0 25 to 50": ("JumpReLU", "QF", "TopK", "Gated")}
-two["L0 about 90"] = tuple(f"{name}, denser" for name in two["L0 25 to 50"])
-axes = figures.panels(list(two), columns=2, x="firing frequency (share of tokens)", y="mean score", height=3.4)
-for label, axis in axes.items():
-    figures.curves(
-        {name.removesuffix(", denser"): line for name in two[label] if (line := by_frequency(scores[name]))},
-        "mean",
-        axis=axis,
-        ticks=(1e-4, 1e-2, 1e-1),
-    )
-    axis.axvspan(HIGH, 1, **figures.SHADE)
-    figures.name_ends(axis)
-figure = axes["L0 about 90"].figure
-figures.headed(figure, "Explained best in the middle; only JumpReLU falls towards the frequent end")
-pages.publish(
-    figure,
-    "04_by_frequency",
-    "Mean score of latents by how often they fire, at two sparsities. Rare latents score low, those on some tokens in a thousand high; beyond, JumpReLU falls. "
-    "Thin lines: SAE seeds; shaded: a tenth of tokens or more.",
-    alt="Two panels of curves that rise with firing frequency up to a hundredth of tokens; those of JumpReLU then fall, the others stay level or rise.",
-)
-banded = {
-    name: {f"{at:.1e}": e["mean"] for at, e in by_frequency(scores[name])} for label in two for name in two[label]
-}
-peak = {name: max(of.values()) for name, of in banded.items()}
-expect(
-    all(
-        min(of.values()) < peak[name] - 0.1 and list(of.values()).index(min(of.values())) == 0
-        for name, of in banded.items()
-    ),
-    "in every SAE the rarest latents score lowest, by a tenth and more",
-)
-fall = {name: peak[name] - list(of.values())[-1] for name, of in banded.items()}
-expect(
-    min(fall["JumpReLU"], fall["JumpReLU, denser"]) > 0.12
-    and max(value for name, value in fall.items() if not name.startswith("JumpReLU")) < 0.12,
-    "JumpReLU's most frequent latents score more than .12 below its best, no other kind's do",
-)
-
-# %% [markdown]
-# In JumpReLU SAEs latents that fire on a few tokens in a hundred and more score .15 to .25 lower than those on a few in a thousand, as the post finds. In no other kind do they, and
-# in Gated SAEs the most frequent latents are the best explained. In all of them the rarest score lowest. Is that the latents, or the text? A rare latent has a few windows to be
-# explained from. As a control, a hundred latents that fire on three to thirty tokens in a thousand (the rarest of such) are explained anew, and scored, on less and less text.
+#
+# What is a score worth? A direction of the residual stream drawn at random tells tokens apart too, as any projection does. So beside the SAEs stand *random directions*, each with
+# a threshold above which it is active as often as a latent of the denser JumpReLU SAE: what a latent of that frequency scores without having been learnt.
 
 
 # %% tags=["hide-input"]
 @cached
 def half_trained(out, config, source, layer, section, seed, stays):
-    """Step: an SAE trained as the others are, but that the tensor ``stays`` never moves."""
+    """Step: an SAE of which ``stays``, "W_dec" or "W_enc", gets no gradient and keeps its random start; all else is as in
+    :func:`lib.sae.training.train`."""
     read = activations.read(source, layer, seed)
     sae = make(config, read.width)
     sae.initialise(training.sample(read, seed), torch.Generator().manual_seed(seed))
@@ -819,6 +451,54 @@ def half_trained(out, config, source, layer, section, seed, stays):
     if trainee.error is not None:
         raise trainee.error
     training.save(trainee.sae, trainee.log, out)
+
+
+@cached
+def permuted(out, lm, seed):
+    """Step: a model as a folder, the weights of its blocks dealt out within each matrix."""
+    noise, rng = (
+        AutoModelForCausalLM.from_pretrained(model.folder(lm), revision=lm.pin),
+        torch.Generator().manual_seed(seed),
+    )
+    for name, weight in noise.named_parameters():
+        if "layers." in name and weight.dim() > 1:
+            weight.data = (
+                weight.data.flatten()[torch.randperm(weight.numel(), generator=rng)].view_as(weight).contiguous()
+            )
+    noise.save_pretrained(out, safe_serialization=True)
+    model.tokenizer(lm).save_pretrained(out)
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A model that a step made, as harvests are given one: equal to what :func:`lib.lm.model.pinned` says of its folder."""
+
+    made: Artifact
+    device: str
+    dtype: str
+
+    @property
+    def section(self):
+        return ModelSection(name=str(self.made.path), device=self.device, dtype=self.dtype)
+
+    @property
+    def pin(self):
+        return model.pinned(self.section).pin
+
+    def __eq__(self, other):
+        return (self.section, self.pin) == (other.section, other.pin)
+
+    def __hash__(self):
+        return hash(self.made.key)
+
+
+class OfNoise(Study):
+    """The same recipes on residuals of the permuted model."""
+
+    @cached_property
+    def reader(self):
+        of = self.profile.model
+        return Folder(permuted(self.lm, self.profile.seed), of.device, of.dtype)
 
 
 @cached
@@ -845,13 +525,14 @@ def random_directions(out, like, harvested, layer, seed):
 @cached
 def bigrams(out, latents, harvested, layer, seed):
     """Step: an SAE of bigrams and a basis. Two latents for each direction of a random basis, one either way, rebuild everything; each
-    of the others looks for one frequent pair of tokens, by a linear discriminant, as often as it occurs, and writes nothing."""
+    of the others looks for one of the frequent pairs of tokens, half of which are drawn, by a linear discriminant, as often as it occurs, and writes nothing."""
     source, rng = activations.read(harvested, layer), np.random.default_rng(seed)
     d, latents = source.width, max(latents, 3 * source.width)  # at small sizes there would be no room for pairs
     token, sequence = source.column("token").astype(np.int64), source.column("sequence")
     pair = np.where(sequence[1:] == sequence[:-1], token[:-1] << 32 | token[1:], -1)
     known, count = np.unique(pair[pair >= 0], return_counts=True)
-    wanted = known[np.argsort(-count, kind="stable")[: latents - 2 * d]]
+    frequent = known[np.argsort(-count, kind="stable")[: 2 * (latents - 2 * d)]]
+    wanted = frequent[rng.permutation(len(frequent))[: latents - 2 * d]]
     x = source.gather(rng.permutation(len(source))[:40_000])
     scale = x.square().sum(1).mean().sqrt()
     x, mean = x / scale, x.mean(0) / scale
@@ -881,31 +562,146 @@ def bigrams(out, latents, harvested, layer, seed):
 
 # %%
 chats, topk = study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
+noise = OfNoise(p)
 floors = {
     "frozen decoder": [half_trained(topk, chats, p.layer, p.training, p.seed + run, "W_dec") for run in few],
-    "random directions": [random_directions(study.denser["JumpReLU"][run], chats, p.layer, run) for run in few],
+    "random directions": [random_directions(denser["JumpReLU"][run], chats, p.layer, run) for run in few],
     "bigrams and a basis": [bigrams(p.training.latents, chats, p.layer, run) for run in few],
 }
 early = {
     f"{said} of the steps": [study.train("chat", study.jumprelu(), run=run, share=share) for run in few]
     for said, share in {"an eighth": 1 / 8, "half": 1 / 2}.items()
 }
-beside = store.values(
-    {
-        name: [explained(sae, run, f"04_{name.replace(' ', '_')}_{run}") for run, sae in enumerate(trained)]
-        for name, trained in (floors | early).items()
-    }
-)
+beside = scored(floors | early) | scored({"permuted model": [noise.train("chat", topk, run=run) for run in few]}, noise)
 found |= {name: both(entries) for name, entries in beside.items()}
-quality = store.values(
-    {
-        name: study.evaluate(one, "chat", f"04_quality_{name.replace(' ', '_')}")
-        for name, one in {
-            **{kind: trained[0] for kind, trained in study.denser.items()},
-            "bigrams and a basis": floors["bigrams and a basis"][0],
-        }.items()
-    }
+
+
+# %%
+EDGES = 10.0 ** np.arange(-4.5, 0.1, 0.5)
+
+
+def by_frequency(entries, what="score"):
+    """(frequency, mean over seeds) of latents in bands of half a decade, of those in which every seed has five scored latents."""
+    rows = []
+    for low, high in itertools.pairwise(EDGES):
+        seeds = []
+        for e in entries:
+            weight = np.array(e["sizes"])[e["stratum"]] / np.bincount(e["stratum"])[e["stratum"]]
+            frequency, value = np.array(e["fired"]) / e["tokens"], np.array(e[what], float)
+            here = (frequency >= low) & (frequency < high) & ~np.isnan(value)
+            seeds.append(np.average(value[here], weights=weight[here]) if here.sum() >= 5 else np.nan)
+        if not np.isnan(seeds).any():
+            rows.append((np.sqrt(low * high), stats.over_seeds(seeds)))
+    return rows
+
+
+two = {"L0 25 to 50": ("JumpReLU", "QF", "TopK", "Gated")}
+two["L0 about 90"] = tuple(f"{name}, denser" for name in two["L0 25 to 50"])
+axes = figures.panels(list(two), columns=2, x="firing frequency (share of tokens)", y="mean score", height=3.4)
+for label, axis in axes.items():
+    shown_here = {name.removesuffix(", denser"): scores[name] for name in two[label]}
+    shown_here["random"] = beside["random directions"]
+    figures.curves(
+        {name: line for name, entries in shown_here.items() if (line := by_frequency(entries))},
+        "mean",
+        axis=axis,
+        ticks=(1e-4, 1e-2, 1e-1),
+    )
+    axis.axvspan(HIGH, 1, **figures.SHADE)
+    figures.name_ends(axis)
+figure = axes["L0 about 90"].figure
+figures.headed(
+    figure, "Trained latents are explained best in the middle, random directions the better the more they fire"
 )
+pages.publish(
+    figure,
+    "04_by_frequency",
+    "Mean score of latents by how often they fire, at two sparsities. Rare latents score low, those on some tokens in a thousand high. Random directions rise "
+    "throughout. Thin lines: seeds; shaded: a tenth of tokens or more.",
+    alt="Two panels of curves that rise with firing frequency up to a hundredth of tokens and then part; that of random directions rises all the way.",
+)
+banded = {
+    name: {f"{at:.1e}": e["mean"] for at, e in by_frequency(scores[name])} for label in two for name in two[label]
+}
+peak = {name: max(of.values()) for name, of in banded.items()}
+expect(
+    all(
+        min(of.values()) < peak[name] - 0.1 and list(of.values()).index(min(of.values())) == 0
+        for name, of in banded.items()
+    ),
+    "in every SAE the rarest latents score lowest, by a tenth and more",
+)
+
+
+# %%
+def fall(entries, what):
+    """Over seeds, mean score of latents on three tokens in a hundred and more, less that of those on one to ten in a thousand; None where a seed has
+    fewer than three scored latents in one of these bands."""
+    seeds = []
+    for e in entries:
+        weight = np.array(e["sizes"])[e["stratum"]] / np.bincount(e["stratum"])[e["stratum"]]
+        frequency, value = np.array(e["fired"]) / e["tokens"], np.array(e[what], float)
+        often, middle = frequency >= 0.03, (frequency >= 0.001) & (frequency < 0.01)
+        bands = [band & ~np.isnan(value) for band in (often, middle)]
+        if min(band.sum() for band in bands) < 3:
+            return None
+        first, second = (np.average(value[band], weights=weight[band]) for band in bands)
+        seeds.append(first - second)
+    return stats.over_seeds(seeds)
+
+
+compared = {name: scores[name] for label in two for name in two[label]}
+compared["random directions"] = beside["random directions"]
+ways = {"all windows": "score", "active windows only": "active"}
+falls = {
+    name: {said: entry for said, what in ways.items() if (entry := fall(entries, what))}
+    for name, entries in compared.items()
+}
+axis = figures.forest(falls, "mean")
+axis.axvline(0, color=figures.CONTEXT, linewidth=1)
+axis.set(
+    xlabel="mean score of frequent latents less that of middling ones",
+    ylabel="SAE",
+    title="In JumpReLU SAEs frequent latents score lower, among random directions higher",
+)
+pages.publish(
+    axis.figure,
+    "04_fall",
+    "Score of latents on three tokens in a hundred and more, less that of those on one to ten in a thousand: over all windows, and without those in which a latent "
+    "is silent. Dots: SAE seeds; bars: 95 %.",
+    alt="Rows of two points: JumpReLU SAEs left of the line by .13 to .17, random directions right of it, the others between, Gated at an L0 of ninety furthest right.",
+)
+
+# %% [markdown]
+# In JumpReLU SAEs latents that fire on three tokens in a hundred and more score .13 to .17 lower than those on one to ten in a thousand, as the post finds; in TopK SAEs they do not surely, and in Gated SAEs
+# they score higher. One reason to doubt such a comparison is that a latent which is hardly ever silent is asked another question: which windows of its own are strongest, not which hold it at all. Scored on active windows only the sparser QF and Gated SAEs
+# fall too. Another is the floor: random directions score .16 *higher* where they fire often.
+#
+# In all SAEs the rarest latents score lowest. Is that the latents, or the text? A rare latent has a few windows to be explained from. As a control, a hundred latents that fire on three to thirty tokens in a thousand, drawn at random,
+# are explained anew from less and less text, and scored on the same windows.
+
+# %%
+lower = {name: {said: e["interval"][1] < 0 for said, e in of.items()} for name, of in falls.items()}
+expect(
+    all(
+        -0.2 < falls[name][said]["mean"] < -0.12 and lower[name][said]
+        for name in ("JumpReLU", "JumpReLU, denser")
+        for said in ways
+    ),
+    "in JumpReLU SAEs frequent latents score .13 to .17 lower than middling ones, also on active windows only",
+)
+expect(
+    not any(lower[name]["all windows"] for name in falls if not name.startswith("JumpReLU"))
+    and {name for name in falls if lower[name].get("active windows only")}
+    == {"JumpReLU", "JumpReLU, denser", "QF", "Gated"},
+    "no other kind surely falls over all windows, and on active windows the sparser QF and Gated SAEs do",
+)
+expect(
+    falls["random directions"]["all windows"]["interval"][0] > 0
+    and min(falls[name]["all windows"]["interval"][0] for name in ("Gated", "Gated, denser")) > 0,
+    "random directions and Gated latents score higher where they fire often",
+)
+
 
 # %% tags=["hide-input"]
 SUBJECTS = {
@@ -916,67 +712,66 @@ SUBJECTS = {
 }
 
 
-def columns_of(pool, kind, number, tokenizer, rng):
-    """Values [tokens] of a planted latent on a pool: graded by token, by pair of tokens, by place, by words of a subject."""
+def columns_of(pool, kind, number):
+    """Values [tokens] of a planted latent on a pool: graded by token, by pair of tokens, by place, by how many of the tokens of a subject a window has."""
     token = pool.tokens[pool.window, pool.offset]
-    before = np.where(pool.offset > 0, np.roll(token, 1), -1)
     if kind == "place":
         return np.clip(4 - np.abs(pool.places[pool.window, pool.offset] - 6 * number), 0, None)
     if kind == "subject":
-        ids = [tokenizer.encode(" " + word, add_special_tokens=False) for word in SUBJECTS[number].split()]
-        said = np.isin(token, [one[0] for one in ids if len(one) == 1])
-        return np.bincount(pool.window, said, len(pool.tokens))[pool.window]  # on every token of the window
+        return np.bincount(pool.window, np.isin(token, number), len(pool.tokens))[
+            pool.window
+        ]  # on every token of the window
+    before = np.where(pool.offset > 0, np.roll(token, 1), -1)
     strength = dict(zip(number, (1.0, 2.0, 3.0, 4.0), strict=True))
     of = zip(before.tolist(), token.tolist(), strict=True) if kind == "pair" else token.tolist()
     return np.array([strength.get(one, 0.0) for one in of])
 
 
 @result
-def planted(texts, lm, layer, section, seed):
-    """Step: rows {kind, explainer, scores}: of latents that are planted, one column each, and of dealt-out copies."""
-    pools, tokenizer = pools_of(texts, layer, section.window), model.tokenizer(lm)
+def planted(texts, lm, layer, section, seed, subjects, deals=20):
+    """Step: rows {kind, explainer, scores}: of latents that are planted, and of the same predictions where the windows' activations are dealt out anew."""
+    pools, tokenizer = autointerp.pools_of(texts, layer, section.window), model.tokenizer(lm)
     flat = pools[0].tokens[pools[0].window, pools[0].offset]
     rng, often = np.random.default_rng(seed), np.bincount(flat)
     medium = np.flatnonzero((often > len(flat) / 2000) & (often < len(flat) / 100))
     same = pools[0].offset[1:] > 0
     pairs, count = np.unique(np.stack([flat[:-1][same], flat[1:][same]], 1), axis=0, return_counts=True)
     frequent = pairs[np.argsort(-count, kind="stable")[:200]].tolist()
+    words = [[tokenizer.encode(" " + word, add_special_tokens=False) for word in of.split()] for of in subjects]
     kinds = {
         "token": [rng.choice(medium, 4, replace=False).tolist() for _ in range(8)],
         "pair": [[tuple(frequent[i]) for i in rng.choice(len(frequent), 4, replace=False)] for _ in range(8)],
         "place": list(range(1, 9)),
-        "subject": list(SUBJECTS),
+        "subject": [[ids[0] for ids in of if len(ids) == 1] for of in words],
     }
     out = []
     for kind, numbers in kinds.items():
-        made = [
-            csc_array(np.stack([columns_of(pool, kind, n, tokenizer, rng) for n in numbers], 1).astype(float))
-            for pool in pools
-        ]
-        dealt = (made[0], csc_array(made[1].toarray()[rng.permutation(made[1].shape[0])]))
-        for name, both in {kind: made, f"{kind}, dealt out": dealt}.items():
-            for explainer in (Best(), Tokens(), Places(), Topic()):
-                done = [score(pools, both, i, explainer, section.examples, seed) for i in range(len(numbers))]
-                scored = [one.value for one in done if one is not None]
-                out.append({"kind": name, "explainer": type(explainer).__name__, "scores": scored})
+        made = [csc_array(np.stack([columns_of(pool, kind, n) for n in numbers], 1).astype(float)) for pool in pools]
+        for by in (Best(), Tokens(), Places(), Topic()):
+            done = [autointerp.score(pools, made, i, by, section.examples, seed) for i in range(len(numbers))]
+            done = [one for one in done if one is not None]
+            dealt = [agreement(one.guess, rng.permutation(one.shown.peaks)) for one in done for _ in range(deals)]
+            both = {kind: [one.value for one in done], f"{kind}, dealt out": dealt}
+            out += [{"kind": name, "explainer": type(by).__name__, "scores": of} for name, of in both.items()]
     return out
 
 
-planted_rows = planted(halves, study.lm, p.layer, a, p.seed, name="04_planted").value
+planted_rows = planted(study.halves, study.lm, p.layer, a, p.seed, tuple(SUBJECTS.values()), name="04_planted").value
 
 
 # %% tags=["hide-input"]
 @result
 def tokens_seen(sae, texts, layer, explainer, section, seed, latents, shares):
-    """Step: rows {share, scores} of the same latents where only a share of the windows of either half may be drawn; of shares that leave enough."""
-    pools, trained, out = pools_of(texts, layer, section.window), training.load(sae), []
-    columns, allowed = tuple(pool.latents(trained) for pool in pools), [pool.drawn for pool in pools]
+    """Step: rows {share, scores} of the same latents, on the same windows, where only a share of the windows that they are explained from may be drawn; of
+    shares that leave enough. None where a latent is active in none of these."""
+    pools, trained, out = autointerp.pools_of(texts, layer, section.window), training.load(sae), []
+    columns = tuple(pool.latents(trained) for pool in pools)
+    part = np.random.default_rng(seed).random(len(pools[0].drawn))
     for share in shares:
-        for pool, drawn in zip(pools, allowed, strict=True):
-            pool.drawn = drawn & (np.random.default_rng(seed).random(len(drawn)) < share)
-        if min(pool.drawn.sum() for pool in pools) < 2 * (section.examples // 3):
+        pools[0].drawn = part < share
+        if pools[0].drawn.sum() < 2 * (section.examples // 3):
             continue  # too few windows to choose from
-        done = [score(pools, columns, latent, explainer, section.examples, seed) for latent in latents]
+        done = [autointerp.score(pools, columns, latent, explainer, section.examples, seed) for latent in latents]
         out.append({"share": share, "scores": [None if one is None else round(one.value, 4) for one in done]})
     return out
 
@@ -988,7 +783,7 @@ SHOWN, AROUND = 12, 4  # excerpts of either kind, and tokens on either side of t
 @cached
 def excerpts(out, sae, text, lm, layer, section, latents, seed):
     """Step: of each latent, as prompts to be embedded, excerpts about its peak in so many windows, and as many of windows in which it is silent."""
-    pool, tokenizer = pools_of((text, text), layer, section.window)[0], model.tokenizer(lm)
+    pool, tokenizer = autointerp.pools_of((text, text), layer, section.window)[0], model.tokenizer(lm)
     f, rng, found = pool.latents(training.load(sae)), np.random.default_rng(seed), []
     for latent in latents:
         peaks, at = np.zeros(len(pool.tokens)), np.zeros(len(pool.tokens), int)
@@ -1025,8 +820,9 @@ def intruders(vectors, latents, seed, trials=200):
 @result
 def minimal(sae, text, lm, layer, section, latents, seed, contexts=2):
     """Step: rows {latent, context, left}, by the real model, over a latent's strongest contexts: of how many tokens up to the peak, after the same opening of the
-    template, it keeps half of its activation (median); and what share it keeps when the token one, two or three before the peak is another (mean)."""
-    pool = pools_of((text, text), layer, section.window)[0]
+    template, it keeps half of its activation (median); and what share it keeps when the token one, two or three before the peak is another (mean). None where it
+    is silent when its contexts are read again, or too short to have three tokens before the peak."""
+    pool = autointerp.pools_of((text, text), layer, section.window)[0]
     f, trained, loaded = pool.latents(training.load(sae)), training.load(sae), model.load(lm)
     rows, rng = sequences.read(text.harvest.arguments["sequences"]), np.random.default_rng(seed)
     sequence, position = pool.source.column("sequence"), pool.source.column("position")
@@ -1053,64 +849,59 @@ def minimal(sae, text, lm, layer, section, latents, seed, contexts=2):
         for row in f.indices[mine][np.argsort(-f.data[mine], kind="stable")][:contexts]:
             start, ids = rows.keep_start[sequence[row]], rows[sequence[row]][: position[row] + 1]
             kept = active([[*ids[:start], *ids[max(start, len(ids) - n) :]] for n in lengths], latent)
+            if kept[-1] <= 0:
+                continue
             needed.append(next(n for n, value in zip(lengths, kept, strict=True) if value >= kept[-1] / 2))
-            if kept[-1] > 0 and len(ids) - start > 3:
+            if len(ids) - start > 3:
                 changed = active([text for back in (1, 2, 3) for text in with_others(ids, back)], latent)
                 left.append(changed.reshape(3, 2).mean(1) / kept[-1])
-        shares = np.mean(left, 0) if left else []
-        out.append({"latent": latent, "context": np.median(needed), "left": shares})
+        needs, shares = np.median(needed) if needed else None, np.mean(left, 0) if left else None
+        out.append({"latent": latent, "context": needs, "left": shares})
     return out
 
 
 # %%
-sae, run = saes["JumpReLU"][0], 0
-every = explained(sae, run, "04_every", every=True).value
-sampled = [
-    i
-    for i, s, fired in zip(*(scores["JumpReLU"][0][n] for n in ("latent", "score", "fired")), strict=True)
-    if s is not None and fired >= 4 * SHOWN
-][:200]
+sae = saes["JumpReLU"][0]
+everything = a.model_copy(update={"latents": p.training.latents})
+every = autointerp.evaluate(sae, study.halves, p.layer, explainer, everything, p.seed, name="04_every").value
+rng, of_first = np.random.default_rng(p.seed), scores["JumpReLU"][0]
+drawn = [
+    (of_first["latent"][i], of_first["fired"][i])
+    for i in rng.permutation(len(of_first["latent"]))
+    if of_first["score"][i] is not None
+]
+sampled = tuple(latent for latent, fired in drawn if fired >= 4 * SHOWN)[:200]
+common = tuple(latent for latent, fired in drawn if 0.003 <= fired / of_first["tokens"] < 0.03)[:100]
 by = {
-    "counting, the best form": explained(sae, run, "04_by_best", explainer=Best()),
-    "tokens and pairs only": explained(sae, run, "04_by_tokens", explainer=Tokens()),
-    "sentence embedding": explained(sae, run, "04_by_topic", explainer=Topic()),
+    name: study.explained(sae, 0, f"04_by_{type(form).__name__.lower()}", form)
+    for name, form in {
+        "counting, the best form": Best(),
+        "tokens and pairs only": Tokens(),
+        "sentence embedding": Topic(),
+    }.items()
 }
 by = store.values(by)
-common = [
-    i
-    for i, n, s in zip(*(scores["JumpReLU"][0][name] for name in ("latent", "fired", "score")), strict=True)
-    if s is not None and 0.003 <= n / scores["JumpReLU"][0]["tokens"] < 0.03
-][:100]
-less = tokens_seen(
-    sae,
-    halves,
-    p.layer,
-    Best(),
-    a,
-    p.seed,
-    tuple(common),
-    (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
-    name="04_less_text",
-).value
+shares = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+less = tokens_seen(sae, study.halves, p.layer, Best(), a, p.seed, common, shares, name="04_less_text").value
 embedder = wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0])
-shown = excerpts(sae, halves[1], study.lm, p.layer, a, tuple(sampled), p.seed)
-spotted = intruders(views.embeddings(shown, embedder), tuple(sampled), p.seed, name="04_intruders").value
-checked = minimal(sae, halves[1], study.lm, p.layer, a, tuple(sampled[::5][:40]), p.seed, name="04_minimal").value
+shown = excerpts(sae, study.halves[1], study.lm, p.layer, a, sampled, p.seed)
+spotted = intruders(views.embeddings(shown, embedder), sampled, p.seed, name="04_intruders").value
+checked = minimal(sae, study.halves[1], study.lm, p.layer, a, sampled[:50], p.seed, name="04_minimal").value
 
 # %%
 spread = [(row["share"] * a.tokens / 1e3, [x for x in row["scores"] if x is not None]) for row in less]
 entries = [(thousand, stats.over_seeds(of) | {"seeds": []}) for thousand, of in spread]  # over latents, not seeds
 axis = figures.curves({"latents": entries}, "mean", ticks=(1, 2, 5, 10, 20, 40))
 axis.set(
-    xlabel="thousand tokens to explain from, and as many to score on",
+    xlabel="thousand tokens to explain from",
     ylabel="mean score",
     title="The same latents, explained from less text, score lower",
 )
 pages.publish(
     axis.figure,
     "04_less_text",
-    "Mean score of a hundred latents of one JumpReLU SAE, explained from and scored on less and less text. From a thousand tokens they score as low as rare "
-    "latents do from all. Bars: 95 %, over latents.",
+    "Mean score of a hundred latents of one JumpReLU SAE, explained from less and less text, scored on the same. From a thousand tokens they score as low as "
+    "rare latents do. Bars: 95 %, over latents.",
     alt="A curve that falls from right to left: with a sixty-fourth of the text the mean score is far lower.",
 )
 
@@ -1129,7 +920,7 @@ expect(
 # ## What is the score worth?
 #
 # Latents that were planted: each fires on four tokens, on four pairs of tokens, at some places, or on windows that name a subject, more strongly on one than on the next. Each form of explanation
-# should find its own, and the best form all of them; dealt out to other tokens of the half that is scored, none.
+# should find its own, and the best form all of them; with the activations of the windows that are scored dealt out among them, none.
 
 # %% tags=["hide-input"]
 names = [type(one).__name__ for one in (Best(), Tokens(), Places(), Topic())]
@@ -1145,8 +936,8 @@ pages.table(
 # %%
 best_form = {kind: np.mean(of) for (kind, explainer_name), of in by_kind.items() if explainer_name == "Best"}
 expect(
-    min(best_form[kind] for kind in ("token", "pair", "place")) > 0.95 and 0.5 < best_form["subject"] < 0.7,
-    "planted tokens, pairs and places score above .95, subjects about .6",
+    min(best_form[kind] for kind in ("token", "pair", "place")) > 0.95 and 0.6 < best_form["subject"] < 0.8,
+    "planted tokens, pairs and places score above .95, subjects about .7",
 )
 expect(
     all(abs(score_) < 0.1 for kind, score_ in best_form.items() if kind.endswith("dealt out")),
@@ -1154,30 +945,105 @@ expect(
 )
 
 # %% [markdown]
-# What is told by a token, a pair or a place is found and scored near one; a subject only partly, as sentence embeddings of short windows blur it. Dealt out, all score near nought.
+# What is told by a token, a pair or a place is found and scored near one; a subject only partly: which of thirty windows name it more often, an embedding of a short window tells roughly. So latents that mark subjects score too low here.
+# Dealt out, all score near nought.
 #
-# And what scores without having learnt to mean anything: SAEs whose decoder stays random (*frozen decoder*), and random directions, each of which fires as often as a latent of the denser
-# JumpReLU SAE.
+# And what scores without having learnt to mean anything: an SAE whose decoder stays random (*frozen decoder*), one on a model whose weights were dealt out anew within each matrix
+# (*permuted model*), and the random directions.
 
 # %%
-kinds = ("JumpReLU, denser", "TopK", "frozen decoder", "random directions")
+kinds = ("JumpReLU, denser", "TopK", "frozen decoder", "permuted model", "random directions")
 axis = figures.forest({name: found[name] for name in kinds}, "mean")
 axis.set(
     xlabel="mean score",
     ylabel="SAE",
-    title="A random direction is explained better than nothing, trained latents better",
+    title="What has learnt less, or nothing, scores well above nought",
 )
 pages.publish(
     axis.figure,
     "04_floors",
-    "Mean score of two kinds of trained SAE and of what has learnt less or nothing. Random directions that fire as often score well above zero, over firings more so. "
+    "Mean score of two kinds of trained SAE and of three that have learnt less or nothing. Random directions that fire as often score .3 over latents, .45 over firings. "
     "Dots: seeds; bars: 95 %.",
-    alt="Rows of two points: trained SAEs near .6, random directions at about .3 over latents and .45 over firings.",
+    alt="Rows of two points: trained SAEs near .6, the permuted model and random directions at .3 to .4 over latents and .45 to .5 over firings.",
 )
 
 # %% [markdown]
-# A score of .3 or .4 is thus no sign of meaning: a random direction of the residual stream still tells tokens apart, as any projection of it does, and one that fires often more so. Set against
-# that floor, trained latents gain less over firings than over latents (sparse Gated SAEs about as much), and an SAE whose decoder never learnt comes within a tenth of most SAEs on chat over firings.
+# A score of .3 or .45 is thus no sign of meaning. And the floor differs between SAEs, as it rises with frequency. So from each latent we take what random directions of its frequency score in the mean,
+# and average the rest over latents and over firings. **This was thought of after the first numbers were seen, and decides no claim.**
+
+
+# %%
+def floor_at(frequencies):
+    """What random directions score in the mean at these frequencies: interpolated between bands of half a decade that have fifteen of them."""
+    pooled = [(np.array(e["fired"]) / e["tokens"], np.array(e["score"], float)) for e in beside["random directions"]]
+    at, value = (np.concatenate(column) for column in zip(*pooled, strict=True))
+    points = []
+    for low, high in itertools.pairwise(EDGES):
+        here = (at >= low) & (at < high) & ~np.isnan(value)
+        points += [(np.log10(low * high) / 2, value[here].mean())] if here.sum() >= min(15, len(value) // 10) else []
+    return np.interp(np.log10(frequencies), *zip(*points, strict=True))
+
+
+def above(entries):
+    """{over latents, over firings: mean over seeds} of score less that floor."""
+    rows = []
+    for e in entries:
+        weight = np.array(e["sizes"])[e["stratum"]] / np.bincount(e["stratum"])[e["stratum"]]
+        fired, value = np.array(e["fired"]), np.array(e["score"], float)
+        rest, known = value - floor_at(fired / e["tokens"]), ~np.isnan(value)
+        rows.append([np.average(rest[known], weights=w[known]) for w in (weight, weight * fired)])
+    return {said: stats.over_seeds(column) for said, column in zip(SCHEMES, zip(*rows, strict=True), strict=True)}
+
+
+rest = {name: above(entries) for name, entries in (scores | beside).items() if not name.endswith("steps")}
+axis = figures.forest(dict(sorted(rest.items(), key=lambda item: -item[1]["over firings"]["mean"])), "mean")
+axis.axvline(0, color=figures.CONTEXT, linewidth=1)
+axis.set(
+    xlabel="mean score above that of random directions of the same frequency",
+    ylabel="SAE",
+    title="Above the floor, QF is ahead of JumpReLU over firings",
+)
+pages.publish(
+    axis.figure,
+    "04_above",
+    "Mean of score less what random directions that fire as often score. Over firings JumpReLU SAEs keep .4 to .8 of it, QF and Gated all, an SAE of bigrams and a basis nothing. "
+    "Dots: seeds; bars: 95 %.",
+    alt="Fifteen rows of two points, Gated first over firings; at the bottom the SAE of bigrams, .22 over latents and nought over firings, and random directions at nought.",
+)
+lead = stats.over_seeds(
+    [
+        above([x])["over firings"]["mean"] - above([y])["over firings"]["mean"]
+        for x, y in zip(scores["QF, denser"], scores["JumpReLU, denser"], strict=True)
+    ]
+)
+kept = {name: of["over firings"]["mean"] / of["over latents"]["mean"] for name, of in rest.items()}
+expect(
+    lead["interval"][0] > 0.04
+    and rest["QF, denser"]["over latents"]["mean"] < rest["JumpReLU, denser"]["over latents"]["mean"] - 0.04,
+    "above the floor denser QF is surely ahead of JumpReLU over firings, and behind it over latents",
+)
+expect(
+    kept["JumpReLU, denser"] < 0.5 < kept["finetuned"] < 0.6 < kept["JumpReLU"] < 0.85
+    and min(kept[name] for name in ("QF", "QF, denser", "Gated", "Gated, denser")) > 0.95,
+    "of what is above the floor JumpReLU SAEs keep less than half to four fifths over firings, QF and Gated all",
+)
+expect(
+    rest["bigrams and a basis"]["over latents"]["mean"] > 0.2
+    and abs(rest["bigrams and a basis"]["over firings"]["mean"]) < 0.03,
+    "the SAE of bigrams is .2 above the floor over latents, and on it over firings",
+)
+expect(
+    all(of["over firings"]["interval"][0] > 0 for name, of in rest.items() if name in saes)
+    and rest["JumpReLU, denser"]["over firings"]["mean"]
+    < rest["frozen decoder"]["over firings"]["mean"]
+    < rest["TopK"]["over firings"]["mean"],
+    "every trained SAE is above the floor over firings; frozen decoders are further than denser JumpReLU, less far than TopK",
+)
+
+# %% [markdown]
+# Every trained SAE is above the floor. Over latents the denser JumpReLU SAE has more left than its QF counterpart; over firings it has lost more than half and QF nothing, so that QF is ahead. That is the post's
+# picture, which the plain means hide. The SAE of bigrams is on the floor by construction: nearly all that fires in it is a basis, which is random directions. An SAE of half as many active latents whose decoder never
+# learnt is further above the floor over firings than the denser JumpReLU SAE, and less far than TopK of its own kind. PCA, and a JumpReLU SAE with a frozen half, are not here.
 #
 # ## An SAE that games the mean
 #
@@ -1206,6 +1072,12 @@ pages.publish(
 )
 
 # %% tags=["hide-input"]
+firsts = {kind: trained[0] for kind, trained in denser.items()} | {
+    "bigrams and a basis": floors["bigrams and a basis"][0]
+}
+quality = store.values(
+    {name: study.evaluate(one, "chat", f"04_quality_{name.replace(' ', '_')}") for name, one in firsts.items()}
+)
 pages.table(
     (
         (name, f"{e['l0']:.0f}", f"{e['fvu']:.3f}", f"{e['high']:,}", pages.share(e["high_share"]))
@@ -1223,9 +1095,9 @@ pages.table(
 # %%
 games = found["bigrams and a basis"]
 expect(
-    games["over latents"]["mean"] > max(found[name]["over latents"]["mean"] for name in saes)
-    and sum(games["over firings"]["mean"] < found[name]["over firings"]["mean"] for name in saes) > 7,
-    "the SAE of bigrams scores higher than any trained one over latents, less than most over firings",
+    sum(games["over latents"]["mean"] > found[name]["over latents"]["mean"] for name in saes) > 9
+    and sum(games["over firings"]["mean"] < found[name]["over firings"]["mean"] for name in saes) > 9,
+    "the SAE of bigrams scores higher than nearly all trained ones over latents, less than nearly all over firings",
 )
 expect(quality["bigrams and a basis"]["fvu"] < 1e-4, "the basis rebuilds everything")
 expect(
@@ -1234,7 +1106,7 @@ expect(
 )
 
 # %% [markdown]
-# Over latents it scores higher than any trained SAE, over firings less than most, as the post supposes; against JumpReLU SAEs at an L0 of ninety neither difference is sure, with three
+# Over latents it scores higher than nearly all trained SAEs, over firings less than nearly all, as the post supposes; against JumpReLU SAEs at an L0 of ninety only the second difference is sure, with three
 # of each (D3). Its pairs are found by a linear detector, and some of them badly, so it is not as pathological as one could wish.
 
 # %%
@@ -1267,7 +1139,7 @@ pages.publish(
 #
 # ## Do other judges agree?
 #
-# Of one JumpReLU SAE, two hundred latents (of the sampled ones that fire on fifty tokens or so, the rarest) are judged in other ways: by tokens and pairs alone, by embedding alone, and by *intruders*: of four excerpts about its peaks and one in which it is silent, is
+# Of one JumpReLU SAE, two hundred of the sampled latents that fire on fifty tokens or more, drawn at random, are judged in other ways: by tokens and pairs alone, by embedding alone, and by *intruders*: of four excerpts about its peaks and one in which it is silent, is
 # that one the least like the others, by sentence embedding? That needs no explanation; chance is a fifth.
 
 # %%
@@ -1295,7 +1167,8 @@ pages.table(
 # %% [markdown]
 # Tokens and pairs do nearly all of it, an embedding ranks latents otherwise, and intruders agree weakly: sentence embeddings of nine tokens seldom see what a latent has in common.
 #
-# The real model can say what a latent needs. Of forty latents the text before the peak is cut off, further and further, until less than half of the activation is left.
+# The real model can say what a latent needs. Of fifty of them, the text before the peak is cut off, further and further, until less than half of the activation is left; and one
+# token, one to three before the peak, is replaced by one drawn from all of the half.
 
 # %%
 of_judges = {
@@ -1308,28 +1181,32 @@ expect(
     "tokens and pairs rank latents as the best form does, embeddings and intruders hardly",
 )
 groups = {"the token": (0, 1), "and the one before": (1, 2), "three to five": (2, 5), "more": (5, 999)}
+kept_rows = [row for row in checked if row["context"] is not None and row["left"] is not None]
+in_group = {said: [row for row in kept_rows if low < row["context"] <= high] for said, (low, high) in groups.items()}
 pages.table(
     (
         (
             said,
-            len(mine := [row["latent"] for row in checked if low < row["context"] <= high]),
-            *(f"{np.mean([of[i] for i in mine]):.2f}" if mine else "" for of in list(scorers.values())[:3]),
+            len(rows),
+            " · ".join(pages.share(x) for x in np.mean([row["left"] for row in rows], 0)),
+            f"{np.mean([counting[row['latent']] for row in rows]):.2f}",
         )
-        for said, (low, high) in groups.items()
+        for said, rows in in_group.items()
+        if rows
     ),
-    ("needs", "latents", *list(scorers)[:3]),
+    ("needs", "latents", "kept with another token one · two · three before", "mean score"),
 )
 
 # %%
-short = [counting[row["latent"]] for row in checked if row["context"] <= 1]
-longer = [counting[row["latent"]] for row in checked if row["context"] > 1]
+short = [counting[row["latent"]] for row in kept_rows if row["context"] <= 1]
+longer = [counting[row["latent"]] for row in kept_rows if row["context"] > 1]
 expect(
-    np.mean([row["context"] <= 2 for row in checked]) > 0.6 and np.mean(short) > np.mean(longer) + 0.1,
+    np.mean([row["context"] <= 2 for row in kept_rows]) > 0.6 and np.mean(short) > np.mean(longer) + 0.1,
     "more than half need two tokens at most, and those that need one are explained best",
 )
 
 # %% [markdown]
-# Most latents need no more than the token and the one before, as the explainer supposes; those for which the token alone is enough are explained best. Forty latents are few.
+# Most latents need no more than the token and the one before, as the explainer supposes; those for which the token alone is enough are explained best. Fifty latents are few.
 #
 # ## Which latents count?
 #
@@ -1365,14 +1242,20 @@ expect(0.05 < cut_off < 0.08, "a cut-off at a hundred tokens raises the mean ove
 
 # %%
 latent = three[0]
-(mine,) = look(saes["JumpReLU"][0], halves, study.lm, p.layer, explainer, a, p.seed, (latent,), name="04_mine").value
+(mine,) = look(
+    saes["JumpReLU"][0], study.halves, study.lm, p.layer, explainer, a, p.seed, (latent,), name="04_mine"
+).value
 display(pages.card(f"Latent {latent}, explained by {mine['explanation']}", {"explained from": mine["seen"][:2]}))
 pages.table(
     (
         (pages.literal("".join(c["tokens"][: 1 + int(np.argmax(c["values"]))])[-60:]), c["predicted"], c["level"])
         for c in mine["shown"][:: max(1, len(mine["shown"]) // 8)][:8]
     ),
-    ("window that it is scored on, up to its peak", "predicted, 0 to 10", f"true (score {mine['score'] or 0:.2f})"),
+    (
+        "window that it is scored on, up to its peak",
+        "predicted, 0 to 10",
+        "true" if mine["score"] is None else f"true (score {mine['score']:.2f})",
+    ),
 )
 
 # %% [markdown]
@@ -1421,18 +1304,18 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # %% [markdown]
 # ## What we find
 #
-# - Averaged over firings all SAEs but JumpReLU's score higher than over latents, and their order changes. At an L0 of ninety QF is .05 behind JumpReLU over latents, and level
-#   with it over firings: the difference is there where the post found it hidden, and hidden where it showed. Claim D1 stays open, as over firings neither is surely ahead.
+# - How one averages changes which SAE looks better: finetuned is first of eleven over latents and tenth over firings. For the pair that the post is about it does not go the post's way: at an L0 of ninety QF is .04 behind JumpReLU over latents, and level
+#   with it over firings. Claim D1 stays open, as over firings neither is surely ahead.
 # - Interpretability does not fall with firing frequency at every sparsity (D2, not reproduced): over firings TopK and Gated SAEs score higher, not lower. It falls in JumpReLU SAEs, beyond
 #   one token in a hundred. At the rare end it is low everywhere, and a control with less text says that this need not be the latents.
-# - An SAE of bigrams and a basis scores high over latents and lower over firings in the mean (D3, open).
-# - The score has a floor well above nought: random directions reach .31 over latents, .44 over firings.
+# - An SAE of bigrams and a basis scores high over latents and surely lower than JumpReLU over firings (D3, open: over latents it is not surely higher).
+# - The score has a floor well above nought, which rises with frequency: random directions reach .31 over latents, .45 over firings. Seen after the fact: above that floor QF is ahead of JumpReLU over firings, and the SAE of bigrams, mostly a basis of random directions, has nothing left.
 #
-# **It means** that a mean over latents is in good part a measure of how much text one has, and that neither mean can be read without the floor beside it. That QF removes what cannot be explained is
-# not what we see: the frequent latents that it removes score lower than others in the same SAE, but QF's own in the middle score lower too.
+# **It means** that neither mean can be read without the floor beside it. Over latents, a score is in good part a measure of how much text one has; over firings, of how often latents fire. What the post sees in plain means, with a language
+# model as explainer, we see once the floor is taken off: frequent latents of JumpReLU SAEs say little, and QF's do not have that fault.
 #
 # **What would change our mind.** A language model as explainer: token patterns cannot tell “calculate” from “compute”, nor most subjects; it has not been run here. More held-out text. More seeds,
-# as D1 and D3 are close. Intervals are for other SAEs and other latents, not for other texts. Not here yet: the finetuned SAE, and an SAE on a model with permuted weights as a floor.
+# as D1 and D3 are close. Intervals are for other SAEs and other latents, not for other texts, and the floor's own is in none of them.
 #
 # **Try** `overrides = {"autointerp.examples": 60}`, twice as many windows. **Next**: [05](05_quadratic_frequency.ipynb)
 # counts how often latents fire under either penalty.
@@ -1442,30 +1325,23 @@ said = {"D1": claims.UNDECIDED, "D2": "not reproduced", "D3": claims.UNDECIDED}
 expect({r.id: r.verdict for r in records} == said, "D2 is not reproduced, D1 and D3 stay open")
 behind = stats.over_seeds(gaps(plain, qf, "uniform"))
 expect(
-    behind["interval"][0] > 0 and abs(behind["mean"] - 0.05) < 0.01,
-    "over latents QF is .05 behind JumpReLU at an L0 of ninety, surely",
+    behind["interval"][0] > 0 and abs(behind["mean"] - 0.04) < 0.01,
+    "over latents QF is .04 behind JumpReLU at an L0 of ninety, surely",
 )
 expect(abs(parts["D1"]["over firings"]["mean"]) < 0.01, "over firings they are level")
-expect(peak["QF, denser"] < peak["JumpReLU, denser"] - 0.03, "QF's latents in the middle score lower than JumpReLU's")
 floor = found["random directions"]
 expect(
-    abs(floor["over latents"]["mean"] - 0.31) < 0.01 and abs(floor["over firings"]["mean"] - 0.44) < 0.01,
-    "random directions score .31 over latents, .44 over firings",
+    abs(floor["over latents"]["mean"] - 0.31) < 0.01 and abs(floor["over firings"]["mean"] - 0.45) < 0.01,
+    "random directions score .31 over latents, .45 over firings",
 )
-for_chat = ("JumpReLU", "QF", "TopK", *(f"{name}, denser" for name in ("JumpReLU", "QF", "TopK", "Gated")))
+surer = parts["D3"]
 expect(
-    all(
-        e["over latents"]["mean"] - floor["over latents"]["mean"]
-        > 0.07 + e["over firings"]["mean"] - floor["over firings"]["mean"]
-        for e in (found[n] for n in for_chat)
-    ),
-    "above the floor trained latents are further over latents than over firings",
+    surer["over firings"]["interval"][0] > 0 > surer["over latents"]["interval"][0],
+    "over firings the SAE of bigrams is surely behind JumpReLU, over latents not surely ahead",
 )
 expect(
-    all(
-        found[name]["over firings"]["mean"] - found["frozen decoder"]["over firings"]["mean"] < 0.1 for name in for_chat
-    ),
-    "an SAE with a random decoder comes within a tenth of them over firings",
+    min(parts["D2"][name]["mean"] for name in parts["D2"] if not name.startswith("JumpReLU")) > 0,
+    "over firings TopK and Gated SAEs score higher than over latents",
 )
 sooner = {said: found["an eighth of the steps"][said]["mean"] - found["JumpReLU"][said]["mean"] for said in SCHEMES}
 expect(

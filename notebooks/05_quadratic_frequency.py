@@ -18,14 +18,16 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 
 # %% tags=["hide-input"]
 import re
+from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 
 from lib import figures, pages
 from lib.pages import expect
 from lib.sae.metrics import BINS
-from lib.sae.penalties import L0, QuadraticFrequency
+from lib.sae.penalties import L0, Penalty, QuadraticFrequency
 from lib.store import values
 from lib.study import open_study
 
@@ -55,16 +57,18 @@ for number, omega in enumerate(t.omegas):  # the first over the whole sweep, the
         study.sae("jumprelu", coefficient=c, penalty=QuadraticFrequency(omega))
         for c in (t.sweep if number == 0 else (middle,))
     ]
-# A penalty of your own is a class with one method; it joins the figures as one more entry here, and only it is trained:
-#
-#     @dataclass(frozen=True)
-#     class Cubic(Penalty):  # from dataclasses import dataclass; from lib.sae.penalties import Penalty
-#         weight: float = 10.0
-#
-#         def of(self, omega):
-#             return (omega + self.weight * omega**3).sum()
-#
-#     families["cubic"] = [study.sae("jumprelu", coefficient=c, penalty=Cubic()) for c in t.sweep]
+# A penalty of your own is a class with one method; it joins the figures as one more entry here, and only it is trained. With
+# that below, which asks for equal frequencies: families["squared"] = [study.sae("jumprelu", coefficient=0.02, penalty=SquaredFrequency())]
+
+
+@dataclass(frozen=True)
+class SquaredFrequency(Penalty):
+    """Sum of omega^2, the post's ablation: M * (variance + mean^2), so at a given L0 it asks for equal frequencies."""
+
+    name: ClassVar[str] = "squared_frequency_penalty"
+
+    def of(self, omega):
+        return omega.square().sum()
 
 
 # %%

@@ -1,15 +1,22 @@
-"""What the model writes: answers and log-odds against the model run one prompt at a time, and the rule on sentences."""
+"""What the model writes: answers and log-odds against the model run one prompt at a time, and the rule on sentences; rollouts. By
+the cells of notebooks 01 and 02."""
 
+import json
 import math
 
 import pytest
 import torch
-from transformers import TopPLogitsWarper
+from transformers import AutoTokenizer, TopPLogitsWarper
 
-from lib.config import ModelSection, RefusalSection
-from lib.lm import answers, model, spans
+from lib import store
+from lib.config import CorpusSection, ModelSection, RefusalSection
+from lib.lm import model, sequences, spans
 from lib.texts import transforms
 from lib.texts.examples import Example
+from tests.cells import cells_of
+from tests.test_lm import TALKS, some_documents
+
+answers, training = cells_of("02_probing"), cells_of("01_training")
 
 
 def test_answers_and_log_odds_against_single_passes(tiny: ModelSection) -> None:
@@ -99,14 +106,14 @@ def test_every_kind_is_asked_plainly_and_in_every_jailbreak() -> None:
 def test_rollouts_are_seeded_and_stay_in_budget(tiny: ModelSection) -> None:
     lm = model.load(model.pinned(tiny))
     asked = [spans.chat(lm.tokenizer, f"How do {i} birds fly?").ids for i in range(12)]
-    first = answers.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
-    assert first == answers.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
-    assert first != answers.rollouts(lm, asked, length=6, budget=120, seed=2, batch=4)
+    first = training.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
+    assert first == training.rollouts(lm, asked, length=6, budget=120, seed=1, batch=4)
+    assert first != training.rollouts(lm, asked, length=6, budget=120, seed=2, batch=4)
     prompts = {tuple(p) for p in asked}
     for ids in first:
         assert any(tuple(ids[: len(p)]) == p and len(p) < len(ids) <= len(p) + 6 for p in prompts)
     assert sum(map(len, first)) >= 120 > sum(map(len, first[:-4]))
-    free = answers.rollouts(lm, asked, length=6, budget=120, seed=1, uncounted=5, batch=4)
+    free = training.rollouts(lm, asked, length=6, budget=120, seed=1, uncounted=5, batch=4)
     assert sum(len(ids) - 5 for ids in free) >= 120 > sum(len(ids) - 5 for ids in free[:-4])
 
 
@@ -116,8 +123,19 @@ def test_the_nucleus_is_the_whole_vocabularys() -> None:
     for spread in (6.0, 3.0):
         scores = spread * torch.randn(5, 2000, generator=generator)
         theirs = TopPLogitsWarper(0.9)(None, scores.clone())
-        ours = answers.Nucleus(0.9)(torch.zeros(0), scores)
-        assert theirs.isfinite().sum(1).min() >= 1 and theirs.isfinite().sum(1).max() < answers.WIDEST
+        ours = training.Nucleus(0.9)(torch.zeros(0), scores)
+        assert theirs.isfinite().sum(1).min() >= 1 and theirs.isfinite().sum(1).max() < training.WIDEST
         torch.testing.assert_close(ours, theirs)
-    flat = answers.Nucleus(0.9)(torch.zeros(0), torch.randn(1, 2000, generator=generator) * 0.01)
-    assert flat.isfinite().sum() == answers.WIDEST
+    flat = training.Nucleus(0.9)(torch.zeros(0), torch.randn(1, 2000, generator=generator) * 0.01)
+    assert flat.isfinite().sum() == training.WIDEST
+
+
+def test_rollouts_say_where_the_template_ends(tiny: ModelSection, empty_store: store.Store) -> None:
+    lm, tok = model.pinned(tiny), AutoTokenizer.from_pretrained(tiny.name)
+    documents = some_documents(tuple(json.dumps(talk) for talk in (TALKS[0], *TALKS)))
+    section = CorpusSection(rollout_tokens=60, rollout_length=8, turn=8)
+    rows = sequences.read(training.on_policy(documents, lm, section, 0))
+    assert 40 < rows.kept < 80
+    tails = {tuple(rows[i][rows.tail_start[i] : rows.tail_stop[i]].tolist()) for i in range(len(rows))}
+    chat = spans.chat(tok, "x")
+    assert tails == {tuple(chat.ids[chat.tail.start :])}

@@ -1,4 +1,4 @@
-"""Autointerp, by notebook 04's own cells, on planted latents."""
+"""Autointerp on planted latents; the controls, by notebook 04's own cells."""
 
 import json
 from dataclasses import replace
@@ -12,17 +12,19 @@ from safetensors.torch import save_file
 
 from lib import store
 from lib.config import AutointerpSection, ModelSection
+from lib.latents import autointerp
+from lib.latents.autointerp import Text
+from lib.latents.explainers import Best, Contexts, Places, Tokens, Topic, agreement
 from lib.lm import activations, harvest, model
 from lib.lm import sequences as sequences_
 from lib.sae import training
 from lib.sae.variants import SAEConfig, make
-from lib.texts import corpora
+from lib.texts import corpora, examples
+from lib.texts.examples import Example
 from tests.cells import cells_of
 from tests.test_latents import reader, residuals
 
-autointerp = cells_of("04_autointerp")
-Best, Contexts, Places, Text = autointerp.Best, autointerp.Contexts, autointerp.Places, autointerp.Text
-Tokens, Topic = autointerp.Tokens, autointerp.Topic
+notebook = cells_of("04_autointerp")
 
 
 def contexts(tokens: np.ndarray, values: np.ndarray, **more: np.ndarray) -> Any:
@@ -43,7 +45,7 @@ def halves(tokens: np.ndarray, values: np.ndarray, **more: np.ndarray) -> tuple[
 
 def scored(explainer: Any, tokens: np.ndarray, values: np.ndarray, **more: np.ndarray) -> float:
     seen, shown = halves(tokens, values, **more)
-    return autointerp.agreement(explainer.predict(explainer.explain(seen), shown), shown.peaks)
+    return agreement(explainer.predict(explainer.explain(seen), shown), shown.peaks)
 
 
 def texts(count: int, width: int, vocab: int, seed: int = 0) -> np.ndarray:
@@ -108,15 +110,11 @@ def test_a_prediction_does_not_read_the_activations_that_it_predicts(explainer: 
 
 def test_agreement() -> None:
     truth = np.arange(10.0)
-    assert autointerp.agreement(3 * truth, truth) == pytest.approx(1) and autointerp.agreement(
-        -truth + 9, truth
-    ) == pytest.approx(-1)
-    assert autointerp.agreement(np.ones(10), truth) == 0 == autointerp.agreement(truth, np.zeros(10))
+    assert agreement(3 * truth, truth) == pytest.approx(1) and agreement(-truth + 9, truth) == pytest.approx(-1)
+    assert agreement(np.ones(10), truth) == 0 == agreement(truth, np.zeros(10))
     some = np.where(np.arange(10) < 4, np.nan, truth)
-    assert autointerp.agreement(some, truth) == pytest.approx(1), "over those that were predicted"
-    assert np.isnan(autointerp.agreement(np.where(np.arange(10) < 6, np.nan, truth), truth)), (
-        "too few answers: no score"
-    )
+    assert agreement(some, truth) == pytest.approx(1), "over those that were predicted"
+    assert np.isnan(agreement(np.where(np.arange(10) < 6, np.nan, truth), truth)), "too few answers: no score"
 
 
 def test_cut_covers_every_token_in_windows_of_about_equal_length() -> None:
@@ -141,11 +139,25 @@ def test_choice_of_contexts() -> None:
 
 
 @store.cached
-def text(out: Path, seed: int, sentence: int = 0) -> None:
+def text(out: Path, seed: int, sentence: int = 0, tokens: int = 60) -> None:
     rng = np.random.default_rng(seed)
-    rows = [(rng.integers(10, 60, 33).tolist(), 1, 33) for _ in range(150)]
+    rows = [(rng.integers(10, tokens, 33).tolist(), 1, 33) for _ in range(150)]
     same = [(np.random.default_rng(9).integers(10, 60, 9).tolist(), 1, 9)] * sentence
     sequences_.Sequences.of([*rows, *same]).save(out / "sequences.safetensors")
+
+
+@store.cached
+def said(out: Path, seed: int, windows: int) -> None:
+    """What stands in windows: texts of their own, but for the last five of 605, which are the same whatever the seed."""
+    rng = np.random.default_rng(seed)
+    made = ["".join(chr(97 + i) for i in rng.integers(0, 26, 40)) for _ in range(min(windows, 600))]
+    rest: dict[str, Any] = {"label": 0, "split": "train", "slice": "", "transform": "plain"}
+    texts = [*made, *(f"the same sentence, number {i}" for i in range(windows - 600))]
+    examples.write(out, [Example(text=x, base=str(i), group=i, **rest) for i, x in enumerate(texts)])
+
+
+def text_of(seed: int, sentence: int = 0, tokens: int = 60) -> Text:
+    return Text(residuals(text(seed, sentence, tokens)), said(seed, 600 + sentence), embedded(600 + sentence))
 
 
 @store.cached
@@ -155,15 +167,14 @@ def embedded(out: Path, windows: int) -> None:
 
 
 def test_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None:
-    both = Text(residuals(text(0)), embedded(600)), Text(residuals(text(1)), embedded(600))
+    both = text_of(0), text_of(1)
     section = AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
     found = autointerp.evaluate(reader(20, 30), both, 0, Best(), section, 0).value
-    assert (found["latents"], found["live"], sorted(found["latent"])) == (8, 2, [3, 5])
+    assert sorted(found["latent"]) == [3, 5], "of eight latents two fire"
     assert found["uniform"]["mean"] > 0.75 and found["weighted"]["mean"] > 0.75 and found["unanswered"] == 0
     assert found["uniform"]["scored"] == 1 and found["tokens"] == 2 * 150 * 32
-    every = autointerp.evaluate(reader(20, 30), both, 0, Best(), section, 0, every=True).value
-    assert every["uniform"]["mean"] == found["uniform"]["mean"], "there are no more than two to sample from"
-    one, other = autointerp.look(reader(20, 30), both, model.pinned(tiny), 0, Best(), section, 0, (3, 4)).value
+    assert all(score is not None and score <= 1 for score in found["active"])
+    one, other = notebook.look(reader(20, 30), both, model.pinned(tiny), 0, Best(), section, 0, (3, 4)).value
     assert (
         one["score"] == pytest.approx(found["score"][found["latent"].index(3)], abs=1e-4)
         and "tokens" in one["explanation"]
@@ -175,9 +186,42 @@ def test_an_sae_end_to_end(tiny: ModelSection, empty_store: store.Store) -> None
 
 
 def test_what_also_stands_in_the_other_half_is_not_scored_on(empty_store: store.Store) -> None:
-    first, second = (Text(residuals(text(seed, 5)), embedded(605)) for seed in (0, 1))
-    pools = autointerp.pools_of((first, second), 0, 8)
+    pools = autointerp.pools_of((text_of(0, 5), text_of(1, 5)), 0, 8)
     assert pools[0].drawn.all() and pools[1].drawn.sum() == 600 and not pools[1].drawn[-5:].any()
+
+
+def test_a_near_duplicate_is_not_scored_on(empty_store: store.Store) -> None:
+    """One letter of each of the shared sentences differs between the halves."""
+
+    @store.cached
+    def nearly(out: Path, ending: str) -> None:
+        rest: dict[str, Any] = {"label": 0, "split": "train", "slice": "", "transform": "plain"}
+        rng = np.random.default_rng(ord(ending))
+        made = ["".join(chr(97 + i) for i in rng.integers(0, 26, 40)) for _ in range(600)]
+        made[17] = f"how do I sort a list of numbers in that language{ending}"
+        examples.write(out, [Example(text=x, base=str(i), group=i, **rest) for i, x in enumerate(made)])
+
+    first, second = (Text(residuals(text(i)), nearly(mark), embedded(600)) for i, mark in enumerate("?!"))
+    pools = autointerp.pools_of((first, second), 0, 8)
+    assert pools[0].drawn.all() and np.flatnonzero(~pools[1].drawn).tolist() == [17]
+
+
+def test_what_is_scored_on_does_not_depend_on_what_is_explained_from(empty_store: store.Store) -> None:
+    pools = autointerp.pools_of((text_of(0), text_of(1)), 0, 8)
+    columns = tuple(pool.latents(training.load(reader(20, 30))) for pool in pools)
+    whole = autointerp.score(pools, columns, 3, Best(), 30, 0)
+    pools[0].drawn = np.random.default_rng(0).random(600) < 0.2
+    less = autointerp.score(pools, columns, 3, Best(), 30, 0)
+    assert whole and less and (whole.shown.tokens == less.shown.tokens).all()
+    assert whole.seen.tokens.shape != less.seen.tokens.shape or (whole.seen.tokens != less.seen.tokens).any()
+
+
+def test_the_active_score_leaves_out_the_silent_third(empty_store: store.Store) -> None:
+    pools = autointerp.pools_of((text_of(0), text_of(1)), 0, 8)
+    columns = tuple(pool.latents(training.load(reader(20, 30))) for pool in pools)
+    one = autointerp.score(pools, columns, 3, Best(), 30, 0)
+    assert one and (one.shown.peaks[-10:] == 0).all() and (one.shown.peaks[:-10] > 0).all()
+    assert one.active == agreement(one.guess[:-10], one.shown.peaks[:-10]) != one.value
 
 
 def test_halves_are_of_different_documents(empty_store: store.Store) -> None:
@@ -215,22 +259,28 @@ def read_by_pair(out: Path, width: int = 80) -> None:
 
 
 def test_a_basis_rebuilds_everything_and_pairs_are_found_as_often_as_they_occur(empty_store: store.Store) -> None:
-    made = training.load(autointerp.bigrams(200, read_by_pair(), 0, 0))
     source = activations.read(read_by_pair(), 0)
-    x = source.gather(np.arange(len(source)))
-    f = made.encode(x)
-    assert f.shape[1] == 240, "three times the width, where fewer would leave no room for pairs"
-    assert float((made.reconstruct(x) - x).square().sum() / (x - x.mean(0)).square().sum()) < 1e-6
-    assert not made.W_dec[160:].any(), "what finds pairs writes nothing"
-    token = source.column("token")
-    pair = np.r_[False, (token[1:] == 11) & (token[:-1] == 10)]  # by far the most frequent, so the first
-    fires = (f[:, 160] > 0).numpy()
-    assert pair.sum() > 150 and (fires & pair).sum() > 0.95 * pair.sum() and fires.sum() < 1.1 * pair.sum()
+    x, token = source.gather(np.arange(len(source))), source.column("token")
+    pair = np.r_[False, (token[1:] == 11) & (token[:-1] == 10)]  # by far the most frequent
+    found = []
+    for seed in range(4):
+        made = training.load(notebook.bigrams(200, read_by_pair(), 0, seed))
+        f = made.encode(x)
+        assert f.shape[1] == 240, "three times the width, where fewer would leave no room for pairs"
+        assert float((made.reconstruct(x) - x).square().sum() / (x - x.mean(0)).square().sum()) < 1e-6
+        assert not made.W_dec[160:].any(), "what finds pairs writes nothing"
+        fires = (f[:, 160:] > 0).numpy()
+        best = int(np.argmax(fires[pair].sum(0)))
+        found.append((fires[pair, best].mean(), fires[:, best].sum() / pair.sum()))
+    sought = [often for hits, often in found if hits > 0.95]
+    assert pair.sum() > 150 and 0 < len(sought) < 4 and max(sought) < 1.1, (
+        "of the frequent pairs half are drawn anew each time"
+    )
 
 
 def test_random_directions_fire_as_often_as_what_they_replace(empty_store: store.Store) -> None:
-    like = autointerp.bigrams(200, read_by_pair(), 0, 0)
-    made = training.load(autointerp.random_directions(like, read_by_pair(), 0, 0))
+    like = notebook.bigrams(200, read_by_pair(), 0, 0)
+    made = training.load(notebook.random_directions(like, read_by_pair(), 0, 0))
     source = activations.read(read_by_pair(), 0)
     x = source.gather(np.arange(len(source)))
     then, now = ((sae.encode(x) > 0).float().mean(0) for sae in (training.load(like), made))
@@ -243,23 +293,35 @@ def test_the_intruder_is_spotted_where_it_can_be(empty_store: store.Store) -> No
     @store.cached
     def vectors(out: Path) -> None:
         rng = np.random.default_rng(0)
-        x = rng.normal(size=(2, 2, autointerp.SHOWN, 64)) / 8
+        x = rng.normal(size=(2, 2, notebook.SHOWN, 64)) / 8
         x[0, 0, :, 0] += 5
         x[0, 1, :, 1] += 5
         x /= np.linalg.norm(x, axis=-1, keepdims=True)
         save_file({"x": torch.from_numpy(x.reshape(-1, 64).astype(np.float32))}, out / "embeddings.safetensors")
 
-    right, chance = autointerp.intruders(vectors(), (1, 2), 0, trials=400).value
+    right, chance = notebook.intruders(vectors(), (1, 2), 0, trials=400).value
     assert right == 1.0 and abs(chance - 0.2) < 0.12
 
 
 def test_less_text_to_explain_from_lowers_the_score(empty_store: store.Store) -> None:
-    both = Text(residuals(text(0)), embedded(600)), Text(residuals(text(1)), embedded(600))
+    """Tokens that stand in a dozen windows of all: in a thirtieth of them a latent may be active in none."""
+    both = text_of(0, 0, 400), text_of(1, 0, 400)
     section = AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
     shares = (1 / 300, 1 / 30, 1.0)  # the first leaves too little to choose from
-    little, all_ = autointerp.tokens_seen(reader(20, 30), both, 0, Best(), section, 0, (3, 5), shares).value
-    assert all(score is None or score <= whole for score, whole in zip(little["scores"], all_["scores"], strict=True))
-    assert min(all_["scores"]) > 0.7
+    rows = notebook.tokens_seen(reader(20, 30), both, 0, Best(), section, 0, (3, 5), shares).value
+    assert [row["share"] for row in rows] == pytest.approx([1 / 30, 1.0])
+    little, whole = (row["scores"] for row in rows)
+    assert None in little and None not in whole and min(whole) > 0.7
+
+
+def test_planted_latents_are_found_and_dealt_out_ones_are_not(tiny: ModelSection, empty_store: store.Store) -> None:
+    section = AutointerpSection(latents=6, examples=30, window=8, tokens=9_000)
+    rows = notebook.planted(
+        (text_of(0, 0, 400), text_of(1, 0, 400)), model.pinned(tiny), 0, section, 0, (" list", " you")
+    ).value
+    means = {(row["kind"], row["explainer"]): np.mean(row["scores"]) for row in rows if row["scores"]}
+    assert means["token", "Best"] > 0.9 and means["token", "Tokens"] > 0.9 and means["place", "Places"] > 0.8
+    assert all(abs(mean) < 0.15 for (kind, by), mean in means.items() if kind == "token, dealt out")
 
 
 def test_how_much_context_a_latent_needs(tiny: ModelSection, empty_store: store.Store) -> None:
@@ -277,7 +339,7 @@ def test_how_much_context_a_latent_needs(tiny: ModelSection, empty_store: store.
             sae.b_enc[1] = -0.5 * weight[token].norm()
         training.save(sae, [], out)
 
-    read = Text(harvest.harvest(made, lm, (0,)), embedded(750))
+    read = Text(harvest.harvest(made, lm, (0,)), said(0, 600), embedded(600))
     section = AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
-    (row,) = autointerp.minimal(by_embedding(20), read, lm, 0, section, (1,), 0).value
-    assert row["latent"] == 1 and row["context"] >= 1 and len(row["left"]) == 3 and min(row["left"]) > 0.5
+    (row,) = notebook.minimal(by_embedding(20), read, lm, 0, section, (1,), 0).value
+    assert row["latent"] == 1 and row["context"] <= 2 and len(row["left"]) == 3 and min(row["left"]) > 0.5

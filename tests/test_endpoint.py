@@ -6,18 +6,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lib import store
-from lib.config import ModelSection
+from lib.config import AutointerpSection, ModelSection
+from lib.latents import autointerp
+from lib.latents.explainers import Contexts, agreement
 from lib.lm import model
 from tests.cells import cells_of
+from tests.test_autointerp import reader, text_of
 
 notebook = cells_of("04_autointerp")
-Contexts, Endpoint, EndpointError = notebook.Contexts, notebook.Endpoint, notebook.EndpointError
+Endpoint, EndpointError = notebook.Endpoint, notebook.EndpointError
 
 
 class Stub(ThreadingHTTPServer):
@@ -105,7 +109,7 @@ def asked(tiny: ModelSection, empty_store: store.Store, stub: Stub) -> tuple[Any
 
 def score(explainer: Any, contexts: Any) -> tuple[float, int]:
     guess = explainer.predict(explainer.explain(contexts), contexts)
-    return notebook.agreement(guess, contexts.peaks), int(np.isnan(guess).sum())
+    return agreement(guess, contexts.peaks), int(np.isnan(guess).sum())
 
 
 def test_a_model_that_understands_scores_one_and_is_asked_once(asked: tuple[Any, Any], stub: Stub) -> None:
@@ -163,7 +167,7 @@ def test_half_an_answer(asked: tuple[Any, Any], stub: Stub, lines: int, unanswer
     assert missing == unanswered and (np.isnan(value) if lines < 5 else value == pytest.approx(1.0))
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_an_endpoint_that_refuses_is_one_line(asked: tuple[Any, Any], stub: Stub, status: int) -> None:
     stub.say = lambda prompt, count: status
     with pytest.raises(EndpointError, match=r"refuses some/model.*OPENAI_BASE_URL"):
@@ -213,3 +217,55 @@ def test_the_order_of_contexts_tells_nothing(asked: tuple[Any, Any], stub: Stub)
 def test_a_bare_list_is_no_answer(asked: tuple[Any, Any], stub: Stub) -> None:
     stub.say = lambda prompt, count: "a word" if "in << >>" in prompt else "7\n0\n2\n3\n1\n5"
     assert score(*asked)[1] == 10
+
+
+def test_an_outage_is_an_error_and_what_was_answered_is_kept(asked: tuple[Any, Any], stub: Stub) -> None:
+    """A few questions may fail for good; a result is not made of many such."""
+    explainer, contexts = asked
+    stub.say = lambda prompt, count: right(prompt)
+    assert score(explainer, contexts)[1] == 0
+    stub.say = lambda prompt, count: 500
+    for number in range(3):
+        assert explainer._asked(f"question {number}") == ""
+    with pytest.raises(EndpointError, match=r"4 of 6 questions to some/model .* failed.*status 500.*run again"):
+        explainer._asked("question 4")
+    before = len(stub.prompts)
+    assert score(explainer, contexts)[1] == 0 and len(stub.prompts) == before
+
+
+def test_a_dead_endpoint_is_noticed_however_much_was_answered(asked: tuple[Any, Any], stub: Stub) -> None:
+    explainer, _ = asked
+    stub.say = lambda prompt, count: "yes"
+    for number in range(400):
+        explainer._asked(f"early {number}")
+    stub.say = lambda prompt, count: 500
+    for number in range(explainer.at_once):
+        assert explainer._asked(f"late {number}") == ""
+    with pytest.raises(EndpointError, match="run again"):
+        explainer._asked("one more")
+
+
+def test_an_answer_that_is_cut_off_is_not_kept(asked: tuple[Any, Any], stub: Stub) -> None:
+    explainer, _ = asked
+    message = {"role": "assistant", "content": "1: 3"}
+    stub.say = lambda prompt, count: {"choices": [{"index": 0, "finish_reason": "length", "message": message}]}
+    assert explainer._asked("question") == ""
+    stub.say = lambda prompt, count: "whole"
+    assert explainer._asked("question") == "whole"
+
+
+def test_an_sae_is_scored_and_shown_by_an_endpoint(
+    stub: Stub, tiny: ModelSection, empty_store: store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the notebook does it: through recipes, whose keys hold the explainer."""
+    monkeypatch.setattr(notebook.config, "cache_dir", lambda: tmp_path)
+    lm = model.pinned(tiny)
+    by = Endpoint("some/model", stub.url, lm, retries=0)
+    stub.say = lambda prompt, count: "a word" if "<<" in prompt else "\n".join(f"{i + 1}: {i % 10}" for i in range(12))
+    texts, section = (text_of(0), text_of(1)), AutointerpSection(latents=6, examples=12, window=8, tokens=9_000)
+    found = autointerp.evaluate(reader(20, 30), texts, 0, by, section, 0).value
+    assert found["unanswered"] == 0 and len(found["score"]) == 2
+    (one,) = notebook.look(reader(20, 30), texts, lm, 0, by, section, 0, (3,)).value
+    assert one["explanation"] == "a word" and one["score"] == pytest.approx(
+        found["score"][found["latent"].index(3)], abs=1e-3
+    )

@@ -20,9 +20,12 @@ from lib.config import TrainingSection
 from lib.lm import activations
 from lib.sae import active, kernels, training
 from lib.sae.adam import Adam
-from lib.sae.penalties import QuadraticFrequency, SquaredFrequency
+from lib.sae.penalties import QuadraticFrequency
 from lib.sae.variants import SAE, SAEConfig, make
 from tests.bench.penalty import TargetL0
+from tests.cells import cells_of
+
+SquaredFrequency = cells_of("05_quadratic_frequency").SquaredFrequency
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu": {"variant": "jumprelu", "coefficient": 0.01, "bandwidth": 0.05},

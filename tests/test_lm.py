@@ -441,14 +441,3 @@ def test_plain_text_in_the_template_is_all_of_it(tiny: ModelSection) -> None:
     assert len(rows) == len(pieces)
     tok.chat_template = tok.chat_template.replace("m['content']", "m['content'] | replace('birds', 'fish')")
     assert len([*sequences._asked(tok, [("list", ""), ("birds", ""), ("you", "")], CorpusSection())]) == 2
-
-
-def test_rollouts_say_where_the_template_ends(tiny: ModelSection, empty_store: store.Store) -> None:
-    lm, tok = model.pinned(tiny), transformers.AutoTokenizer.from_pretrained(tiny.name)
-    documents = some_documents(tuple(json.dumps(talk) for talk in (TALKS[0], *TALKS)))
-    section = CorpusSection(rollout_tokens=60, rollout_length=8, turn=8)
-    rows = sequences.read(sequences.on_policy(documents, lm, section, 0))
-    assert 40 < rows.kept < 80
-    tails = {tuple(rows[i][rows.tail_start[i] : rows.tail_stop[i]].tolist()) for i in range(len(rows))}
-    chat = spans.chat(tok, "x")
-    assert tails == {tuple(chat.ids[chat.tail.start :])}

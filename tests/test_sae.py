@@ -19,9 +19,12 @@ from lib.sae import metrics, training
 from lib.sae.adam import Adam
 from lib.sae.gradients import JumpReLUFunction, StepFunction
 from lib.sae.metrics import Sums
-from lib.sae.penalties import L0, Penalty, QuadraticFrequency, SquaredFrequency
+from lib.sae.penalties import L0, Penalty, QuadraticFrequency
 from lib.sae.variants import SAE, Gated, JumpReLU, SAEConfig, TopK, make
 from tests.bench.penalty import TargetL0
+from tests.cells import cells_of
+
+SquaredFrequency = cells_of("05_quadratic_frequency").SquaredFrequency
 
 EPS = 0.2
 
@@ -206,7 +209,12 @@ def planted(n: int = 20_000, width: int = 24, features: int = 32, seed: int = 0)
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1),
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.03, theta=0.1, bandwidth=0.1, initial_l0=6),
         SAEConfig(
-            variant="jumprelu", latents=64, coefficient=0.2, theta=0.1, bandwidth=0.1, penalty=SquaredFrequency()
+            variant="jumprelu",
+            latents=64,
+            coefficient=0.2,
+            theta=0.1,
+            bandwidth=0.1,
+            penalty=SquaredFrequency(),
         ),
         SAEConfig(variant="jumprelu", latents=64, coefficient=0.05, theta=0.1, bandwidth=0.1, penalty=TargetL0(2)),
         SAEConfig(

@@ -179,3 +179,13 @@ def load(lm: Pinned) -> LM:
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise ModelError(f"{lm.section.name!r} lacks {len(missing)} of the model's tensors, {missing[0]} the first")
     return LM(use_onednn(model.to(device).eval().requires_grad_(False)), tok)
+
+
+def generate(lm: LM, chunk: list[list[int]], length: int, **how: Any) -> tuple[Any, torch.Tensor]:
+    """What transformers' ``generate`` returns for prompts (token ids) padded on the left, and their mask."""
+    widest = max(map(len, chunk))
+    ids = torch.tensor([[lm.pad] * (widest - len(p)) + p for p in chunk], device=lm.model.device)
+    mask = torch.tensor([[0] * (widest - len(p)) + [1] * len(p) for p in chunk], device=lm.model.device)
+    settings = {"max_new_tokens": length, "pad_token_id": lm.pad, "return_dict_in_generate": True} | how
+    with torch.inference_mode():
+        return lm.model.generate(input_ids=ids, attention_mask=mask, **settings), mask

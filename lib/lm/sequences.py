@@ -1,4 +1,4 @@
-"""Token sequences to run the model on: windows of documents, single user turns, rollouts, prompts.
+"""Token sequences to run the model on: windows of documents, single user turns, prompts.
 
 The first token is never kept: it is an attention sink whose norm is two orders of magnitude above the rest. Template tokens that
 open every chat context alike are not kept either: their activations are constants.
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from lib import store
 from lib.config import CorpusSection, Expected
-from lib.lm import answers, model, spans
+from lib.lm import model, spans
 from lib.lm.model import Pinned
 from lib.texts import corpora, examples
 from lib.texts.corpora import Part
@@ -152,27 +152,6 @@ def text(
     else:
         rows = _windows(tokenizer, found, section.context)
     Sequences.of(_within(rows, budget, f"text ({part})")).save(out / "sequences.safetensors")
-
-
-@store.cached
-def on_policy(out: Path, documents: store.Artifact, lm: Pinned, section: CorpusSection, seed: int) -> None:
-    """Step: the model's own answers to first turns of training conversations, with their prompts: ``rollout_tokens``."""
-    loaded = model.load(lm)
-    constant, asked, found = spans.chat(loaded.tokenizer, "x").user.start, 0, dict[tuple[int, ...], spans.Chat]()
-    for turns in corpora.read(documents, "train"):
-        with suppress(ValueError):
-            chat = spans.chat(loaded.tokenizer, turns[0]["content"], section.turn)
-            found[tuple(chat.ids)] = chat
-            asked += len(chat.ids) - constant
-        if asked >= section.rollout_tokens:
-            break
-    prompts = [chat.ids for chat in found.values()]
-    rolled = answers.rollouts(loaded, prompts, section.rollout_length, section.rollout_tokens, seed, constant)
-    rows = []
-    for ids in rolled:
-        chat = next(found[tuple(ids[:n])] for n in range(len(ids), 0, -1) if tuple(ids[:n]) in found)
-        rows.append(Row(ids, max(1, chat.user.start), len(ids), chat.tail.start, chat.tail.stop))
-    Sequences.of(rows).save(out / "sequences.safetensors")
 
 
 @store.cached

@@ -14,9 +14,7 @@ c = get_config()  # type: ignore[name-defined]  # noqa: F821
 def _plain(model: dict[str, Any], path: str, **_: Any) -> None:
     """The metadata that is committed, in place of what this kernel and this version of JupyterLab write; of the report's own."""
     if model["type"] == "notebook" and PurePath(path).stem in notebooks.names():
-        plain = nbformat.from_dict(
-            copy.deepcopy(model["content"])
-        )  # what is saved as .py after it is the content itself
+        plain = nbformat.from_dict(copy.deepcopy(model["content"]))  # the content itself is saved as .py after it
         plain.metadata = nbformat.from_dict(notebooks.metadata(plain))
         for cell in plain.cells:
             cell.metadata.pop("lines_to_next_cell", None)  # how the .py is laid out

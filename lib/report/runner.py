@@ -99,15 +99,9 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{name}.failed.ipynb"
     try:
-        executed = papermill.execute_notebook(
-            notebooks.source(name),
-            str(failed),
-            parameters=given,
-            cwd=str(notebooks.folder()),
-            progress_bar=False,
-            execution_timeout=cell_timeout,
-            extra_arguments=["--IPKernelApp.log_level=40"],
-        )
+        how: dict[str, Any] = {"cwd": str(notebooks.folder()), "execution_timeout": cell_timeout, "progress_bar": False}
+        how |= {"extra_arguments": ["--IPKernelApp.log_level=40"]}
+        executed = papermill.execute_notebook(notebooks.source(name), str(failed), parameters=given, **how)
     except PapermillExecutionError as error:
         said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
     except CellTimeoutError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -23,30 +24,10 @@ from lib.sae import training
 from lib.sae.variants import SAE, SAEConfig, make
 from lib.wheels import file_hash
 
-_SHARED = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
-# SAELens' names and ours, by SAELens' architecture
-NAMES: dict[str, dict[str, str]] = {
-    "jumprelu": {**_SHARED, "b_enc": "b_enc", "threshold": "theta"},
-    "gated": {**_SHARED, "b_gate": "b_enc", "b_mag": "b_mag", "r_mag": "r_mag"},
-    "topk": {**_SHARED, "b_enc": "b_enc"},
-}
-# What is read beside: ReLU, which is a JumpReLU of threshold 0, and BatchTopK as it is kept while it is trained.
-_READ = NAMES | {"standard": NAMES["topk"], "batchtopk": {**NAMES["topk"], "topk_threshold": "theta"}}
-# Settings of SAELens' folders from 6.0 on that are used here, or say nothing about what an SAE computes. Older folders hold all
-# of how it was trained beside, so of theirs only those below are looked at.
-_KNOWN = "architecture apply_b_dec_to_input rescale_acts_by_decoder_norm finetuning_scaling_factor k"
-_KNOWN += " activation_fn_kwargs d_in d_sae dtype device metadata"
-# and, of folders kept for going on, how they are trained
-_KNOWN += " topk_threshold_lr aux_loss_coefficient use_sparse_activations decoder_init_norm l1_coefficient lp_norm"
-_KNOWN += " l1_warm_up_steps l0_coefficient l0_warm_up_steps pre_act_loss_coefficient jumprelu_init_threshold"
-_KNOWN += " target_l0 jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input"
-# understood at these values only
-_PLAIN: dict[str, Any] = {"normalize_activations": ("none", None, False), "reshape_activations": ("none", None)}
-_PLAIN |= dict.fromkeys(("activation_fn", "activation_fn_str"), ("relu", "topk"))
-_PLAIN |= dict.fromkeys(("hook_head_index", "hook_point_head_index"), (None,))
+_FORMAT = yaml.safe_load(Path(__file__).with_name("exchange.yaml").read_text(encoding="utf-8"))
+NAMES: dict[str, dict[str, str]] = _FORMAT["names"]  # SAELens' names and ours, by SAELens' architecture
 _INNER = ("metadata", "activation_fn_kwargs")  # settings that hold others
 _HOOK = re.compile(r"(?:blocks|model\.layers|transformer\.h)\.(\d+)(?:\.hook_resid_(pre|post))?")
-SAELENS_VERSION = "6.54.12"  # the format written here; from 6.0.0 on it is read without legacy defaults
 PACKAGED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what others call the packaged model
 
 
@@ -57,9 +38,8 @@ class ExchangeError(Expected, ValueError):
 def export(trained: store.Artifact, folder: Path | str, name: str, layer: int, context: int) -> Path:
     """Write a :func:`lib.sae.training.train` artifact as a SAELens folder with a model card; returns the folder.
 
-    ``name`` is that under which others load the model, ``layer`` L the block whose output the SAE reads, ``context``
-    the number of tokens of a training text. BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE
-    becomes its whole dictionary.
+    ``name`` is that under which others load the model, ``layer`` L the block whose output the SAE reads, ``context`` the number of tokens of
+    a training text. BatchTopK becomes a JumpReLU with one threshold, as in SAELens; a nested SAE becomes its whole dictionary.
     """
     sae, folder = training.load(trained), Path(folder)
     scale, config = float(sae.scale), sae.config
@@ -67,27 +47,12 @@ def export(trained: store.Artifact, folder: Path | str, name: str, layer: int, c
     tensors = sae.state_dict()
     architecture = "jumprelu" if config.variant == "batchtopk" else config.variant
     if architecture not in NAMES:
-        raise ExchangeError(f"SAELens has no architecture for {config.variant!r}: add it to lib/sae/exchange.py")
+        raise ExchangeError(f"SAELens has no architecture for {config.variant!r}: add it to lib/sae/exchange.yaml")
     if config.variant == "batchtopk":
         tensors["theta"] = tensors["threshold"].clamp_min(0).expand(config.latents)
-    cfg: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": sae.W_dec.shape[1],
-        "d_sae": config.latents,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {
-            "sae_lens_version": SAELENS_VERSION,
-            "sae_lens_training_version": None,
-            "model_name": name,
-            "hook_name": f"blocks.{layer}.hook_resid_post",
-            "context_size": context,
-            "prepend_bos": False,
-        },
-    }
+    sizes = {"architecture": architecture, "d_in": sae.W_dec.shape[1], "d_sae": config.latents}
+    reads = {"model_name": name, "hook_name": f"blocks.{layer}.hook_resid_post", "context_size": context}
+    cfg: dict[str, Any] = sizes | _FORMAT["written"] | {"metadata": _FORMAT["metadata"] | reads}
     if architecture == "topk":
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,12 +94,14 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _understood(path: Path, cfg: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     """Our names by theirs, of an architecture all of whose settings and tensors are understood."""
-    names = dict(_READ.get(str(cfg["architecture"]), {}))
+    readable = NAMES | _FORMAT["read"]
+    names = dict(readable.get(str(cfg["architecture"]), {}))
     if not names:
-        raise ExchangeError(f"{path}: architecture {cfg['architecture']!r} is not one of {', '.join(_READ)}")
+        raise ExchangeError(f"{path}: architecture {cfg['architecture']!r} is not one of {', '.join(readable)}")
     for name, value in cfg.items():
-        known = name in _KNOWN.split() or ("metadata" not in cfg and name not in _PLAIN)
-        if not known and value not in _PLAIN.get(name, ()):
+        plain = _FORMAT["plain"]
+        known = name in _FORMAT["known"] or ("metadata" not in cfg and name not in plain)
+        if not known and value not in plain.get(name, ()):
             raise ExchangeError(f"{path}: {name} = {value!r} is not understood; fold it into the weights first")
     if cfg.get("finetuning_scaling_factor"):
         names["finetuning_scaling_factor"] = "factor"
@@ -237,7 +204,7 @@ def _digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(x for x in path.glob("*") if x.is_file()) if path.is_dir() else []
     if not files:
         raise ExchangeError(f"{path}: no such SAELens folder or params.npz")
-    return store.digest({file.name: file_hash(file) for file in files})
+    return store.digest([_FORMAT, {file.name: file_hash(file) for file in files}])
 
 
 @store.cached

@@ -179,17 +179,7 @@ def loss_recovered(
         clean, zero, sae = (w @ totals[key] / (w @ n) for key in ("clean", "zero", name))
         return (zero - sae) / (zero - clean)
 
-    return {
-        "n": int(n.sum()),
-        "texts": len(n),
-        "clean": totals["clean"].sum() / n.sum(),
-        "zero": totals["zero"].sum() / n.sum(),
-        "saes": {
-            name: {
-                "loss": totals[name].sum() / n.sum(),
-                "recovered": float(recovered(name, np.ones(len(n)))),
-                "interval": percentiles(recovered(name, weights)),
-            }
-            for name in saes
-        },
-    }
+    losses, ones = {name: float(total.sum() / n.sum()) for name, total in totals.items()}, np.ones(len(n))
+    found = {name: {"loss": losses[name], "recovered": float(recovered(name, ones))} for name in saes}
+    entries = {name: e | {"interval": percentiles(recovered(name, weights))} for name, e in found.items()}
+    return {"n": int(n.sum()), "texts": len(n), "clean": losses["clean"], "zero": losses["zero"], "saes": entries}

@@ -45,13 +45,3 @@ class QuadraticFrequency(Penalty):
 
     def of(self, omega: torch.Tensor) -> torch.Tensor:
         return (omega * (1 + omega / self.omega0)).sum()
-
-
-@dataclass(frozen=True)
-class SquaredFrequency(Penalty):
-    """Sum of omega^2, the post's ablation: M * (variance + mean^2), so at a given L0 it asks for equal frequencies."""
-
-    name: ClassVar[str] = "squared_frequency_penalty"
-
-    def of(self, omega: torch.Tensor) -> torch.Tensor:
-        return omega.square().sum()

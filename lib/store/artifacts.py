@@ -1,12 +1,8 @@
 """Artifacts: every heavy step is a recipe, known by its key before anything is computed.
 
-A *step* is a function under one of four decorators. Calling it computes nothing: it returns an :class:`Artifact`. Reading
-``.path`` or ``.value`` asks the open store (:mod:`lib.store.store`) for it, which computes only what is missing.
-
-- :func:`cached` writes files into a folder.
-- :func:`apart` does so in a process of its own and on one thread, so to the same bits on any number of cores.
-- :func:`together` makes several at once, in one pass over what they share.
-- :func:`result` returns plain JSON values, which git tracks.
+Calling a *step* computes nothing: it returns an :class:`Artifact`, of which ``.path`` or ``.value`` asks the open store
+(:mod:`lib.store.store`), which computes only what is missing. :func:`cached` writes files into a folder; :func:`apart` too, in a process of its own and on one
+thread, so to the same bits on any number of cores; :func:`together` makes several in one pass; :func:`result` returns plain JSON, which git tracks.
 """
 
 import functools

@@ -11,7 +11,7 @@ from lib import store
 from lib.texts import examples, likeness, sources
 from lib.texts.sources import Source
 
-Corpus = Literal["pretraining", "IT", "chat", "rollouts"]
+Corpus = Literal["pretraining", "IT", "chat"]
 Part = Literal["train", "eval"]
 HELD_OUT = 0.1  # of the documents, the first, for evaluation
 

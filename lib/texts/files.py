@@ -184,9 +184,8 @@ class Row(BaseModel):
 
 def _fault(column: str, called: str, value: Any) -> str:
     long = isinstance(value, str) and len(value) > 40
-    shown = (
-        f"{value[:40]!r}… ({len(value):,} characters)" if long else "an empty cell" if value is None else repr(value)
-    )
+    begun = f"{value[:40]!r}… ({len(value):,} characters)" if long else repr(value)
+    shown = "an empty cell" if value is None else begun
     return f"column {called}: {shown} is {Row.model_fields[column].description}"
 
 
@@ -271,9 +270,7 @@ def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[
         groups = likeness.clusters([row.text for row in good]).tolist()
     conflicts = _conflicts(list(checked), good, groups, "near-duplicates" if bare else "of one group")
     if faults or conflicts:
-        remedy = (
-            ": give a text one label and one split, or groups of your own, one of each row where rows only look alike"
-        )
+        remedy = ": give a text one label and one split, or groups of your own, one a row where rows only look alike"
         said = f"{name}, {_listed(faults + conflicts)}{remedy if conflicts else ''}"
         words = _words(rows, named)
         if not named.positive and words and not any(word.lower() in LABELS for word in words):
