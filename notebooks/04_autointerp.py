@@ -681,24 +681,25 @@ pages.publish(
 # are explained anew from less and less text, and scored on the same windows.
 
 # %%
-lower = {name: {said: e["interval"][1] < 0 for said, e in of.items()} for name, of in falls.items()}
+nothing = {"mean": np.nan, "interval": [np.nan, np.nan]}  # where latents are too few to compare
+fell = {(name, said): of.get(said, nothing) for name, of in falls.items() for said in ways}
+lower = {which: e["interval"][1] < 0 for which, e in fell.items()}
+on_all, on_active = ways
 expect(
     all(
-        -0.2 < falls[name][said]["mean"] < -0.12 and lower[name][said]
+        -0.2 < fell[name, said]["mean"] < -0.12 and lower[name, said]
         for name in ("JumpReLU", "JumpReLU, denser")
         for said in ways
     ),
     "in JumpReLU SAEs frequent latents score .13 to .17 lower than middling ones, also on active windows only",
 )
 expect(
-    not any(lower[name]["all windows"] for name in falls if not name.startswith("JumpReLU"))
-    and {name for name in falls if lower[name].get("active windows only")}
-    == {"JumpReLU", "JumpReLU, denser", "QF", "Gated"},
+    not any(lower[name, on_all] for name in falls if not name.startswith("JumpReLU"))
+    and {name for name in falls if lower[name, on_active]} == {"JumpReLU", "JumpReLU, denser", "QF", "Gated"},
     "no other kind surely falls over all windows, and on active windows the sparser QF and Gated SAEs do",
 )
 expect(
-    falls["random directions"]["all windows"]["interval"][0] > 0
-    and min(falls[name]["all windows"]["interval"][0] for name in ("Gated", "Gated, denser")) > 0,
+    all(fell[name, on_all]["interval"][0] > 0 for name in ("random directions", "Gated", "Gated, denser")),
     "random directions and Gated latents score higher where they fire often",
 )
 
@@ -980,7 +981,9 @@ def floor_at(frequencies):
     points = []
     for low, high in itertools.pairwise(EDGES):
         here = (at >= low) & (at < high) & ~np.isnan(value)
-        points += [(np.log10(low * high) / 2, value[here].mean())] if here.sum() >= min(15, len(value) // 10) else []
+        points += (
+            [(np.log10(low * high) / 2, value[here].mean())] if here.sum() >= max(1, min(15, len(value) // 10)) else []
+        )
     return np.interp(np.log10(frequencies), *zip(*points, strict=True))
 
 
