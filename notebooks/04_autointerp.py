@@ -13,7 +13,7 @@
 # that fire on a tenth of tokens and more. The *quadratic-frequency* penalty (QF) of [notebook 05](05_quadratic_frequency.ipynb) is made to remove them.
 #
 # **In short.** It matters how one averages: over latents an SAE finetuned on chat is first of eleven, over firings tenth. But a latent that fires often is easier to predict whatever it
-# means: random directions score .31 over latents, .45 over firings. Of what is left above such a floor, JumpReLU SAEs lose half or more when firings count, QF and Gated SAEs nothing, and an SAE made by hand to game the mean
+# means: random directions score .31 over latents, .45 over firings. Of what is left above such a floor, the denser JumpReLU SAE and the finetuned one lose about half when firings count, QF and Gated SAEs nothing, and an SAE made by hand to game the mean
 # has nothing left at all (its basis is random directions), much as the post says. Tested as fixed beforehand, without that floor, the post's three claims are not borne out: that interpretability falls with frequency is **not reproduced**, and two stay open.
 
 # %% tags=["parameters"]
