@@ -42,6 +42,18 @@ ALIKE: dict[str, dict[str, float]] = {  # parts of a run that agrees with the po
     "D1": {"over firings": 0.05, "over firings less over latents": 0.04},
     "D2": {"JumpReLU": -0.05, "Gated, denser": -0.02},
     "D3": {"over latents": 0.2, "over firings": 0.1},
+    "D2b": {"QF less JumpReLU": 0.1, "QF less random directions": 0.2},
+    "E1": {"JumpReLU": 0.05, "TopK": 0.04, "Gated": 0.009},
+    "E2": {"half of JumpReLU's less QF's": 0.03, "the rest": 0.1, "ω₀ = .01": 0.1},
+    "E3": {"QF less JumpReLU": 0.01, "TopK less QF": 0.01, "Gated less QF": 0.02, ".02 less the first": 0.01},
+    "E4a": {"JumpReLU": -0.02, "Gated": -0.05},
+    "E4b": {"JumpReLU, at high L0": 0.02, "QF less JumpReLU": 0.01},
+    "E4c": {"Gated less QF": 0.05},
+    "E4d": {"Gated": 0.02, "TopK": 0.01},
+    "O1": {"gain": 0.2, "ten": 0.1},
+    "O3": {"high": 0.02, "cost": 0.01},
+    "O4": {"high": 0.05, "rare": 0.05},
+    "O7": {"against random directions": 0.05, "half before": 0.02},
 }
 BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one part
     ("B1", {"OOD": 0.9}),
@@ -74,6 +86,20 @@ BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one
     ("D1", {"over firings less over latents": -0.01}),
     ("D2", {"Gated, denser": 0.02}),
     ("D3", {"over firings": -0.05}),
+    ("D2b", {"QF less JumpReLU": -0.1}),
+    ("E1", {"Gated": -0.04}),
+    ("E2", {"the rest": -0.1}),
+    ("E2", {"ω₀ = .01": -0.1}),
+    ("E3", {"QF less JumpReLU": -0.01}),
+    ("E3", {".02 less the first": -0.01}),
+    ("E4a", {"JumpReLU": 0.02}),
+    ("E4b", {"QF less JumpReLU": -0.01}),
+    ("E4c", {"Gated less QF": -0.05}),
+    ("E4d", {"TopK": -0.01}),
+    ("O1", {"gain": -0.1}),
+    ("O3", {"cost": -0.01}),
+    ("O4", {"rare": -0.05}),
+    ("O7", {"half before": -0.02}),
 ]
 
 
@@ -294,8 +320,9 @@ def test_rows_show_what_decided() -> None:
 
 def test_rows_are_fixed_before_their_run() -> None:
     ledger = claims.ledger()
-    assert all(claim.fixed == datetime.date(2026, 11, 26) for claim in ledger.values())
-    by_notebook = {"02_probing": "BO", "06_surprising": "HN", "04_autointerp": "D"}
+    days = {"05_quadratic_frequency": datetime.date(2026, 11, 27)}
+    assert all(c.fixed == days.get(c.notebook, datetime.date(2026, 11, 26)) for c in ledger.values())
+    by_notebook = {"02_probing": "BO", "06_surprising": "HN", "04_autointerp": "D", "05_quadratic_frequency": "DEO"}
     assert all(id_[0] in by_notebook[claim.notebook] for id_, claim in ledger.items())
     assert all(claim.open for id_, claim in ledger.items() if id_[0] in "OHN"), "what is ours is supported or not"
     assert all(claim.amended and claim.place and claim.method for claim in ledger.values())
