@@ -61,7 +61,7 @@ clean:  ## remove build/, keep the environment and the cache
 $(ENV)/installed: pyproject.toml constraints.txt
 	@$(or $(PYTHON),false) $(FITS) || { echo "error: Python 3.11, 3.12 or 3.13 is needed, found $(or $(FOUND),none):" \
 	  "install one, or name it: make PYTHON=…" >&2; exit 2; }
-	@test "$$(cat $@ 2>/dev/null)" = "$(MADE)" || $(PYTHON) -m venv --clear $(ENV)
+	@test "$$(cat $@ 2>/dev/null)" = "$(MADE)" || { test ! -L $(ENV) || rm $(ENV); $(PYTHON) -m venv --clear $(ENV); } # never through a link
 	@echo "installing packages: fetches 0.9 GB (with the CUDA build of torch, 3 GB more), takes 2.5 GB (6 GB) of disk, some minutes"
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install -c constraints.txt -e '.[dev]'

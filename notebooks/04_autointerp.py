@@ -12,9 +12,10 @@
 # SAEs of four kinds at two sparsities. *L0* is the number of active latents a token; at an L0 of ninety most SAEs have a tail of latents
 # that fire on a tenth of tokens and more. The *quadratic-frequency* penalty (QF) of [notebook 05](05_quadratic_frequency.ipynb) is made to remove them.
 #
-# **In short.** It matters how one averages: over latents an SAE finetuned on chat is first of eleven, over firings tenth. But a latent that fires often is easier to predict whatever it
+# **In short.** It can matter how one averages: over latents an SAE finetuned on chat is among the best of eleven, over firings among the worst. But a latent that fires often is easier to predict whatever it
 # means: random directions score .31 over latents, .45 over firings. Of what is left above such a floor, the denser JumpReLU SAE and the finetuned one lose about half when firings count, QF and Gated SAEs nothing, and an SAE made by hand to game the mean
-# has nothing left at all (its basis is random directions), much as the post says. Tested as fixed beforehand, without that floor, the post's three claims are not borne out: that interpretability falls with frequency is **not reproduced**, and two stay open.
+# has nothing left at all (its basis is random directions), much as the post says. Tested as fixed beforehand (amended once), without that floor, the post's three claims are not borne out: that interpretability falls with frequency at every sparsity is **not reproduced**,
+# as it falls in JumpReLU SAEs only; and that means over latents hide what QF gains over JumpReLU, and the claim about the SAE made by hand, stay open.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -70,7 +71,7 @@ pages.banner(profile, overrides)
 # ## The method: explain, predict, compare
 #
 # Our default explainer needs no language model. In the manner of Neuron-to-Graph ([Foote et al. 2023](https://arxiv.org/abs/2305.19911)) it notes how
-# strongly a latent fires on each token, and on each token after a certain other one. An explainer is a class of two methods; a language model behind any
+# strongly a latent fires on each token, and on each token after a certain other one. An explainer is a small class; a language model behind any
 # OpenAI-compatible endpoint is another one, below.
 
 # %%
@@ -123,7 +124,7 @@ pages.table(
 # A context is a window of at most thirty-two tokens of held-out chat. Conversations are dealt into two halves: from one a latent is explained, on the other it is scored. From each
 # it gets thirty windows: its strongest ten, ten spread over the quantiles of the others in which it is active, ten in which it is silent. A rare latent gets as many as there are.
 # Of each SAE four hundred latents that fire are sampled, by strata of frequency, and weighted so that the means over latents and over firings are those of all.
-# A window that is a near-duplicate of one that latents are explained from is not scored on (a rule of the second run; under the first, without it, the claims below had the same verdicts).
+# A window that is a near-duplicate of one that latents are explained from, about one in fifty, is not scored on (a rule of the second run; under the first, without it, the claims below had the same verdicts).
 
 # %% [markdown]
 # A language model is asked by the post's protocol: explain from marked excerpts, then say a level for each of the others, by the explanation alone. With
@@ -158,7 +159,7 @@ def _outcomes(url, name):
 class Endpoint(Explainer):
     """The model ``name`` at ``url`` ("": OpenAI's own), its key in $OPENAI_API_KEY. Time-outs, refusals for haste (429) and errors of the
     server are tried again ``retries`` times, ever later; what fails then, is cut off or cannot be read, is no answer; where more than ``tolerated`` of the
-    questions fail so, or more than ``at_once`` in a row, EndpointError. Each answer is kept under its question in the cache, so that a run that is repeated asks
+    questions fail so, or more than ``at_once`` in a row, EndpointError. Each answer is kept under its question in the cache, so that a run that was interrupted asks
     only for what is missing. ``lm``'s tokenizer makes the texts."""
 
     name: str
@@ -237,6 +238,8 @@ class Endpoint(Explainer):
 
 # %% tags=["hide-input"]
 explainer = Endpoint(a.model, os.environ.get("OPENAI_BASE_URL", ""), study.lm) if a.model else Best()
+if a.model and not explainer._asked("Answer with the one word yes."):  # before anything is trained for it
+    raise EndpointError(f"{a.model} does not answer: look at OPENAI_BASE_URL, OPENAI_API_KEY and model")
 
 
 @result
@@ -244,7 +247,10 @@ def look(sae, texts, lm, layer, explainer, section, seed, latents):
     """Step: [{latent, score, explanation, seen, shown: [{tokens, values, level, predicted}]}] of the ``latents`` asked for, as
     :func:`lib.latents.autointerp.evaluate` scores them: why each got its score. ``predicted`` and ``level`` are on the scale of 0 to 10, None where
     there was no answer; score is None where one cannot be scored."""
-    pools, trained = autointerp.pools_of(texts, layer, section.window), training.load(sae)
+    trained = training.load(sae)
+    if wrong := [i for i in latents if not 0 <= i < trained.config.latents]:
+        raise config.ConfigError(f"latent {wrong[0]}: this SAE has latents 0 to {trained.config.latents - 1}")
+    pools = autointerp.pools_of(texts, layer, section.window)
     columns = tuple(pool.latents(trained) for pool in pools)
     tokenizer, found = model.tokenizer(lm), []
     for latent in latents:
@@ -365,14 +371,14 @@ axis = figures.forest({name: found[name] for name in ranked}, "mean")
 axis.set(
     xlabel="mean score (Spearman correlation of predicted and true activation)",
     ylabel="SAE",
-    title="Over latents the finetuned SAE is first, over firings next to last",
+    title="Over latents finetuned is among the best, over firings among the worst",
 )
 pages.publish(
     axis.figure,
     "04_means",
     "Mean autointerp score of eleven kinds of SAE, over latents and over firings, best over latents first. Most gain over firings; JumpReLU SAEs on chat "
     "do not, and the finetuned one loses. Dots: SAE seeds; bars: 95 %, over seeds.",
-    alt="Eleven rows of two points: over firings most SAEs score higher than over latents; the finetuned one, first over latents, is next to last.",
+    alt="Eleven rows of two points: over firings most SAEs score higher than over latents; the finetuned one, among the best over latents, is next to last.",
 )
 by_firings = sorted(saes, key=lambda name: -found[name]["over firings"]["mean"])
 gain = {name: e["over firings"]["mean"] - e["over latents"]["mean"] for name, e in found.items()}
@@ -385,6 +391,22 @@ expect(
     ranked[0] == "finetuned" and by_firings.index("finetuned") == 9 and gain["finetuned"] < -0.05,
     "over latents the finetuned SAE is first of eleven, over firings tenth",
 )
+
+
+def ahead_of(name, said):
+    """Interval, over paired seeds, of how far the finetuned SAE's mean is ahead of another's."""
+    key = SCHEMES[said]
+    pairs = zip(scores["finetuned"], scores[name], strict=False)
+    return stats.over_seeds([x[key]["mean"] - y[key]["mean"] for x, y in pairs])["interval"]
+
+
+expect(
+    all(ahead_of(name, "over latents")[0] > 0 for name in ("IT", "pretraining"))
+    and all(ahead_of(name, "over latents")[0] < 0 for name in ("TopK", "Gated"))
+    and all(ahead_of(name, "over firings")[1] < 0 for name in ("TopK", "Gated", "QF"))
+    and ahead_of("pretraining", "over firings")[1] > 0,
+    "over latents finetuned is surely ahead of IT and pretraining and not of TopK or Gated, over firings surely behind TopK, Gated and QF",
+)
 expect(
     ranked.index("JumpReLU, denser") < 4 and by_firings.index("JumpReLU, denser") == 7,
     "over latents the denser JumpReLU SAE is among the first four, over firings eighth",
@@ -396,7 +418,8 @@ expect(
 expect(ranked[-1] == by_firings[-1] == "IT", "by either mean IT comes last")
 
 # %% [markdown]
-# So it matters how one counts, as the post says: finetuned comes first over latents and tenth over firings, with three seeds; the denser JumpReLU SAE is among the first four and eighth; Gated comes first
+# So it matters how one counts, as the post says: finetuned comes first over latents and tenth over firings, with three seeds. Places are means': over latents it is surely ahead of IT and pretraining and not of TopK or Gated;
+# over firings it is surely behind TopK, Gated and QF. The denser JumpReLU SAE is among the first four and eighth; Gated comes first
 # over firings only. IT, which never read chat, is last by either.
 #
 # Means are over latents that fire in both halves, .93 to all of those that fire at all. If the others scored nought, the denser JumpReLU SAE would be in the middle over latents, ahead of its QF counterpart still, and JumpReLU
@@ -523,6 +546,27 @@ def random_directions(out, like, harvested, layer, seed):
 
 
 @cached
+def components(out, like, harvested, layer, seed):
+    """Step: an SAE whose latents read principal components, two for each, one either way; the further back a component, the rarer, over the frequencies of the
+    latents of ``like`` that fire."""
+    sae, source = training.load(like), activations.read(harvested, layer)
+    x = source.gather(np.random.default_rng(seed).permutation(len(source))[:20_000]) / sae.scale
+    with torch.inference_mode():
+        often = (sae.encode(x * sae.scale) > 0).float().mean(0).sort(descending=True).values
+        mean, d = x.mean(0), x.shape[1]
+        axes = torch.linalg.svd(x - mean, full_matrices=False).Vh.T  # [d, d], the largest first
+        made = make(SAEConfig(variant="jumprelu", latents=2 * d), d)
+        made.W_enc.copy_(torch.stack([axes, -axes], 2).flatten(1))
+        rates = often[often > 0][torch.linspace(0, int((often > 0).sum()) - 1, 2 * d).long()]
+        ordered = ((x - mean) @ made.W_enc).sort(0).values
+        at = ((1 - rates) * (len(x) - 1)).round().long()
+        made.b_enc.copy_(-ordered.gather(0, at[None])[0] - mean @ made.W_enc)
+        made.theta.fill_(1e-6)
+        made.scale.copy_(sae.scale)
+    training.save(made, [], out)
+
+
+@cached
 def bigrams(out, latents, harvested, layer, seed):
     """Step: an SAE of bigrams and a basis. Two latents for each direction of a random basis, one either way, rebuild everything; each
     of the others looks for one of the frequent pairs of tokens, half of which are drawn, by a linear discriminant, as often as it occurs, and writes nothing."""
@@ -565,6 +609,8 @@ chats, topk = study.activations("chat", "train"), study.sae("topk", k=p.saes.k)
 noise = OfNoise(p)
 floors = {
     "frozen decoder": [half_trained(topk, chats, p.layer, p.training, p.seed + run, "W_dec") for run in few],
+    "frozen encoder": [half_trained(topk, chats, p.layer, p.training, p.seed + run, "W_enc") for run in few],
+    "principal components": [components(denser["JumpReLU"][run], chats, p.layer, run) for run in few],
     "random directions": [random_directions(denser["JumpReLU"][run], chats, p.layer, run) for run in few],
     "bigrams and a basis": [bigrams(p.training.latents, chats, p.layer, run) for run in few],
 }
@@ -608,17 +654,15 @@ for label, axis in axes.items():
         ticks=(1e-4, 1e-2, 1e-1),
     )
     axis.axvspan(HIGH, 1, **figures.SHADE)
-    figures.name_ends(axis)
 figure = axes["L0 about 90"].figure
-figures.headed(
-    figure, "Trained latents are explained best in the middle, random directions the better the more they fire"
-)
+axes["L0 25 to 50"].legend(loc="lower right", ncols=2, fontsize="small", columnspacing=1)
+figures.headed(figure, "The rarest latents score lowest in every SAE, and random directions gain with frequency")
 pages.publish(
     figure,
     "04_by_frequency",
-    "Mean score of latents by how often they fire, at two sparsities. Rare latents score low, those on some tokens in a thousand high. Random directions rise "
-    "throughout. Thin lines: seeds; shaded: a tenth of tokens or more.",
-    alt="Two panels of curves that rise with firing frequency up to a hundredth of tokens and then part; that of random directions rises all the way.",
+    "Mean score of latents by how often they fire, at two sparsities. Rare latents score low, those on some tokens in a thousand high. Random directions rise, "
+    "by fits. Thin lines: seeds; shaded: a tenth of tokens or more.",
+    alt="Two panels of curves that rise with firing frequency up to a hundredth of tokens and then part; that of random directions rises from .15 to .53, by fits.",
 )
 banded = {
     name: {f"{at:.1e}": e["mean"] for at, e in by_frequency(scores[name])} for label in two for name in two[label]
@@ -630,6 +674,11 @@ expect(
         for name, of in banded.items()
     ),
     "in every SAE the rarest latents score lowest, by a tenth and more",
+)
+chance_line = [e["mean"] for _, e in by_frequency(beside["random directions"])]
+expect(
+    chance_line[0] < 0.2 and chance_line[-1] > 0.5 and spearmanr(range(len(chance_line)), chance_line).statistic > 0.9,
+    "random directions rise from below .2 to above .5",
 )
 
 
@@ -949,11 +998,12 @@ expect(
 # What is told by a token, a pair or a place is found and scored near one; a subject only partly: which of thirty windows name it more often, an embedding of a short window tells roughly. So latents that mark subjects score too low here.
 # Dealt out, all score near nought.
 #
-# And what scores without having learnt to mean anything: an SAE whose decoder stays random (*frozen decoder*), one on a model whose weights were dealt out anew within each matrix
-# (*permuted model*), and the random directions.
+# And what scores without having learnt to mean anything: an SAE whose decoder, or encoder, stays random (*frozen decoder*, *frozen encoder*), one on a model whose weights were dealt out anew within each matrix
+# (*permuted model*), principal components, one latent either way, and the random directions.
 
 # %%
-kinds = ("JumpReLU, denser", "TopK", "frozen decoder", "permuted model", "random directions")
+kinds = ("JumpReLU, denser", "TopK", "frozen decoder", "frozen encoder", "permuted model", "principal components")
+kinds += ("random directions",)
 axis = figures.forest({name: found[name] for name in kinds}, "mean")
 axis.set(
     xlabel="mean score",
@@ -963,9 +1013,9 @@ axis.set(
 pages.publish(
     axis.figure,
     "04_floors",
-    "Mean score of two kinds of trained SAE and of three that have learnt less or nothing. Random directions that fire as often score .3 over latents, .45 over firings. "
+    "Mean score of two kinds of trained SAE and of five that have learnt less or nothing. Random directions score .3 over latents, .45 over firings, a frozen encoder no more. "
     "Dots: seeds; bars: 95 %.",
-    alt="Rows of two points: trained SAEs near .6, the permuted model and random directions at .3 to .4 over latents and .45 to .5 over firings.",
+    alt="Rows of two points: trained SAEs near .6; the permuted model, frozen encoder, components and random directions at .2 to .4 over latents and .4 to .5 over firings.",
 )
 
 # %% [markdown]
@@ -1011,7 +1061,7 @@ pages.publish(
     "04_above",
     "Mean of score less what random directions that fire as often score. Over firings JumpReLU SAEs keep .4 to .8 of it, QF and Gated all, an SAE of bigrams and a basis nothing. "
     "Dots: seeds; bars: 95 %.",
-    alt="Fifteen rows of two points, Gated first over firings; at the bottom the SAE of bigrams, .22 over latents and nought over firings, and random directions at nought.",
+    alt="Seventeen rows of two points, Gated first over firings; at the bottom the SAE of bigrams, .22 over latents and nought over firings, and random directions at nought.",
 )
 lead = stats.over_seeds(
     [
@@ -1042,11 +1092,23 @@ expect(
     < rest["TopK"]["over firings"]["mean"],
     "every trained SAE is above the floor over firings; frozen decoders are further than denser JumpReLU, less far than TopK",
 )
+expect(
+    rest["permuted model"]["over firings"]["interval"][1] > rest["JumpReLU, denser"]["over firings"]["mean"] - 0.01
+    and rest["permuted model"]["over firings"]["mean"] > rest["JumpReLU, denser"]["over firings"]["mean"]
+    and rest["permuted model"]["over latents"]["mean"] < rest["JumpReLU, denser"]["over latents"]["mean"] - 0.15,
+    "over firings an SAE on the permuted model is no less above the floor than denser JumpReLU, over latents far less",
+)
+ends = rest["frozen encoder"]["over latents"]["interval"] + rest["frozen encoder"]["over firings"]["interval"]
+expect(
+    ends[0] < 0 < ends[1] and ends[2] < 0 < ends[3] and rest["principal components"]["over latents"]["interval"][1] < 0,
+    "a frozen encoder is on the floor by either mean, principal components below it over latents",
+)
 
 # %% [markdown]
 # Every trained SAE is above the floor. Over latents the denser JumpReLU SAE has more left than its QF counterpart; over firings it has lost more than half and QF nothing, so that QF is ahead. That is the post's
 # picture, which the plain means hide. The SAE of bigrams is on the floor by construction: nearly all that fires in it is a basis, which is random directions. An SAE of half as many active latents whose decoder never
-# learnt is further above the floor over firings than the denser JumpReLU SAE, and less far than TopK of its own kind. PCA, and a JumpReLU SAE with a frozen half, are not here.
+# learnt is further above the floor over firings than the denser JumpReLU SAE, and less far than TopK of its own kind; even one on the permuted model is no less above it than that JumpReLU SAE, though far less over latents. With a random encoder
+# an SAE is on the floor, as it should be, and principal components are below it over latents.
 #
 # ## An SAE that games the mean
 #
@@ -1127,18 +1189,18 @@ axis = figures.curves(
 axis.set(
     xlabel="thousand tokens that the SAE was trained on",
     ylabel="mean score",
-    title="Longer training: better over latents, not over firings",
+    title="Eight times the training: no sure gain by either mean",
 )
 figures.name_ends(axis)
 pages.publish(
     axis.figure,
     "04_tokens_seen",
-    "Mean score of chat SAEs of an eighth, half and all of the steps. Over latents more training helps, over firings it does not. Bars: 95 %, over seeds.",
+    "Mean score of chat SAEs of an eighth, half and all of the steps. Over latents the mean rises a little, over firings it falls, neither surely. Bars: 95 %, over seeds.",
     alt="Two short curves over the number of tokens that SAEs were trained on.",
 )
 
 # %% [markdown]
-# An SAE of an eighth of the steps is explained a little worse over latents, and better over firings: longer training helps over latents only.
+# An SAE of an eighth of the steps scores .05 lower over latents and .03 higher over firings; with three seeds neither is sure.
 #
 # ## Do other judges agree?
 #
@@ -1209,7 +1271,7 @@ expect(
 )
 
 # %% [markdown]
-# Most latents need no more than the token and the one before, as the explainer supposes; those for which the token alone is enough are explained best. Fifty latents are few.
+# Most latents need no more than the token and the one before, as the explainer supposes; those for which the token alone is enough are explained best. Fifty latents are few (and one has contexts too short to say).
 #
 # ## Which latents count?
 #
@@ -1236,15 +1298,25 @@ for said, key in SCHEMES.items():
     low, high = scores["JumpReLU"][0][key]["interval"]
     expect(low < every[key]["mean"] < high, f"the mean {said} of every latent lies in the interval of the sample's")
 cut_off = np.nanmean(value[times >= 100]) - np.nanmean(value)
+
+
+@result
+def near_duplicates(texts, layer, width):
+    """Step: share of the windows to score on that are near-duplicates of one to explain from, either way round."""
+    return [float(1 - autointerp.pools_of(each, layer, width)[1].drawn.mean()) for each in (texts, texts[::-1])]
+
+
+alike = near_duplicates(study.halves, p.layer, a.window, name="04_near_duplicates").value
+expect(0.01 < min(alike) < max(alike) < 0.03, "about one window in fifty is a near-duplicate, and not scored on")
 expect(0.05 < cut_off < 0.08, "a cut-off at a hundred tokens raises the mean over latents by .06")
 
 # %% [markdown]
 # ## A latent of your choice
 #
-# Another number here, and another SAE, shows why that latent got its score: what it is explained from, and what was predicted on other windows.
+# Another number here, and another SAE, shows why that latent got its score: what it is explained from, and what was predicted on other windows. (In a fresh clone that SAE is trained first, some minutes.)
 
 # %%
-latent = three[0]
+latent = sampled[0]
 (mine,) = look(
     saes["JumpReLU"][0], study.halves, study.lm, p.layer, explainer, a, p.seed, (latent,), name="04_mine"
 ).value
@@ -1264,7 +1336,8 @@ pages.table(
 # %% [markdown]
 # ## The claims
 #
-# Each test was written down before these numbers were seen (`data/claims.yaml`, rows D, with what was known).
+# Each test was written down before its first numbers were seen (`data/claims.yaml`, rows D, with what was known). Rows and tests are those; after a first run two things were changed, near-duplicate windows (above) and, for D3,
+# the pairs of tokens, which are drawn anew for each basis. The verdicts were the same.
 
 
 # %%
@@ -1346,8 +1419,13 @@ expect(
     min(parts["D2"][name]["mean"] for name in parts["D2"] if not name.startswith("JumpReLU")) > 0,
     "over firings TopK and Gated SAEs score higher than over latents",
 )
-sooner = {said: found["an eighth of the steps"][said]["mean"] - found["JumpReLU"][said]["mean"] for said in SCHEMES}
+sooner = {
+    said: stats.over_seeds(gaps(beside["an eighth of the steps"], scores["JumpReLU"], key))
+    for said, key in SCHEMES.items()
+}
 expect(
-    -0.1 < sooner["over latents"] < -0.03 < 0.02 < sooner["over firings"] < 0.05,
-    "after an eighth of the steps latents are explained worse over latents, better over firings",
+    all(e["interval"][0] < 0 < e["interval"][1] for e in sooner.values())
+    and abs(sooner["over latents"]["mean"] + 0.05) < 0.01
+    and abs(sooner["over firings"]["mean"] - 0.03) < 0.01,
+    "after an eighth of the steps the mean is .05 lower over latents, .03 higher over firings, neither surely",
 )

@@ -287,6 +287,20 @@ def test_random_directions_fire_as_often_as_what_they_replace(empty_store: store
     assert (now - then).abs().max() < 1e-3 and then.max() > 0.3 and then.min() < 0.01
 
 
+def test_components_read_either_way_and_fire_within_the_rates_of_what_they_replace(empty_store: store.Store) -> None:
+    like = notebook.bigrams(200, read_by_pair(), 0, 0)
+    made = training.load(notebook.components(like, read_by_pair(), 0, 0))
+    x = activations.read(read_by_pair(), 0).gather(np.arange(2000))
+    axes = made.W_enc.T
+    assert torch.allclose(axes[::2], -axes[1::2]) and torch.allclose(
+        axes[::2] @ axes[::2].T, torch.eye(x.shape[1]), atol=1e-4
+    )
+    spread = (x @ axes[::2].T).var(0)
+    assert spread[0] > 1.2 * spread[-1], "the largest first"
+    rates, of_like = ((sae.encode(x) > 0).float().mean(0) for sae in (made, training.load(like)))
+    assert rates[0] > rates[-1] and of_like[of_like > 0].min() / 2 < rates.mean() < of_like.max()
+
+
 def test_the_intruder_is_spotted_where_it_can_be(empty_store: store.Store) -> None:
     """Twelve excerpts of a kind and twelve of another, of one latent; of the next, all alike."""
 
