@@ -105,9 +105,7 @@ class SAESection(_Section):
     level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
     # Lambda, k and L1 coefficient at which SAEs on chat have an L0 of about 90, and a tail of latents that fire often.
     denser: dict[str, float] = {"JumpReLU": 4.4e-4, "QF": 1.7e-4, "TopK": 90, "Gated": 0.0715}
-    sweep: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3)  # lambdas of notebook 05's JumpReLU curves
-    k_sweep: tuple[int, ...] = (16, 40, 100)  # k of its TopK curve
-    gated_sweep: tuple[float, ...] = (0.06, 0.12, 0.24)  # L1 coefficients of its Gated curve
+    sweep: tuple[int, ...] = (10, 25, 40, 90, 150)  # levels of L0, about, of notebook 05's curves
     omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
 
 

@@ -1093,8 +1093,7 @@ expect(
     "every trained SAE is above the floor over firings; frozen decoders are further than denser JumpReLU, less far than TopK",
 )
 expect(
-    rest["permuted model"]["over firings"]["interval"][1] > rest["JumpReLU, denser"]["over firings"]["mean"] - 0.01
-    and rest["permuted model"]["over firings"]["mean"] > rest["JumpReLU, denser"]["over firings"]["mean"]
+    rest["permuted model"]["over firings"]["mean"] > rest["JumpReLU, denser"]["over firings"]["mean"]
     and rest["permuted model"]["over latents"]["mean"] < rest["JumpReLU, denser"]["over latents"]["mean"] - 0.15,
     "over firings an SAE on the permuted model is no less above the floor than denser JumpReLU, over latents far less",
 )
@@ -1298,6 +1297,7 @@ for said, key in SCHEMES.items():
     low, high = scores["JumpReLU"][0][key]["interval"]
     expect(low < every[key]["mean"] < high, f"the mean {said} of every latent lies in the interval of the sample's")
 cut_off = np.nanmean(value[times >= 100]) - np.nanmean(value)
+expect(0.05 < cut_off < 0.08, "a cut-off at a hundred tokens raises the mean over latents by .06")
 
 
 @result
@@ -1308,7 +1308,6 @@ def near_duplicates(texts, layer, width):
 
 alike = near_duplicates(study.halves, p.layer, a.window, name="04_near_duplicates").value
 expect(0.01 < min(alike) < max(alike) < 0.03, "about one window in fifty is a near-duplicate, and not scored on")
-expect(0.05 < cut_off < 0.08, "a cut-off at a hundred tokens raises the mean over latents by .06")
 
 # %% [markdown]
 # ## A latent of your choice

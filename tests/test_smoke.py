@@ -23,7 +23,7 @@ from lib.report import notebooks
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
 
 
-FIGURES = 35
+FIGURES = 47
 
 # Five lines in a notebook, nothing in lib.
 BASELINE = """
@@ -38,7 +38,7 @@ PENALTY = """
 class Cubic(Penalty):
     def of(self, omega):
         return (omega + omega**3).sum()
-families["mine"] = [study.sae("jumprelu", coefficient=2e-3, penalty=Cubic())]
+kinds["mine"] = jumprelu(Cubic()), {90: 2e-3}
 """
 
 
@@ -159,10 +159,15 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
         ),
         (
             "05_quadratic_frequency",
-            "found = values(",
+            "beside = {",
             PENALTY,
             "from dataclasses import dataclass\nfrom lib.sae.penalties import Penalty\n",
-            {"lib.sae.training.train": 1, "lib.sae.metrics.evaluate": 1},
+            {
+                "lib.sae.training.train": 1,
+                "lib.sae.metrics.evaluate": 1,
+                "lib.sae.metrics.loss_recovered": 1,
+                "lib.latents.autointerp.evaluate": 1,
+            },
         ),
     ],
 )
