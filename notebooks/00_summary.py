@@ -125,18 +125,18 @@ claims.filed(records, claims.fixed(), name="claims").value
 verdicts = {"reproduced": "#009E73", "supported": "#009E73", "not reproduced": "#D55E00", "not supported": "#D55E00"}
 
 
-def forest(*notebooks, height=0.47):
+def forest(*notebooks):
     """A figure of the deciding numbers of claims that are of these notebooks, a panel for each unit."""
     groups = {}
     for record in records:
         if (claim := claims.ledger()[record.id]).notebook in notebooks:
             groups.setdefault(claim.unit, []).append(record)
     heights = [len(group) + 0.6 for group in groups.values()]
-    figure, axes = plt.subplots(
-        len(groups), figsize=(figures.WIDTH, height * sum(heights) + 0.9), height_ratios=heights
-    )
+    figure, axes = plt.subplots(len(groups), figsize=(figures.WIDTH, 0.58 * sum(heights) + 0.9), height_ratios=heights)
     for axis, (unit, mine) in zip(axes, groups.items(), strict=True):
         marks = [x for r in mine for x in (*r.interval, claims.ledger()[r.id].post.get(r.decided_by, r.value))]
+        tests = [claims.ledger()[r.id].test for r in mine]
+        marks += [end for test in tests for end in (test.above, test.below) if np.isfinite(end)]
         low, high = min(marks) - 0.06 * np.ptp(marks), max(marks) + 0.06 * np.ptp(marks)
         for at, r in enumerate(mine):
             claim, colour = claims.ledger()[r.id], verdicts.get(r.verdict, figures.CONTEXT)
@@ -164,7 +164,7 @@ pages.publish(
 )
 
 # %% tags=["hide-input"]
-figure = forest("04_autointerp", "05_quadratic_frequency", height=0.58)
+figure = forest("04_autointerp", "05_quadratic_frequency")
 figures.headed(
     figure, "On explaining latents, and on how often they fire: three are reproduced, three are not, five open"
 )

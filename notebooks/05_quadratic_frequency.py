@@ -23,7 +23,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 
 # %% tags=["hide-input"]
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +79,7 @@ def jumprelu(penalty=None, **fields):
 
 
 nested = {"prefixes": tuple(sorted({max(1, p.training.latents // part) for part in (8, 4, 2, 1)}))}
-kinds = {
+kinds: dict[str, Any] = {  # {name: (the SAE of a setting, {level: setting})}
     "Gated": (
         lambda c: study.sae("gated", coefficient=c),
         {10: 0.45, 25: 0.24, 40: t.gated, 90: t.denser["Gated"], 150: 0.045},
@@ -115,7 +115,7 @@ saes = {
         for level, knob in settings.items()
         if level in t.sweep
     }
-    for kind, (made, settings) in (kinds | beside).items()
+    for kind, (made, settings) in {**kinds, **beside}.items()
 }
 
 
@@ -293,8 +293,8 @@ for level, of in apart.items():
         of["JumpReLU, another seed"] = stats.over_seeds(
             [distance(x, y) for x, y in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
         )
-rows = {kind: {f"L0 {level}": drawn(of[kind]) for level, of in apart.items() if kind in of} for kind in apart[ends]}
-axis = figures.forest(rows, "mean")
+by_kind = {kind: {f"L0 {level}": drawn(of[kind]) for level, of in apart.items() if kind in of} for kind in apart[ends]}
+axis = figures.forest(by_kind, "mean")
 axis.set(
     xlabel="distance to JumpReLU's histogram (decades of frequency)",
     ylabel="",
@@ -600,7 +600,8 @@ def means(kind, level, said):
     return [e[SCHEMES[said]]["mean"] for e in scores[kind][level]]
 
 
-TESTED = (*main, "QF ω₀=0.01", "squared frequency", "BatchTopK", "Matryoshka", "QF + Matryoshka")  # not a reader's own
+# Kinds of which some level has several seeds, and which the rows are about: not a reader's own.
+TESTED = ("JumpReLU", "QF", "TopK", "Gated", "QF ω₀=0.01", "squared frequency", "Matryoshka", "QF + Matryoshka")
 spread = {said: pooled([means(kind, level, said) for kind in TESTED for level in scores[kind]]) for said in SCHEMES}
 axes = figures.panels(list(SCHEMES), columns=2, y="mean score", height=3.6)
 for said, axis in axes.items():
@@ -799,7 +800,7 @@ def portrait(sae, harvested, layer):
 ours, theirs = saes["JumpReLU"][ends], saes["QF"][ends]
 chats, held_out = study.activations("chat", "train"), study.activations("chat", "eval")
 noise = [random_directions(sae, chats, p.layer, run) for run, sae in enumerate(theirs)]
-split = []
+compared = []
 for run, sae in enumerate(ours):
     others = {
         "QF": theirs[run],
@@ -809,13 +810,13 @@ for run, sae in enumerate(ours):
     }
     if run < len(saes["Gated"][ends]):
         others["Gated"] = saes["Gated"][ends][run]
-    split.append(
+    compared.append(
         {
             what: told(sae, others, held_out, p.layer, low, most, name=f"05_told_{what}_{run}")
             for what, (low, most) in {"high": (HIGH, 2.0), "middling": (FREQUENT, HIGH)}.items()
         }
     )
-split = values(split)
+split = values(compared)
 
 # %%
 MEASURES = {"one": "the best one", "ten": "ten", "all": "all"}
@@ -1055,7 +1056,7 @@ def passing(out, parts, which):
 dense = kinds["JumpReLU"][0](t.denser["JumpReLU"])
 spaces = [subspaces(sae, chats, p.layer, 0.9, run) for run, sae in enumerate(ours[: len(few)])]
 rows_of = [in_a_row(part, chats, p.layer, run) for run, part in enumerate(spaces)]
-WITHOUT = {
+removed = {
     "without what high latents write": ("written", spaces),
     "without as many components": ("components", rows_of),
     "without random directions": ("random", spaces),
@@ -1064,7 +1065,7 @@ again = {
     said: [
         trained_without(dense, chats, p.layer, p.training, p.seed + run, part, which) for run, part in enumerate(parts)
     ]
-    for said, (which, parts) in WITHOUT.items()
+    for said, (which, parts) in removed.items()
 }
 grown = values(
     {
@@ -1072,7 +1073,7 @@ grown = values(
             regrown(sae, held_out, p.layer, part, which, name=f"05_regrown_{which}_{run}")
             for run, (sae, part) in enumerate(zip(again[said], parts, strict=True))
         ]
-        for said, (which, parts) in WITHOUT.items()
+        for said, (which, parts) in removed.items()
     }
 )
 share_of = {said: np.array([e["high"] for e in of]) / p.training.latents for said, of in grown.items()}
@@ -1085,7 +1086,7 @@ axis = figures.forest(
     {
         said: {"measured": drawn(stats.over_seeds(share_of[said]))}
         | ({"of whole residuals at that L0": drawn(stats.over_seeds(as_sparse[said]))} if said in as_sparse else {})
-        for said in ("before", *WITHOUT)
+        for said in ("before", *removed)
     },
     "mean",
 )
@@ -1103,7 +1104,7 @@ pages.publish(
 )
 
 # %%
-passed = {said: [passing(part, which) for part in parts] for said, (which, parts) in WITHOUT.items()}
+passed = {said: [passing(part, which) for part in parts] for said, (which, parts) in removed.items()}
 fits = {"dense": study.baselines["dense"]}
 fits |= {said: study.fit(study.linear, *study.see(Reconstruction, of)) for said, of in passed.items()}
 probed = study.table(fits, "05_probes").value
@@ -1326,14 +1327,14 @@ ASKED = {
 axes = figures.panels(
     list(ASKED),
     columns=2,
-    x="L0, active latents a token (line: of the world)",
     y="F1 of the nearest latent",
     height=3.4,
 )
 for said, axis in axes.items():
     figures.curves(by_l0(ASKED[said]), "mean", axis=axis, ticks=(10, 20, 40, 80))
     axis.axvline(true_l0, color=figures.CONTEXT, linewidth=1)
-    figures.name_ends(axis)
+    axis.set_xlabel("L0 (line: of the world)")
+named(axis)
 figures.headed(
     axis.figure, "QF loses features that are truly dense; set too dense itself, the L0 penalty loses them as well"
 )
@@ -1422,7 +1423,7 @@ def slope(kind, said="over firings", most=90):
 
 def score_gap(first, second, said="over firings"):
     """Of one SAE's mean less another's, each (kind, level)."""
-    return combined([means(*first, said), means(*second, said)], [1, -1], spread[said])
+    return combined([means(kind, level, said) for kind, level in (first, second)], [1, -1], spread[said])
 
 
 def gain(other):
