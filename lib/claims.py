@@ -184,6 +184,6 @@ def rows(records: Sequence[Record], tests: bool = False) -> list[tuple[str, ...]
         shown = f"{r.value:.3f} [{r.interval[0]:.3f}, {r.interval[1]:.3f}]{f' ({r.decided_by})' if len(r.parts) > 1 else ''}"
         shown += "" if r.margin is None else f"; passes at a margin of {r.margin:.3f}"
         verdict = f"{r.verdict}{' †' if r.holm else ''}"
-        verdict += "" if r.needed is None else f"; {r.needed:.2g} times the size would decide"
+        verdict += "" if r.needed is None else f"; {float(f'{r.needed:.2g}'):,g} times the size would decide"
         found.append((r.id, r.statement, *((r.measure, shown, r.test) if tests else (shown,)), verdict))
     return found
