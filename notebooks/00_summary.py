@@ -166,12 +166,13 @@ pages.publish(
 # %% tags=["hide-input"]
 figure = forest("04_autointerp", "05_quadratic_frequency")
 figures.headed(
-    figure, "On explaining latents, and on how often they fire: three are reproduced, three are not, five open"
+    figure,
+    "Of the post's claims on explaining latents and on their frequency three are reproduced, three are not, five open",
 )
 pages.publish(
     figure,
     "00_claims_latents",
-    "Claims on autointerp (D) and firing frequency (E), and questions of the post's that we answer (O), drawn as above. "
+    "Claims on autointerp (D) and firing frequency (E), and questions of ours beside them (O), drawn as above. "
     "Where a test has several parts, the one that decided stands here.",
     alt="Forest plot of fifteen claims: of the post's three are reproduced, three are not, five open; of our questions two are supported, two are not.",
 )
