@@ -356,14 +356,14 @@ expect(
 axis = figures.curves(lines(lambda e: e["fvu"]), "mean", ticks=TICKS)
 axis.set(
     xlabel="L0, active latents a token",
-    ylabel="FVU, fraction of variance unexplained",
+    ylabel="FVU",
 )
 named(axis)
 figures.headed(axis.figure, "Gated SAEs leave most unexplained, BatchTopK least; QF is close to JumpReLU")
 pages.publish(
     axis.figure,
     "05_fvu_l0",
-    "Reconstruction against sparsity. JumpReLU SAEs and their penalties lie together, TopK above them from an L0 of 25 on. "
+    "FVU, the share of variance unexplained, against L0. JumpReLU SAEs and their penalties lie together, TopK above them from an L0 of 25 on. "
     "Dots: means over one to five seeds, whose spread is smaller than a dot.",
     alt="Seven falling curves of FVU against L0: Gated highest throughout, BatchTopK lowest, the others between, close together, TopK the highest of them.",
 )
@@ -402,7 +402,7 @@ axis = figures.curves(lines(lambda e: e["fvu"] - np.interp(np.log(e["l0"]), *ref
 axis.axhline(0, color=figures.CONTEXT, linewidth=1)
 axis.set(
     xlabel="L0, active latents a token",
-    ylabel="FVU less that of JumpReLU at equal L0",
+    ylabel="FVU less JumpReLU's",
     ylim=(-0.025, 0.06),
 )
 named(axis)
@@ -410,7 +410,7 @@ figures.headed(axis.figure, "QF costs nothing up to an L0 of forty, and a hundre
 pages.publish(
     axis.figure,
     "05_costs",
-    "The same, less JumpReLU's curve (straight between its five levels, in log L0). Gated leaves the picture on the left. Bars: 95 %, over seeds, where there are several.",
+    "The same, less JumpReLU's at equal L0 (its curve is straight between its five levels, in log L0). Gated leaves the picture on the left. Bars: 95 %, over seeds, where there are several.",
     alt="Differences of FVU to JumpReLU: QF and its kin at or just below nought up to an L0 of forty, then above it; TopK a hundredth or two above; Gated far above; BatchTopK below.",
 )
 
