@@ -95,6 +95,8 @@ kinds: dict[str, Any] = {  # {name: (the SAE of a setting, {level: setting})}
     "squared frequency": (jumprelu(SquaredFrequency()), {10: 0.3, 40: 0.03, 90: 0.0033}),
     "BatchTopK": (lambda k: study.sae("batchtopk", k=k), {10: 10, 40: 40, 90: 90}),
 }
+
+# %%
 beside = {  # in no curve
     "QF ω₀=1": (jumprelu(QuadraticFrequency(1.0)), {90: 3.7e-4}),
     "QF ω₀=0.3": (jumprelu(QuadraticFrequency(0.3)), {90: 2.7e-4}),
