@@ -121,12 +121,12 @@ class Study:
         """A JumpReLU SAE at the headline sparsity, unless told."""
         return self.sae("jumprelu", **{"coefficient": self.profile.saes.coefficient, **fields})
 
-    def finetuned(self, sae: SAEConfig, run: int) -> tuple[Artifact, Artifact]:
-        """An SAE on IT, and one that leaves it before its learning rate falls and goes on with chat: of equal numbers of steps."""
+    def finetuned(self, sae: SAEConfig, run: int, first: Corpus = "IT") -> tuple[Artifact, Artifact]:
+        """An SAE on ``first``, and one that leaves it before its learning rate falls and goes on with chat: of equal numbers of steps."""
         share, steps = self.profile.saes.finetuning, self.profile.training.steps
         left = round((1 - share) * steps)
-        it = self.train("IT", sae, run=run, checkpoints=(left / steps,))
-        return it, self.train("chat", sae, start=it, run=run, share=share, checkpoint=left)
+        begun = self.train(first, sae, run=run, checkpoints=(left / steps,))
+        return begun, self.train("chat", sae, start=begun, run=run, share=share, checkpoint=left)
 
     @cached_property
     def saes(self) -> dict[str, list[Artifact]]:
@@ -143,7 +143,7 @@ class Study:
             "IT": [*it],
             "finetuned": [*tuned],
             "chat": [self.train("chat", sae, run=run) for run in seeds],
-            "pretraining": [self.train("pretraining", sae, run=run) for run in few],
+            "pretraining": [self.finetuned(sae, run, "pretraining")[0] for run in few],
             "TopK": [self.train("chat", self.sae("topk", k=which.k), run=run) for run in few],
             "QF": [self.train("chat", penalised, run=run) for run in few],
             "Gated": [self.train("chat", self.sae("gated", coefficient=which.gated), run=run) for run in few[:3]],

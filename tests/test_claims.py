@@ -54,6 +54,15 @@ ALIKE: dict[str, dict[str, float]] = {  # parts of a run that agrees with the po
     "O3": {"high": 0.02, "cost": 0.01},
     "O4": {"high": 0.05, "rare": 0.05},
     "O7": {"against random directions": 0.05, "half before": 0.02},
+    "A1": {"from IT, single latent": 0.05, "chat, k latents": 0.04},
+    "A2": {"from IT, single latent": 0.0, "from pretraining, k latents": -0.01},
+    "A3": {"from pretraining less from IT": 0.01, "from the end": -0.01},
+    "A4": {"single latent": 0.005, "k latents": -0.005},
+    "A5": {"none redrawn": 0.01, "half redrawn": -0.01},
+    "A6a": {"less none redrawn": -0.05, "less IT": -0.02},
+    "A6b": {"single latent": 0.03, "k latents": 0.02},
+    "A6c": {"less pretraining": 0.02, "less chat": 0.01},
+    "O5": {"from IT less chat": 0.005, "from pretraining less from IT": 0.05},
 }
 BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one part
     ("B1", {"OOD": 0.9}),
@@ -100,6 +109,16 @@ BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one
     ("O3", {"cost": -0.01}),
     ("O4", {"rare": -0.05}),
     ("O7", {"half before": -0.02}),
+    ("A1", {"chat, k latents": -0.03}),
+    ("A2", {"from pretraining, k latents": -0.05}),
+    ("A2", {"from IT, single latent": 0.05}),
+    ("A3", {"from the end": 0.04}),
+    ("A4", {"k latents": -0.04}),
+    ("A5", {"half redrawn": 0.06}),
+    ("A6a", {"less IT": 0.02}),
+    ("A6b", {"k latents": -0.02}),
+    ("A6c", {"less chat": -0.01}),
+    ("O5", {"from pretraining less from IT": 0.01}),
 ]
 
 
@@ -320,9 +339,10 @@ def test_rows_show_what_decided() -> None:
 
 def test_rows_are_fixed_before_their_run() -> None:
     ledger = claims.ledger()
-    days = {"05_quadratic_frequency": datetime.date(2026, 11, 27)}
+    days = dict.fromkeys(("01_training", "05_quadratic_frequency"), datetime.date(2026, 11, 27))
     assert all(c.fixed == days.get(c.notebook, datetime.date(2026, 11, 26)) for c in ledger.values())
     by_notebook = {"02_probing": "BO", "06_surprising": "HN", "04_autointerp": "D", "05_quadratic_frequency": "DEO"}
+    by_notebook["01_training"] = "AO"
     assert all(id_[0] in by_notebook[claim.notebook] for id_, claim in ledger.items())
     assert all(claim.open for id_, claim in ledger.items() if id_[0] in "OHN"), "what is ours is supported or not"
     assert all(claim.amended and claim.place and claim.method for claim in ledger.values())
