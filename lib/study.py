@@ -169,8 +169,7 @@ class Study:
 
     def evaluate(self, trained: Artifact, corpus: Corpus, name: str) -> Artifact:
         """:func:`lib.sae.metrics.evaluate` on held-out text."""
-        p = self.profile
-        held_out = self.activations(corpus, "eval")
+        p, held_out = self.profile, self.activations(corpus, "eval")
         return metrics.evaluate(trained, held_out, p.layer, p.probes.bootstrap, p.seed, name=name)
 
     def fit(self, probe: Probe, *seen: View, change: Change = NOTHING, draws: int = 0) -> Artifact:
@@ -221,8 +220,7 @@ class Study:
         return exchange.bring(path, self.lm, self.profile.layer, chats, any_place)
 
     def table(self, fitted: Mapping[str, Fitted], name: str, **how: Any) -> Artifact:
-        picks = {label: _pick(one) for label, one in fitted.items()}
-        return tables.table(self.labelled, picks, **how, name=name)
+        return tables.table(self.labelled, {label: _pick(one) for label, one in fitted.items()}, **how, name=name)
 
     def compare(self, step: Step, named: Mapping[str, Sequence[Fitted]], name: str, **how: Any) -> Artifact:
         """:func:`lib.probes.tables.differences`, first minus second, or :func:`lib.probes.tables.closed`: (top, low, high)."""

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -190,7 +191,8 @@ class Store:
         if artifact.kind == "result":
             payload = plain(artifact.function(**artifact.arguments))
             record = {**_about(artifact), "sha256": digest(payload), "payload": payload}
-            write_atomic(self.results / f"{artifact.name}.json", json.dumps(record, indent=1) + "\n")
+            said = re.sub(r"\n +(?=[-\d\]n])", "", json.dumps(record, indent=1))  # numbers of a list on one line
+            write_atomic(self.results / f"{artifact.name}.json", said + "\n")
             return
         torch.get_num_threads()  # the first call sets it, so not within the limit
         with self._writing(artifact) as out, threadpool_limits(1 if artifact.kind == "apart" else None):
