@@ -143,7 +143,7 @@ class Study:
             "IT": [*it],
             "finetuned": [*tuned],
             "chat": [self.train("chat", sae, run=run) for run in seeds],
-            "pretraining": [self.finetuned(sae, run, "pretraining")[0] for run in few],
+            "pretraining": [self.train("pretraining", sae, run=run) for run in few],
             "TopK": [self.train("chat", self.sae("topk", k=which.k), run=run) for run in few],
             "QF": [self.train("chat", penalised, run=run) for run in few],
             "Gated": [self.train("chat", self.sae("gated", coefficient=which.gated), run=run) for run in few[:3]],

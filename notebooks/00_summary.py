@@ -203,13 +203,13 @@ expect(
 pages.table(claims.rows(records), ("", "claim (O, H, N: ours)", "what decided", "verdict"))
 
 # %% [markdown]
-# Claims on training and on debugging a data set are not tested yet.
+# Claims on training chat SAEs (A, O5) have their tests fixed and are not judged yet; those on debugging a data set (C) are not tested yet.
 #
 # ## How to read it
 #
 # | notebook | question |
 # | --- | --- |
-# | [01 · Training chat SAEs](01_training.ipynb) | What does finetuning on chat do to an SAE? |
+# | [01 · Training chat SAEs](01_training.ipynb) | How should one get an SAE for a chat model, and how much chat does it need? |
 # | [02 · Probing](02_probing.ipynb) | Do SAE latents beat a dense probe out of distribution? |
 # | [06 · Is it surprising?](06_surprising.ipynb), read after 02 | Why do a few latents fall short: shift, sparsity, or the dictionary? |
 # | [03 · Debugging a data set](03_debugging.ipynb) | Do latents reveal the shortcuts in a data set? |

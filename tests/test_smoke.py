@@ -14,6 +14,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from safetensors.torch import load_file
+from test_exchange import PEERS
 from test_files import rows, write
 from test_report import broken_links, outside_requests
 
@@ -23,7 +25,7 @@ from lib.report import notebooks
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
 
 
-FIGURES = 47
+FIGURES = 50
 
 # Five lines in a notebook, nothing in lib.
 BASELINE = """
@@ -39,6 +41,20 @@ class Cubic(Penalty):
     def of(self, omega):
         return (omega + omega**3).sum()
 kinds["mine"] = jumprelu(Cubic()), {90: 2e-3}
+"""
+
+
+FAMILY = """
+families["IT and chat"] = lambda sae, run: study.train({"IT": 2, "chat": 1}, sae, run=run)
+"""
+EXPORT = """
+for name, of in saes.items():
+    exchange.export(of[0], Path("FOLDER") / name, exchange.PACKAGED_NAME, p.layer, p.corpora.context)
+source = activations.read(held_out["chat"], p.layer)
+x = source.gather(np.random.default_rng(0).permutation(len(source))[:1000])
+ours = {name: training.load(of[0]) for name, of in saes.items()}
+save_file({"x": x, "unit": x} | {name: sae.reconstruct(x) for name, sae in ours.items()}, "FOLDER/x.safetensors")
+Path("FOLDER/jobs.json").write_text(json.dumps({name: {"variant": "jumprelu"} for name in saes}))
 """
 
 
@@ -158,6 +174,13 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
             {"lib.probes.methods.fit": 1, "lib.probes.tables.table": 1},
         ),
         (
+            "01_training",
+            "saes = {name: [way(",
+            FAMILY,
+            "",
+            {"lib.sae.training.train": 3},
+        ),
+        (
             "05_quadratic_frequency",
             "beside = {",
             PENALTY,
@@ -178,15 +201,40 @@ def test_a_readers_own_is_a_few_lines_and_computes_only_itself(
     again computes only what is new and the table that it stands in."""
     assert len(cell.strip().splitlines()) <= 5
     with_cell(name, before, imports + cell, tmp_path / "notebooks")
+    assert again(cold, tmp_path, name) == computed
+
+
+def again(cold: Run, folder: Path, name: str) -> Counter:
+    """Run a notebook of ``folder`` on what the cold run left; the steps that it began."""
     script = (
         "import sys; from pathlib import Path; from lib.report import notebooks, runner;"
         "notebooks.folder = lambda: Path(sys.argv[1]); runner.run('smoke', [sys.argv[2]], {}, 14_400)"
     )
-    build = tmp_path / "build"
+    build = folder / "build"
     shutil.copytree(cold.build / "smoke" / "results", build / "smoke" / "results")
-    command = [sys.executable, "-c", script, str(tmp_path / "notebooks"), name]
+    command = [sys.executable, "-c", script, str(folder / "notebooks"), name]
     environment = cold.environment | {"SAE_REPORT_BUILD": str(build), "PYTHONPATH": str(config.ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    begun = Counter(event["step"] for event in events(build) if event["event"] == "start")
-    assert begun == computed
+    return Counter(event["step"] for event in events(build) if event["event"] == "start")
+
+
+def test_saelens_loads_an_sae_of_each_family(cold: Run, tmp_path: Path) -> None:
+    """Exported by the line that notebook 01 shows; on tokens where no latent lies at its very threshold it rebuilds the same."""
+    if not PEERS.exists():
+        pytest.skip("SAELens is not installed: make test does it")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    cell = "import json\nfrom safetensors.torch import save_file\n" + EXPORT.replace("FOLDER", str(folder))
+    with_cell("01_training", "returned = exported(", cell, tmp_path / "notebooks")
+    assert not again(cold, tmp_path, "01_training")
+    oracle = Path(__file__).with_name("saelens_oracle.py")
+    done = subprocess.run([PEERS, oracle, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = load_file(folder / "x.safetensors")
+    names = sorted(set(ours) - {"x", "unit"})
+    assert names == ["IT", "chat", "from IT", "from pretraining", "mixed", "pretraining"]
+    for name in names:
+        theirs = load_file(folder / f"{name}_out.safetensors")["reconstruction"]
+        off = (theirs - ours[name]).abs().amax(1) / ours[name].abs().max()
+        assert (off < 1e-5).float().mean() > 0.995, name
