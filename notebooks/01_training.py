@@ -865,5 +865,5 @@ expect(
 # **What would change our mind.** One size of dictionary, six hundred thousand tokens a corpus, one chat set: with more tokens the order between chat and the finetuned ones could change, as theirs have read
 # a third as much of it. SAEs differ in L0 at one weight of the penalty; the second sparsity tells the same. The settings were searched for chat alone. Whether these SAEs *probe* alike is not answered here yet.
 #
-# **Try** `overrides = {"saes.finetuning": 0.1}`, a tenth of the steps on chat. **Next**:
+# **Try** `overrides = {"saes.coefficient": 5e-4}`, a weaker penalty: less error, more active latents. **Next**:
 # [02](02_probing.ipynb) asks whether the latents of these SAEs help to spot harmful requests.
