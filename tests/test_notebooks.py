@@ -252,7 +252,7 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
     path = folders[1] / "02_probes.json"
     path.write_text(re.sub(r'("ood": \{\s*"auroc": )[\d.]+', r"\g<1>0.123", path.read_text(), count=1))
     (folders[1] / "03_cards.json").rename(folders[1] / "03_new.json")
-    path = folders[1] / "01_chat_on_chat.json"
+    path = folders[1] / "01_chat_0_on_chat.json"
     path.write_text(path.read_text().replace('"latents": 2304', '"latents": 2305'))
     found = drift(*folders)
     assert len(found) == 4
@@ -260,7 +260,7 @@ def test_drift_reports_changed_numbers_missing_results_and_nothing_else(tmp_path
         "03_cards: committed",
         "03_new: in the run",
         "02_probes.attention.ood.auroc",
-        "01_chat_on_chat.latents",
+        "01_chat_0_on_chat.latents",
     ):
         assert any(words in line for line in found), found
 
@@ -276,9 +276,9 @@ def test_figure_drift_notices_a_moved_curve(tmp_path: Path) -> None:
     picture = Image.open(path).convert("RGB")
     ImageDraw.Draw(picture).line([(100, 100), (800, 400)], fill="black", width=9)
     picture.save(path)
-    (folders[1] / "01_fvu.png").unlink()
+    (folders[1] / "01_fvu_l0.png").unlink()
     found = figure_drift(*folders)
-    assert len(found) == 2 and "01_fvu" in found[0] and "pixels differ" in found[1]
+    assert len(found) == 2 and "01_fvu_l0" in found[0] and "pixels differ" in found[1]
 
 
 def test_lab_pairs_notebooks_with_their_sources(tmp_path: Path) -> None:
