@@ -69,6 +69,8 @@ families = {
     "from IT": lambda sae, run: study.finetuned(sae, run)[1],
 }
 # yours: families["IT and chat"] = lambda sae, run: study.train({"IT": 2, "chat": 1}, sae, run=run)
+
+# %%
 saes = {name: [way(study.jumprelu(), run) for run in range(headline.seeds)] for name, way in families.items()}
 
 # %% [markdown]
