@@ -53,7 +53,7 @@ for name, of in saes.items():
 source = activations.read(held_out["chat"], p.layer)
 x = source.gather(np.random.default_rng(0).permutation(len(source))[:1000])
 ours = {name: training.load(of[0]) for name, of in saes.items()}
-save_file({"x": x, "unit": x} | {name: sae.reconstruct(x) for name, sae in ours.items()}, "FOLDER/x.safetensors")
+save_file({"x": x} | {name: sae.reconstruct(x) for name, sae in ours.items()}, "FOLDER/x.safetensors")
 Path("FOLDER/jobs.json").write_text(json.dumps({name: {"variant": "jumprelu"} for name in saes}))
 """
 
@@ -240,7 +240,7 @@ def test_saelens_loads_an_sae_of_each_family(cold: Run, tmp_path: Path) -> None:
     done = subprocess.run([PEERS, oracle, folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ours = load_file(folder / "x.safetensors")
-    names = sorted(set(ours) - {"x", "unit"})
+    names = sorted(set(ours) - {"x"})
     assert names == ["IT", "chat", "from IT", "from pretraining", "mixed", "pretraining"]
     for name in names:
         theirs = load_file(folder / f"{name}_out.safetensors")["reconstruction"]
