@@ -106,8 +106,6 @@ class SAESection(_Section):
     # Lambda, k and L1 coefficient at which SAEs on chat have an L0 of about 90, and a tail of latents that fire often.
     denser: dict[str, float] = {"JumpReLU": 4.4e-4, "QF": 1.7e-4, "TopK": 90, "Gated": 0.0715}
     sweep: tuple[int, ...] = (10, 25, 40, 90, 150)  # levels of L0, about, of notebook 05's curves
-    redrawn: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5)  # shares of latents that start anew when an SAE is finetuned
-    repeats: tuple[int, ...] = (0, 1, 4, 16)  # of the probe's training prompts in the text that it is finetuned on
     omegas: tuple[float, ...] = (0.1, 0.01)  # omega_0 of the quadratic-frequency penalty
 
 
