@@ -103,6 +103,8 @@ class SAESection(_Section):
     finetuning: float = Field(1 / 3, gt=0, lt=1)
     levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
     level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
+    redrawn: tuple[float, ...] = (0, 0.1, 0.25, 0.5)  # shares of latents that notebook 01 starts anew
+    repeats: tuple[int, ...] = (0, 1, 4, 16)  # of the probe's training prompts in its finetuning mix
     # Lambda, k and L1 coefficient at which SAEs on chat have an L0 of about 90, and a tail of latents that fire often.
     denser: dict[str, float] = {"JumpReLU": 4.4e-4, "QF": 1.7e-4, "TopK": 90, "Gated": 0.0715}
     sweep: tuple[int, ...] = (10, 25, 40, 90, 150)  # levels of L0, about, of notebook 05's curves

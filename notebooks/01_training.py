@@ -14,8 +14,9 @@
 # **In short.** Have it read chat; how matters little. With chat in the last third of its steps an SAE explains as much of chat as one that read nothing else, whatever it
 # read before: FVU .16, against .24 for the same pretraining text in the chat template and .30 for plain text. Its latents are explained as well. Finetune one that read *plain* text:
 # the same quality, and few of its latents fall silent, while one in nine of those that began with text in the template do. Who needs pretraining text
-# too should mix from the start, which costs .01 on chat and saves .05 there. Thirty thousand tokens of chat bring a quarter of what a million bring, half a million nine tenths. Whether such SAEs probe better is
-# not judged yet (claims A1 to A5, A6a, A6b, O5: their tests are fixed, the runs are to come); notebook 02 has IT, finetuned and chat SAEs side by side.
+# too should mix from the start, which costs .01 on chat and saves .05 there. Thirty thousand tokens of chat bring a quarter of what a million bring, half a million nine tenths. For a *detector*
+# it cannot be told which to take: ten SAEs of each kind probe alike to within their spread, and differences of a twentieth to a tenth of AUROC are not excluded. Nor is redrawing latents, or showing the SAE the detector's prompts,
+# seen to help; half of what is redrawn never fires.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -23,27 +24,33 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
+import itertools
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import display
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper
 
-from lib import figures, pages, stats
+from lib import claims, figures, pages, stats
 from lib.latents.cards import AROUND, token_texts
 from lib.lm import activations, harvest, model, sequences, spans
 from lib.pages import expect
+from lib.probes import methods, tables
+from lib.probes.changes import Change, Fewer
+from lib.probes.methods import SingleLatent
 from lib.probes.views import Latents, kept
 from lib.sae import controls, exchange, metrics, training
 from lib.sae.gradients import JumpReLUFunction
 from lib.store import cached, result, values
 from lib.study import open_study
-from lib.texts import corpora
+from lib.texts import corpora, examples
 
 study = open_study(profile, overrides, frozen)
 p, q, t = study.profile, study.profile.probes, study.profile.training
@@ -75,7 +82,7 @@ saes = {name: [way(study.jumprelu(), run) for run in range(headline.seeds)] for 
 
 # %% [markdown]
 # That schedule is called *equal total*. Beside it stands *from the end*, where finetuning goes on from the finished SAE, for a third of
-# the steps more. And each family is trained at a second, sparser setting, with fewer seeds.
+# the steps more; and, for as many steps as that, *longer* without finetuning, of IT and chat. Each family is trained at a second, sparser setting too, with fewer seeds.
 
 # %%
 few, share = range(headline.level_seeds), headline.finetuning
@@ -86,12 +93,16 @@ ends = {
     ]
     for name in ("pretraining", "IT")
 }
+longer = {
+    f"{name}, longer": [study.train(name, study.jumprelu(), run=run, share=1 + share) for run in few]
+    for name in ("IT", "chat")
+}
 sparser = study.jumprelu(coefficient=headline.levels[len(headline.levels) // 2])
 sparse = {f"{name}, sparser": [way(sparser, run) for run in few] for name, way in families.items()}
 
 # %%
 texts = {"on chat": "chat", "on pretraining text": "pretraining"}
-measured = {name: of[: headline.fewer_seeds] for name, of in (saes | ends | sparse).items()}
+measured = {name: of[: headline.fewer_seeds] for name, of in (saes | ends | longer | sparse).items()}
 quality = values(
     {
         where: {
@@ -112,6 +123,41 @@ def over(field, where, name):
 
 
 fvu = {where: {name: over("fvu", where, name) for name in measured} for where in texts}
+
+# %% [markdown]
+# *A probe* on an SAE: the *best single latent*, or the *k latents* whose means differ most between harmful and harmless training prompts, k and the rule chosen on
+# folds of these. It reads the SAE at one of the post's two places, the end of turn or the maximum over the user's text, chosen in the same way. Tested OOD, on collections and
+# jailbreaks that training never saw, over SAE seeds and draws of the training prompts (notebook 02).
+
+# %%
+places = {"end of turn": q.position, "maximum": "max user"}
+readings = {"single latent": SingleLatent(), "k latents": study.few()}
+by_place = {
+    f"{reading}, {name}": {at: study.fit(probe, *study.see(Latents, made, place)) for at, place in places.items()}
+    for reading, probe in readings.items()
+    for name, made in (saes | ends).items()
+}
+choices = tables.chosen(by_place, name="01_choices").value
+taught = {method: of[choices[method]["best"]] for method, of in by_place.items()}
+probed = study.table(taught | {"dense": study.baselines["dense"]}, name="01_probes", slices=False).value
+
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.2), sharey=True)
+figures.forest({name: {"SAE": fvu["on chat"][name]} for name in saes}, "mean", axis=axes[0])
+figures.forest({name: {"SAE": probed[f"k latents, {name}"]["ood"]} for name in saes}, axis=axes[1])
+axes[1].axvline(probed["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle="--")
+axes[0].set(xlabel=f"FVU, held-out chat\n(n = {quality['on chat']['IT'][0]['n']:,} tokens)", ylabel="SAE")
+axes[1].set(xlabel=f"OOD AUROC, k latents\n(n = {probed['dense']['ood']['n']:,} prompts)")
+figures.headed(figure, "SAEs that have read chat explain it better; in probing none is surely ahead of IT")
+pages.publish(
+    figure,
+    "01_answer",
+    "FVU on held-out chat, five seeds of each family, and OOD AUROC of k latents, ten seeds in five draws. The four that read chat explain it alike, and better; "
+    "all six AUROCs overlap. Dashed: dense probe. Bars: 95 %.",
+    alt="Two panels of points by family. Error is lowest for the four that read chat; AUROCs of all six overlap, well below the dense probe's line.",
+)
+
 
 # %% [markdown]
 # ## What they explain
@@ -193,6 +239,11 @@ expect(
     "from the end, with a third more steps, it is better by less than .003",
 )
 expect(
+    all(0.005 < on_chat[name] - on_chat[f"{name}, longer"] < 0.008 for name in ("chat", "IT"))
+    and on_chat["IT, longer"] - max(on_chat[name] for name in (*thirds, *ends)) > 0.07,
+    "a third more steps on chat alone gain more than .005, on IT's own text too, which leaves it .07 behind",
+)
+expect(
     on_chat["pretraining"] - on_chat["IT"] < 0.5 * (on_chat["pretraining"] - on_chat["chat"]),
     "the chat template around other text makes up for less than half of the way to chat",
 )
@@ -218,7 +269,7 @@ def on_both(name, field, digits=0):
 pages.table(
     (
         (name, on_both(name, "fvu", 3), on_both(name, "l0"), f"{on_both(name, 'dead')} · {on_both(name, 'high')}")
-        for name in (*saes, *ends)
+        for name in saes
     ),
     (
         "SAE, on chat (on pretraining text)",
@@ -229,8 +280,27 @@ pages.table(
 )
 
 # %% [markdown]
+# The three schedules, of finetuning for $f$ steps, a third of $N$: *equal total*, *from the end*, and as many steps as the latter without finetuning.
+
+# %% tags=["hide-input"]
+schedules = {
+    "equal total, N − f then f": [*thirds],
+    "from the end, N then f": [*ends],
+    "N + f, no finetuning": [*longer],
+    "N, no finetuning": ["IT", "chat"],
+}
+pages.table(
+    (
+        (schedule, name, on_both(name, "fvu", 3), on_both(name, "l0"))
+        for schedule, of in schedules.items()
+        for name in of
+    ),
+    ("schedule", "SAE", "FVU on chat (on pretraining text)", "L0"),
+)
+
+# %% [markdown]
 # What pays is to have read chat, not how. Finetuned from either start, for a third of the steps, an SAE explains as much of it as one that read chat alone, and more of pretraining text. To go on from the *end* of training,
-# with a third more steps, gains less than .003. *Mixed* pays .01 on chat and keeps pretraining text. What an SAE has read decides what it is good for, as
+# with a third more steps, gains less than .003; as many more on chat alone gain twice that, and on IT's own text too, which leaves it far behind. *Mixed* pays .01 on chat and keeps pretraining text. What an SAE has read decides what it is good for, as
 # [Kissane et al. 2024](https://www.alignmentforum.org/posts/rtp6n7Z23uJpEH7od/saes-are-highly-dataset-dependent-a-case-study-on-the) found for a single direction, that of refusal: there text mattered more than
 # whether the SAE's model was a chat model; here it matters more than the order in which text is read.
 #
@@ -301,6 +371,131 @@ expect(
 # %% [markdown]
 # Over firings the SAE from pretraining scores higher than IT and pretraining do, and no differently from chat, mixed and from IT. The post finds it slightly best. SAEs of lower
 # L0 score higher as such (notebook 04), and those that have read chat have the lower L0 there.
+
+# %% [markdown]
+# ## How well do they probe?
+#
+# Each family beside IT, the baseline, as in the post's bars; below, what each is ahead of it, on the same seeds, draws and prompts.
+
+# %%
+claimed = {
+    "A1": [(name, "IT") for name in ("from pretraining", "from IT", "chat")],
+    "A2": [(name, "chat") for name in ("from pretraining", "from IT")],
+    "A3": [
+        ("from pretraining", "from IT"),
+        ("from pretraining's end", "from pretraining"),
+        ("from IT's end", "from IT"),
+    ],
+}
+ways = [name for name in (*saes, *ends) if name != "IT"]
+pairs = sorted({*itertools.chain(*claimed.values()), *((name, "IT") for name in ways)})
+gaps = study.compare(
+    tables.differences,
+    {f"{a} - {b}, {r}": (taught[f"{r}, {a}"], taught[f"{r}, {b}"]) for a, b in pairs for r in readings},
+    name="01_differences",
+).value
+figure, axes = plt.subplots(2, 2, figsize=(figures.WIDTH, 6.4), sharex="row", sharey="row")
+for (above, below), reading in zip(axes.T, readings, strict=True):
+    figures.forest({name: {"SAE": probed[f"{reading}, {name}"]["ood"]} for name in ("IT", *ways)}, axis=above)
+    above.axvline(probed["dense"]["ood"]["auroc"], color=figures.look("dense")["color"], linestyle="--")
+    figures.forest({name: {"SAE": gaps[f"{name} - IT, {reading}"]["ood"]} for name in ways}, "difference", axis=below)
+    below.axvline(0, color=figures.CONTEXT, linewidth=1)
+    above.set(title=reading, xlabel="OOD AUROC")
+    below.set_xlabel("OOD AUROC, less that of IT")
+figures.headed(figure, "No family probes surely better or worse than IT")
+pages.publish(
+    figure,
+    "01_probing",
+    f"OOD AUROC (above), and how far ahead of IT (below); n = {probed['dense']['ood']['n']:,} prompts, {headline.seeds} seeds, {q.draws} draws. Every interval of a "
+    "difference holds nought, and reaches a twentieth or more. Dots: seeds; bars: 95 %; dashed: dense probe.",
+    alt="Four panels: AUROCs of eight ways between .70 and .85 with wide bars, far below the dense probe; below, differences to IT, all of whose bars cross zero.",
+)
+ahead_of_it = {f"{name}, {r}": gaps[f"{name} - IT, {r}"]["ood"]["interval"] for name in ways for r in readings}
+expect(
+    all(low < 0 < high and max(-low, high) > 0.04 for low, high in ahead_of_it.values()),
+    "no way's probe is told from IT's, and none to within .04",
+)
+expect(
+    max(probed[method]["ood"]["interval"][1] for method in taught) < probed["dense"]["ood"]["interval"][0],
+    "the intervals of all of them lie below the dense probe's",
+)
+told_apart = [pair for pair, entry in gaps.items() if not entry["ood"]["interval"][0] < 0 < entry["ood"]["interval"][1]]
+expect(not told_apart, "no pair of ways that a claim names is told apart by its probes")
+
+# %% [markdown]
+# Would more data tell them apart? The pairs that claims A2 and A3 say are alike, with all training prompts and with half of their clusters, at the places that all prompts chose.
+
+# %%
+alike = sorted({*claimed["A2"], *claimed["A3"]})
+inside = examples.Labels.of(examples.read(study.labelled))
+half_of = Fewer(len(np.unique(inside.group[inside.where("train")])) // 2)
+at_half = {
+    f"{r}, {name}": study.fit(
+        probe, *study.see(Latents, (saes | ends)[name], places[choices[f"{r}, {name}"]["best"]]), change=half_of
+    )
+    for r, probe in readings.items()
+    for name in sorted({*itertools.chain(*alike)})
+}
+gaps_at_half = study.compare(
+    tables.differences,
+    {f"{a} - {b}, {r}": (at_half[f"{r}, {a}"], at_half[f"{r}, {b}"]) for a, b in alike for r in readings},
+    name="01_differences_at_half",
+    change=half_of,
+).value
+
+
+def unsigned(entry):
+    """The size of a difference of AUROC: as far from 0 as its interval goes on either side."""
+    low, high = entry["interval"]
+    nearest = max(low, -high, 0)
+    return entry | {"difference": abs(entry["difference"]), "interval": [nearest, max(-low, high)]}
+
+
+axis = figures.forest(
+    {
+        f"{a} less {b}": {
+            f"{r}, {said}": of[f"{a} - {b}, {r}"]["ood"]
+            for said, of in {"all prompts": gaps, "half": gaps_at_half}.items()
+            for r in readings
+        }
+        for a, b in alike
+    },
+    "difference",
+)
+axis.axvspan(-0.02, 0.02, **figures.SHADE)
+axis.set(xlabel=f"OOD AUROC, difference (n = {probed['dense']['ood']['n']:,})", ylabel="SAEs compared")
+figures.headed(axis.figure, "Twice the training prompts do not tell the ways apart")
+pages.publish(
+    axis.figure,
+    "01_alike",
+    "The differences that A2 and A3 say are small, in OOD AUROC, with all training prompts and with half. Shaded: the margin, .02, which no interval keeps to; "
+    "with half they are no wider. Dots: seeds; bars: 95 %.",
+    alt="Five rows of four points about zero; all bars but one cross it and all are wider than the shaded margin, with all prompts as with half.",
+)
+ends_of = {
+    said: [of[f"{a} - {b}, {r}"]["ood"]["interval"] for a, b in alike for r in readings]
+    for said, of in {"all": gaps, "half": gaps_at_half}.items()
+}
+wide = {said: np.mean([high - low for low, high in of]) for said, of in ends_of.items()}
+expect(
+    all(max(-low, high) > 0.02 for of in ends_of.values() for low, high in of),
+    "no difference that A2 and A3 name is surely within .02, with all prompts or with half",
+)
+expect(wide["all"] > wide["half"], "the intervals are no narrower with all prompts than with half")
+by_seed, by_draw = (
+    np.median([np.mean(probed[m]["ood"]["seeds"], axis).std(ddof=1) for m in taught]) for axis in (1, 0)
+)
+expect(by_seed > 4 * by_draw, "from seed to seed the AUROC moves more than four times as far as from draw to draw")
+expect(
+    sum(low < 0 < high for low, high in ends_of["all"]) == len(alike) * len(readings)
+    and sum(low < 0 < high for low, high in ends_of["half"]) == len(alike) * len(readings) - 1,
+    "all intervals hold nought, but one with half the prompts",
+)
+
+# %% [markdown]
+# By their probes the ways cannot be told from IT, though IT leaves half as much again of chat unexplained; all are below the dense probe. That is no proof that they are alike: differences of a
+# twentieth to a tenth are not excluded, either way. Nor would more prompts to learn from settle it, as intervals with all are no narrower than with half. What varies is the SAE: from seed to seed the AUROC moves
+# more than four times as far as from draw to draw.
 #
 # ## What survives finetuning
 #
@@ -504,7 +699,392 @@ expect(enough is None, "no shorter finetuning is surely within 5 % of the end")
 # %% [markdown]
 # A bit of chat goes a long way, and more goes further: there is no point at which it is enough. The smallest bit also stands for a restart of the optimiser and a fall of the learning rate, which IT alone
 # has had too; L0 falls along the curve, from 42 to 30, so error is not bought with more active latents.
+
+# %% [markdown]
+# ## Starting some latents anew, and showing the probe's prompts
 #
+# Two ideas of the post's. Latents that finetuning has no use for could be given another life: a share of them, drawn at random, is *redrawn*, that is
+# starts anew when finetuning begins. And the SAE could be shown what it will be asked about: each training prompt of the probe stands in the finetuning mix a
+# number of times, its *repeats*, beside the chat text once. The number of steps is the same and ends before the mix does, so a prompt is read less often than it stands there, and what
+# prompts take, chat loses (table). All go on from IT, with half the latents. A pair is an SAE seed with a draw of the training prompts: the SAE has read those, and no others, and the probe is taught on
+# them. So where k is chosen by leaving out a kind of prompt, such an SAE has read that kind; the prompts that are scored, in distribution or OOD, it has not. Every one is read where *from IT* is.
+
+
+# %%
+@cached
+def training_prompts(out, prompts, harvested, draw):
+    """Step: residuals of the training prompts of a draw, from the user's text on, as text that an SAE is trained on."""
+    train = np.flatnonzero(examples.Labels.of(examples.read(prompts)).drawn(draw).where("train"))
+    for path in sorted(harvested.path.glob("shard_*.safetensors")):
+        shard = load_file(path)
+        here = torch.from_numpy(np.isin(shard["sequence"].numpy(), train))
+        save_file({name: column[here] for name, column in shard.items()}, out / path.name)
+
+
+small = study.jumprelu(latents=t.latents // 2)
+
+
+def tuned(run, redrawn=0.0, repeats=0, times=1):
+    """An SAE finetuned from IT, of which a share of latents is redrawn, on chat and so many repeats of a draw's training prompts, for so many times as long."""
+    read = ((study.activations("chat", "train"), 1.0),)
+    if repeats:
+        read += ((training_prompts(study.labelled, study.prompt_activations, run), float(repeats)),)
+    steps = {"steps": max(1, round(times * share * t.steps)), "sparsity_warmup": 0.0}
+    begun, section = study.finetuned(small, run)[0], t.model_copy(update=steps)
+    return training.train(small, read, p.layer, section, p.seed + run, begun, left, redrawn)
+
+
+# %%
+half, four = 0.5, 4  # those of the claims
+cells = {(redrawn, repeats): headline.level_seeds for redrawn in headline.redrawn for repeats in headline.repeats}
+cells = {cell: count for cell, count in cells.items() if not cell[1] or not 0 < cell[0] < 0.25}
+cells |= {(redrawn, repeats): headline.seeds for redrawn in (0.0, half) for repeats in (0, four)}
+# yours: cells[0.75, 0] = 3, three quarters of the latents redrawn, of three pairs
+
+# %%
+grid = {cell: [tuned(run, *cell) for run in range(count)] for cell, count in cells.items()}
+grid["IT"] = [study.finetuned(small, run)[0] for run in range(headline.seeds)]
+twice = {redrawn: [tuned(run, redrawn, times=2) for run in few] for redrawn in (0.0, half)}  # as long again
+
+
+def part(redrawn):
+    return f"{100 * redrawn:g} % redrawn"
+
+
+def named(cell):
+    return cell if isinstance(cell, str) else f"{part(cell[0])}, {cell[1]} repeats"
+
+
+# %%
+@dataclass(frozen=True)
+class Draw(Change):
+    """The draw of the split whose number is ``amount``."""
+
+    def changed(self, labels, texts, rng):
+        return labels.drawn(round(self.amount))
+
+
+@result
+def by_pair(prompts, fits, compared):
+    """OOD AUROC of {cell: fits, one a pair of seed and draw}, and the differences of the cells ``compared`` over the pairs that both have; intervals
+    over other pairs and other prompts to test on."""
+    labels = examples.Labels.of(examples.read(prompts))
+    here, (names, group) = labels.where("ood"), np.unique(labels.group, return_inverse=True)
+    y, of = labels.y[here], group[here]
+    fewest = min(len(np.unique(of[y == kind])) for kind in (0, 1))
+    moved = {
+        cell: [stats.influences(y, methods.scores(fit)[0, 0][here], of, len(names)) for fit in mine]
+        for cell, mine in fits.items()
+    }
+    values_of = {cell: np.array([[value] for value, _ in mine]) for cell, mine in moved.items()}
+    pulls_of = {cell: np.array([[pull] for _, pull in mine]) for cell, mine in moved.items()}
+    found = {
+        cell: stats.summary(value, pulls_of[cell], fewest, (0.0, 1.0)) | {"seeds": value}
+        for cell, value in values_of.items()
+    }
+    for a, b in compared:
+        n = min(len(values_of[a]), len(values_of[b]))
+        value, pull = (np.stack([which[a][:n], which[b][:n]]) for which in (values_of, pulls_of))
+        found[f"{a} - {b}"] = stats.summary(value, pull, fewest, (-2.0, 2.0), (1, -1)) | {"seeds": value[0] - value[1]}
+    return found
+
+
+read_at = {reading: places[choices[f"{reading}, from IT"]["best"]] for reading in readings}
+OWN = "IT, read where IT is"  # at 2,304 latents; beside A6b, not counted
+compared = [(cell, (0, 0)) for cell in cells if cell != (0, 0)]
+compared += [((half, four), (half, 0)), ((half, 0), "IT"), ((0, 0), "IT"), ((half, 0), OWN)]
+own = {reading: places[choices[f"{reading}, IT"]["best"]] for reading in readings}
+seen_in = {
+    reading: {cell: study.see(Latents, of, at) for cell, of in grid.items()}
+    | {OWN: study.see(Latents, grid["IT"], own[reading])}
+    for reading, at in read_at.items()
+}
+probed_in = {
+    reading: by_pair(
+        study.labelled,
+        {
+            named(cell): [study.fit(probe, view, draws=1, change=Draw(float(run))) for run, view in enumerate(views)]
+            for cell, views in seen_in[reading].items()
+        },
+        [(named(a), named(b)) for a, b in compared],
+        name=f"01_grid_{reading.replace(' ', '_')}",
+    ).value
+    for reading, probe in readings.items()
+}
+gap = {(a, b, r): probed_in[r][f"{named(a)} - {named(b)}"] for a, b in compared for r in readings}
+
+# %%
+shares = sorted({redrawn for redrawn, repeats in cells if repeats})
+ticks = sorted({repeats for _, repeats in cells})
+axes = figures.panels([part(redrawn) for redrawn in shares], height=3.2)
+for redrawn, (title, axis) in zip(shares, axes.items(), strict=True):
+    mine = sorted(repeats for share_of, repeats in cells if share_of == redrawn and (share_of, repeats) != (0, 0))
+    for number, r in enumerate(readings):
+        entries = [gap[(redrawn, n), (0, 0), r] for n in mine]
+        x, shape = [ticks.index(n) + 0.1 * number for n in mine], figures.look(r, number)
+        ends = np.abs(np.transpose([entry["interval"] for entry in entries]) - [entry["mean"] for entry in entries])
+        axis.errorbar(x, [entry["mean"] for entry in entries], ends, label=r, **shape)
+    axis.axhline(0, color=figures.CONTEXT, linewidth=1)
+    axis.set_xticks(range(len(ticks)), ticks)
+    axis.set_title(title, fontsize="medium", color="black")
+next(iter(axes.values())).set_ylabel("OOD AUROC, less that of\nnone redrawn, no repeats")
+[*axes.values()][len(axes) // 2].set_xlabel("repeats of the training prompts")
+axis.figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(axis.figure, "Beside plain finetuning, hardly a cell of the grid can be told from nought")
+pages.publish(
+    axis.figure,
+    "01_repeats",
+    "OOD AUROC less that of plain finetuning on the same pairs, by repeats and share redrawn. Ten pairs of seed and draw at nought and four repeats of the outer panels, three elsewhere. "
+    "Bars: 95 %.",
+    alt="Three panels of points with bars by number of repeats; nearly all bars cross zero, those of three pairs are several tenths long.",
+)
+told_in_grid = [
+    key for key, entry in gap.items() if key[1] == (0, 0) and not entry["interval"][0] < 0 < entry["interval"][1]
+]
+expect(
+    told_in_grid == [((0.25, 4), (0, 0), "k latents")],
+    "of the cells of the grid one is told from plain finetuning: k latents at four repeats and a quarter redrawn, of three pairs",
+)
+# %%
+within = {
+    "A4": [((half, 0), (0, 0))],
+    "A5": [((0.0, four), (0, 0)), ((half, four), (half, 0))],
+    "A6b": [((half, 0), "IT")],
+}
+said_of = {
+    (half, 0): "half redrawn",
+    (0, 0): "none redrawn",
+    (0, four): "four repeats",
+    (half, four): "half redrawn, four repeats",
+    "IT": "IT",
+    OWN: OWN,
+}
+drawn = [*itertools.chain(*within.values()), ((0, 0), "IT"), ((half, 0), OWN)]
+drawn = {(a, b): {r: gap[a, b, r] for r in readings if b != OWN or own[r] != read_at[r]} for a, b in drawn}
+drawn = {pair: of for pair, of in drawn.items() if of}
+axis = figures.forest({f"{said_of[a]} less {said_of[b]}": of for (a, b), of in drawn.items()}, "mean")
+axis.axvspan(-0.02, 0.02, ymin=1 - 3 / len(drawn), **figures.SHADE)  # of A4 and A5
+axis.axvline(0, color=figures.CONTEXT, linewidth=1)
+axis.set(xlabel=f"OOD AUROC, difference (n = {probed['dense']['ood']['n']:,})", ylabel="SAEs compared")
+figures.headed(
+    axis.figure, "Shown the probe's prompts, k latents gain where half were redrawn; nothing else is told apart"
+)
+pages.publish(
+    axis.figure,
+    "01_pairs",
+    "What A4, A5 and A6b compare, in OOD AUROC, ten pairs of seed and draw each. Shaded: the margin of A4 and A5, .02. One of eleven holds no nought, by "
+    "four repeats. Dots: pairs; bars: 95 %.",
+    alt="Five rows of two points about zero. All bars cross it but that of k latents for four repeats where half were redrawn, which lies above.",
+)
+stands_out = gap[(half, four), (half, 0), "k latents"]
+others = [entry["interval"] for of in drawn.values() for entry in of.values()]
+expect(
+    len(others) == 11
+    and sum(not low < 0 < high for low, high in others) == 1
+    and stands_out["interval"][0] > 0
+    and abs(gap[(half, 0), OWN, "k latents"]["mean"] + 0.1) < 0.015
+    and abs(stands_out["mean"] - 0.09) < 0.005,
+    "of eleven differences one is told from nought: k latents gain .09 by four repeats where half were redrawn",
+)
+
+# %% [markdown]
+# Neither idea is seen to help, or to do harm, with one exception: where half of the latents were redrawn, k latents gain .09 by four repeats. The post saw no clear difference. Among eleven differences chance would bring
+# one such about two times in five, so it asks for a repetition. At the place where IT itself is read at twice the latents, IT's k latents are ahead of half redrawn, by a tenth in the mean, not surely. Below: what these SAEs have read, and what that did to them.
+
+
+# %%
+@result
+def sizes(chats, prompts, layer):
+    """Tokens of chat, and of the training prompts of each draw."""
+    return {
+        "chat": len(activations.read(chats, layer)),
+        "prompts": [len(activations.read(one, layer)) for one in prompts],
+    }
+
+
+asked = [training_prompts(study.labelled, study.prompt_activations, run) for run in few]
+size = sizes(study.activations("chat", "train"), asked, p.layer, name="01_grid_sizes").value
+of_grid = values(
+    {
+        named(cell): [
+            study.evaluate(
+                sae, "chat", f"01_grid_{named(cell)}_{run}".replace(" ", "_").replace(",", "").replace("_%", "")
+            )
+            for run, sae in zip(few, of, strict=False)
+        ]
+        for cell, of in grid.items()
+    }
+)
+told = [cell for cell in cells if not cell[0] or cell in [(half, 0), (half, four)]]
+lost_in = kept(
+    study.labelled,
+    study.prompt_activations,
+    p.layer,
+    {named(cell): {reading: seen_in[reading][cell][0] for reading in readings} for cell in [*told, "IT"]},
+    name="01_grid_lost",
+).value
+tuned_on = max(1, round(share * t.steps)) * t.batch  # tokens that finetuning reads
+
+
+def times_read(repeats):
+    """How often finetuning reads a token of chat, and one of the training prompts: of their mix it reads the first ``tuned_on``."""
+    asked_for = repeats * np.mean(size["prompts"])
+    each = tuned_on / (size["chat"] + asked_for)
+    return each, repeats * each
+
+
+# %% tags=["hide-input"]
+at_place = {read_at[r]: r for r in readings}  # both may be read at one
+pages.table(
+    (
+        (
+            named(cell),
+            "none" if cell == "IT" else "{:.2f} · {:.2f}".format(*times_read(cell[1])),
+            "{:.3f} · {:.0f}".format(*(np.mean([e[field] for e in of_grid[named(cell)]]) for field in ("fvu", "l0"))),
+            " · ".join("{lost:.2f} ({ood:.2f})".format(**lost_in[named(cell)][r]) for r in at_place.values()),
+        )
+        for cell in [*told, "IT"]
+    ),
+    (
+        "SAE",
+        "times that it reads chat · a training prompt",
+        "FVU, held-out chat · L0",
+        f"lost of prompts (OOD), where {' · '.join(at_place.values())} are read",
+    ),
+)
+
+# %% [markdown]
+# An SAE that is shown the prompts loses less of what differs between them: of those that it has read, not of OOD prompts; and it leaves more of chat unexplained, as it has read less of it. Of the
+# latents that are redrawn about half never fire on chat.
+
+# %%
+lost_at = {repeats: lost_in[named((0, repeats))]["k latents"] for repeats in (0, four)}
+expect(
+    lost_at[four]["lost"] < lost_at[0]["lost"] - 0.1 and lost_at[four]["ood"] > lost_at[0]["ood"] - 0.03,
+    "four repeats lower what is lost of the prompts that were read by more than .1, and of OOD prompts by less than .03",
+)
+by_cell = {
+    cell: {field: np.mean([e[field] for e in of_grid[named(cell)]]) for field in ("fvu", "dead")} for cell in cells
+}
+expect(
+    by_cell[0, 0]["fvu"] + 0.02 < by_cell[0, four]["fvu"]
+    and by_cell[0, four]["fvu"] + 0.02 < by_cell[0, max(ticks)]["fvu"],
+    "the more prompts are read, the more of chat stays unexplained",
+)
+expect(
+    0.4 < (by_cell[half, 0]["dead"] - by_cell[0, 0]["dead"]) / (half * small.latents) < 0.6,
+    "about half of the redrawn latents never fire on chat",
+)
+
+# %% [markdown]
+# Are redrawn latents as well explained? The post finds that redrawing lowers the score, and supposes that new latents are under-trained. So beside the score of all latents stands that of
+# the redrawn less that of the kept, in each SAE; and as controls what finetuning for twice as long does to it, and the same latents where none were redrawn.
+
+# %%
+by_share = {"IT": grid["IT"]} | {part(redrawn): grid[redrawn, 0] for redrawn, repeats in cells if not repeats}
+by_share |= {f"{part(redrawn)}, twice as long": of for redrawn, of in twice.items()}
+scored_in = values(
+    {
+        name: [
+            study.explained(
+                sae, run, f"01_score_{name}_of_half_{run}".replace(" ", "_").replace(",", "").replace("_%", "")
+            )
+            for run, sae in enumerate(of)
+        ]
+        for name, of in by_share.items()
+    }
+)
+
+
+def redrawn_ones(seed, redrawn, latents):
+    """[latents] bool: those that finetuning redrew, as lib/sae/training.py draws them."""
+    order = torch.randperm(latents, generator=torch.Generator().manual_seed(seed)).numpy()
+    return np.isin(np.arange(latents), order[: round(redrawn * latents)])
+
+
+def over_firings(entry, inside):
+    """Mean score over the firings of those sampled latents that are ``inside`` [M] bool; NaN if there are none."""
+    scores = np.where(inside[entry["latent"]], np.array(entry["score"], float), np.nan)
+    columns = (np.array(entry[name]) for name in ("fired", "stratum", "sizes"))
+    return np.nan if np.isnan(scores).all() else stats.weighted_means(scores, *columns)["weighted"]["mean"]
+
+
+def firing_share(entry, inside):
+    """Share of the firing that latents ``inside`` [M] bool do, by the sample."""
+    stratum = np.array(entry["stratum"])
+    each = (np.array(entry["sizes"]) / np.bincount(stratum))[stratum] * np.array(entry["fired"])
+    return each[inside[entry["latent"]]].sum() / each.sum()
+
+
+def set_apart(name, redrawn=half):
+    """Of the latents that a share ``redrawn`` is: their score over firings less that of the others, over seeds; their share of the firing; the others' score."""
+    gaps, shares, kept_score = [], [], []
+    for run, entry in enumerate(scored_in[name]):
+        new = redrawn_ones(p.seed + run, redrawn, small.latents)
+        kept_score.append(over_firings(entry, ~new))
+        gaps.append(over_firings(entry, new) - kept_score[-1])
+        shares.append(firing_share(entry, new))
+    return stats.over_seeds(gaps), np.mean(shares), kept_score
+
+
+at_half_share = (part(0), part(half), f"{part(0)}, twice as long", f"{part(half)}, twice as long")
+new_less_kept, firing_of_new, of_kept = ({name: set_apart(name)[k] for name in at_half_share} for k in range(3))
+figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), sharey=True)
+figures.forest({name: {"SAE": score(of)} for name, of in scored_in.items()}, "mean", axis=axes[0])
+figures.forest(
+    {name: {"SAE": new_less_kept[name]} if name in new_less_kept else {} for name in scored_in}, "mean", axis=axes[1]
+)
+axes[1].axvline(0, color=figures.CONTEXT, linewidth=1)
+axes[0].set(xlabel="mean score over firings", ylabel=f"SAE of {small.latents:,} latents")
+axes[1].set_xlabel("redrawn half less kept half")
+figures.headed(figure, "Redrawing half of the latents raises the score, though the redrawn ones hardly fire")
+pages.publish(
+    figure,
+    "01_redrawn",
+    f"Mean score on held-out chat, {p.autointerp.latents} latents an SAE; right, the half drawn to be redrawn less the other, where none were redrawn as a control. "
+    "Dots: ten seeds, or three; bars: 95 %, over SAEs.",
+    alt="Left: the score rises from IT to finetuned and on with half of the latents redrawn. Right: redrawn latents score a tenth more than kept ones; where none were redrawn the halves are alike.",
+)
+redone, none, start = (scored_in[name] for name in (part(half), part(0), "IT"))
+expect(
+    less(redone, none)["interval"][0] > 0.025 and less(redone, start)["interval"][0] > 0.035,
+    "with half of the latents redrawn the score over firings is higher than with none, and than that of IT",
+)
+expect(
+    firing_of_new[part(half)] < 0.025
+    and 0.03 < firing_of_new[f"{part(half)}, twice as long"] < 0.05
+    and abs(firing_of_new[part(0)] - 0.5) < 0.05,
+    "redrawn latents do one fiftieth of the firing, a twenty-fifth after twice the steps, and the same ones half of it where none were redrawn",
+)
+expect(
+    all(new_less_kept[name]["interval"][0] > 0 for name in at_half_share if name.startswith(part(half)))
+    and all(
+        new_less_kept[name]["interval"][0] < 0 < new_less_kept[name]["interval"][1]
+        for name in at_half_share
+        if name.startswith(part(0))
+    ),
+    "redrawn latents that fire score more than kept ones, after as many steps and twice as many, and the halves are alike where none were redrawn",
+)
+kept_gain = stats.over_seeds(np.subtract(of_kept[part(half)], of_kept[part(0)]))
+rare = [
+    firing_share(entry, redrawn_ones(p.seed + run, redrawn, small.latents))
+    for redrawn in headline.redrawn
+    if 0 < redrawn < half
+    for run, entry in enumerate(scored_in[part(redrawn)])
+]
+expect(max(rare, default=0) < 0.002, "with a tenth or a quarter redrawn these do hardly a thousandth of the firing")
+expect(
+    kept_gain["interval"][0] > 0.02,
+    "the kept latents score higher where the others were redrawn than the same ones do where none were",
+)
+
+# %% [markdown]
+# The post found a lower score with redrawn latents, and took those for under-trained. Here the score is *higher*, with half of the latents redrawn. But the redrawn ones have little to do with it: half never fire on chat,
+# and the others do a fiftieth of the firing, a twenty-fifth after twice as many steps. Those that fire are explained *better* than kept ones; as a control, the same two halves are alike where none were redrawn. What
+# raises the mean is the kept half, which does nearly all of the work alone: such an SAE is one of half as many latents. With a tenth or a quarter redrawn these do hardly a thousandth of the firing, and cannot be scored.
+
+
+# %% [markdown]
 # ## Does it matter who answers?
 #
 # The chat that these SAEs read is people's: what they asked another model, and the beginning of what it said. A model's own answers, *rollouts*, are the
@@ -588,7 +1168,7 @@ said_by = {
     "the model itself": on_policy(talks, study.lm, p.corpora, p.seed),
     "transcripts": sequences.text(talks, study.lm, as_many, "train", None),
 }
-small, fewer_steps = study.jumprelu(latents=t.latents // 2), t.model_copy(update={"steps": max(1, t.steps // 3)})
+fewer_steps = t.model_copy(update={"steps": max(1, t.steps // 3)})
 answered = {
     name: [
         training.train(
@@ -635,6 +1215,65 @@ expect(
     and -2 < between["l0"]["mean"] < -1,
     "trained on rollouts an SAE leaves .007 more unexplained of held-out transcripts, at an L0 lower by one or two",
 )
+
+# %% [markdown]
+# ## Claim by claim
+#
+# Nine rows of the ledger (`data/claims.yaml`), fixed before these runs, with what notebook 02 had shown by then. One is decided, against the claim: redrawing does not lower the score (A6a). The others ask for more than ten
+# seeds can give: from one SAE to the next a probe of few latents moves by a twentieth to a tenth. A2 to A5 say *no clear difference*; the last column but two has the smallest margin at which that holds, six hundredths to two
+# tenths. So the post's findings of no difference are no evidence of sameness here, and whether more data and seeds separate the ways (O5) stays open, at ten seeds and five draws.
+
+# %% tags=["hide-input"]
+parts = {
+    id: {f"{a} less {b}, {r}": gaps[f"{a} - {b}, {r}"]["ood"] for a, b in of for r in readings}
+    for id, of in claimed.items()
+}
+parts["O5"] = {name: unsigned(entry) for id in ("A2", "A3") for name, entry in parts[id].items()}
+parts |= {
+    id: {f"{said_of[a]} less {said_of[b]}, {r}": gap[a, b, r] for a, b in of for r in readings}
+    for id, of in within.items()
+}
+parts["A6a"] = {"half redrawn less none": less(redone, none), "half redrawn less IT": less(redone, start)}
+parts["A6c"] = {
+    f"from pretraining less {name}": less(explained["from pretraining"], explained[name])
+    for name in ("pretraining", "IT", "chat", "mixed", "from IT")
+}
+shows = {
+    "A1": "01_probing",
+    "A4": "01_pairs",
+    "A5": "01_pairs",
+    "A6a": "01_redrawn",
+    "A6b": "01_pairs",
+    "A6c": "01_scores",
+}
+prompts, tokens_scored = probed["dense"]["ood"]["n"], explained["IT"][0]["tokens"]
+records = [
+    claims.judge(
+        id,
+        parts[id],
+        shows.get(id, "01_alike"),
+        tokens_scored if id in ("A6a", "A6c") else prompts,
+        headline.fewer_seeds if id == "A6c" else headline.seeds,
+    )
+    for id in sorted(parts)
+]
+claims.filed(records, claims.fixed(), name="01_claims").value
+expect(
+    {record.id for record in records} == {c.id for c in claims.ledger().values() if c.notebook == "01_training"},
+    "every row of the ledger that is this notebook's is judged",
+)
+verdicts = {record.id: record.verdict for record in records}
+expect(
+    verdicts.pop("A6a") == "not reproduced" and {*verdicts.values()} == {claims.UNDECIDED},
+    "redrawing does not lower the score, against the claim, and the other rows stay open",
+)
+margins = [record.margin for record in records if record.margin is not None]
+expect(
+    min(margins) > 0.06 and max(margins) < 0.2,
+    "no difference holds at margins of six hundredths to two tenths",
+)
+pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
+
 
 # %% [markdown]
 # ## The method: a threshold that learns
@@ -704,19 +1343,21 @@ expect(
 # prompts in distribution. What is lost OOD stands in brackets, and decides nothing.
 
 # %%
-places = {"end of turn": q.position, "maximum": "max user", "mean": "mean user"}
+every_place = places | {"mean": "mean user"}
 random = controls.untrained(saes["chat"][0], study.labelled, study.prompt_activations, p.layer, 0)
 every = {name: of[0] for name, of in saes.items()} | {name: study.saes[name][0] for name in ("TopK", "QF", "Gated")}
 every |= {"untrained": random}
-seen = {name: {place: study.see(Latents, [sae], at)[0] for place, at in places.items()} for name, sae in every.items()}
+seen = {
+    name: {place: study.see(Latents, [sae], at)[0] for place, at in every_place.items()} for name, sae in every.items()
+}
 kept_of = kept(study.labelled, study.prompt_activations, p.layer, seen, name="01_lost").value
 pages.table(
     (
-        (name, *(f"{row[at]['lost']:.2f} ({row[at]['ood']:.2f})" for at in places))
+        (name, *(f"{row[at]['lost']:.2f} ({row[at]['ood']:.2f})" for at in every_place))
         for name, row in kept_of.items()
         if name in saes or name == "untrained"
     ),
-    ("SAE", *(f"lost at {at} (OOD)" for at in places)),
+    ("SAE", *(f"lost at {at} (OOD)" for at in every_place)),
 )
 
 # %% [markdown]
@@ -859,13 +1500,15 @@ expect(
 # ## What we find
 #
 # **We find** that an SAE which reads chat in the last third of its steps explains chat as well as one that read nothing else, whatever it read before; that its latents are explained as well;
-# and that four in five of them keep a likeness to what they were. The chat template around other text makes up for less than half of the way.
+# and that four in five of them keep a likeness to what they were. The chat template around other text makes up for less than half of the way. By their probes the ways cannot be told apart. Latents that are
+# redrawn half die, and the rest hardly fire.
 #
 # **It means** that how SAEs do on chat, in this report and elsewhere, depends on what they have read: one for pretraining text is a weak
 # witness about a chat model. To get a chat SAE, finetune one that has read plain text; where pretraining text matters too, mix from the start. How one gets to chat matters less than getting there.
 #
 # **What would change our mind.** One size of dictionary, six hundred thousand tokens a corpus, one chat set: with more tokens the order between chat and the finetuned ones could change, as theirs have read
-# a third as much of it. SAEs differ in L0 at one weight of the penalty; the second sparsity tells the same. The settings were searched for chat alone. Whether these SAEs *probe* alike is not answered here yet.
+# a third as much of it. SAEs differ in L0 at one weight of the penalty; the second sparsity tells the same. The settings were searched for chat alone. That probes
+# cannot tell the ways apart is for want of SAEs, not of prompts; the claims' last column asks for hundreds of times as many, so a difference, if there is one, is small beside what a seed makes. Redrawn latents began with an L0 penalty at full strength; one that rises anew might save them.
 #
 # **Try** `overrides = {"saes.coefficient": 5e-4}`, a weaker penalty: less error, more active latents. **Next**:
-# [02](02_probing.ipynb) asks whether the latents of these SAEs help to spot harmful requests.
+# [02](02_probing.ipynb) asks how much the latents of these SAEs help to spot harmful requests.

@@ -25,7 +25,7 @@ from lib.report import notebooks
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
 
 
-FIGURES = 50
+FIGURES = 57
 
 # Five lines in a notebook, nothing in lib.
 BASELINE = """
@@ -179,12 +179,16 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
             FAMILY,
             "",
             {
-                "lib.sae.training.train": 1,  # at two sparsities in one pass
+                "lib.sae.training.train": 2,  # at two sparsities in one pass, and another seed to probe with
                 "lib.sae.metrics.evaluate": 4,
                 "lib.sae.metrics.loss_recovered": 2,
                 "lib.latents.autointerp.evaluate": 1,
-                "lib.probes.views.pooled": 1,
+                "lib.probes.views.pooled": 2,
                 "lib.probes.views.kept": 1,
+                "lib.probes.methods.fit": 4,  # two readings at two places
+                "lib.probes.tables.chosen": 1,
+                "lib.probes.tables.table": 1,
+                "lib.probes.tables.differences": 1,
                 "__main__.exported": 1,
             },
         ),
