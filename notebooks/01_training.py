@@ -427,8 +427,7 @@ expect(not told_apart, "no pair of ways that a claim names is told apart by its 
 
 # %%
 alike = sorted({*claimed["A2"], *claimed["A3"]})
-inside = examples.Labels.of(examples.read(study.labelled))
-half_of = Fewer(len(np.unique(inside.group[inside.where("train")])) // 2)
+half_of = Fewer(probed["dense"]["train"]["clusters"] // 2)
 at_half = {
     f"{r}, {name}": study.fit(
         probe, *study.see(Latents, (saes | ends)[name], places[choices[f"{r}, {name}"]["best"]]), change=half_of
@@ -846,7 +845,7 @@ expect(
     "of the cells of the grid one is told from plain finetuning: k latents at four repeats and a quarter redrawn, of three pairs",
 )
 # %%
-within = {
+within: dict[str, list] = {
     "A4": [((half, 0), (0, 0))],
     "A5": [((0.0, four), (0, 0)), ((half, four), (half, 0))],
     "A6b": [((half, 0), "IT")],
@@ -859,8 +858,8 @@ said_of = {
     "IT": "IT",
     OWN: OWN,
 }
-drawn = [*itertools.chain(*within.values()), ((0, 0), "IT"), ((half, 0), OWN)]
-drawn = {(a, b): {r: gap[a, b, r] for r in readings if b != OWN or own[r] != read_at[r]} for a, b in drawn}
+shown_pairs: list = [*itertools.chain(*within.values()), ((0, 0), "IT"), ((half, 0), OWN)]
+drawn = {(a, b): {r: gap[a, b, r] for r in readings if b != OWN or own[r] != read_at[r]} for a, b in shown_pairs}
 drawn = {pair: of for pair, of in drawn.items() if of}
 axis = figures.forest({f"{said_of[a]} less {said_of[b]}": of for (a, b), of in drawn.items()}, "mean")
 axis.axvspan(-0.02, 0.02, ymin=1 - 3 / len(drawn), **figures.SHADE)  # of A4 and A5
