@@ -147,9 +147,9 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
     if verdict != UNDECIDED:
         far = [(parts[name], room[name] if holds else test.against(*found[name][1:])) for name in tested]
         p = [_chance(far, holds == test.some), _chance([(parts[name], room[name]) for name in claim.needs], False)]
-    undecided = (unmet or short) if verdict == UNDECIDED else []
-    sizes = [growth(claim.needs.get(name, test), *found[name]) for name in undecided]
-    needed = (min if test.some and not unmet else max)(sizes, default=math.inf)
+    alone = [name for name in short if test.some and test.room(found[name][0], found[name][0]) > 0]  # would decide
+    sizes = [growth(claim.needs.get(x, test), *found[x]) for x in unmet or alone or short if verdict == UNDECIDED]
+    needed = (min if alone and not unmet else max)(sizes, default=math.inf)
     errors = [(x["error"], x["freedom"]) for x in map(parts.__getitem__, tested) if "error" in x]
     margin = (min if test.some else max)(test.margin(*found[name][1:]) for name in tested)
     value, *interval = found[decided]

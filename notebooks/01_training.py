@@ -12,11 +12,11 @@
 # finetune their SAEs on chat before they probe with them (notebook 02); here is what that does to the SAEs themselves.
 #
 # **In short.** Have it read chat; how matters little. With chat in the last third of its steps an SAE explains as much of chat as one that read nothing else, whatever it
-# read before: FVU .16, against .24 for the same pretraining text in the chat template and .30 for plain text. Its latents are explained as well. Finetune one that read *plain* text:
+# read before: FVU .16, against .24 for the same pretraining text in the chat template and .30 for plain text. Its latents are explained no worse, as far as can be told. Finetune one that read *plain* text:
 # the same quality, and few of its latents fall silent, while one in nine of those that began with text in the template do. Who needs pretraining text
 # too should mix from the start, which costs .01 on chat and saves .05 there. Thirty thousand tokens of chat bring a quarter of what a million bring, half a million nine tenths. For a *detector*
-# it cannot be told which to take: ten SAEs of each kind probe alike to within their spread, and differences of a twentieth to a tenth of AUROC are not excluded. Nor is redrawing latents, or showing the SAE the detector's prompts,
-# seen to help; half of what is redrawn never fires.
+# take none of them: a dense probe scores .94, the best of these .85 in the mean. Which is the least bad cannot be told: ten SAEs of each kind do not separate them from IT, and differences of up to .05 to .16 of AUROC are not excluded.
+# Nor is redrawing latents, or showing the SAE the detector's prompts, seen to help beside plain finetuning.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -153,7 +153,7 @@ figures.headed(figure, "SAEs that have read chat explain it better; in probing n
 pages.publish(
     figure,
     "01_answer",
-    "FVU on held-out chat, five seeds of each family, and OOD AUROC of k latents, ten seeds in five draws. The four that read chat explain it alike, and better; "
+    "FVU on held-out chat, five seeds of each family, and OOD AUROC of k latents, ten seeds in five draws. Three that read chat explain it alike, mixed nearly; "
     "all six AUROCs overlap. Dashed: dense probe. Bars: 95 %.",
     alt="Two panels of points by family. Error is lowest for the four that read chat; AUROCs of all six overlap, well below the dense probe's line.",
 )
@@ -338,13 +338,15 @@ axis = figures.forest(
     {name: {said: score(of, mean) for said, mean in means.items()} for name, of in explained.items()}, "mean"
 )
 axis.set(
-    xlabel="mean autointerp score", ylabel="SAE", title="Latents of SAEs that read chat are explained better there"
+    xlabel="mean autointerp score",
+    ylabel="SAE",
+    title="SAEs that read chat have the higher scores there, not each surely",
 )
 pages.publish(
     axis.figure,
     "01_scores",
-    f"Mean score on held-out chat, of {p.autointerp.latents} latents an SAE, over firings and over latents. SAEs that read chat score higher; "
-    "among them no order holds over firings. Dots: seeds; bars: 95 %, over SAEs.",
+    f"Mean score on held-out chat, of {p.autointerp.latents} latents an SAE, over firings and over latents. SAEs that read chat have higher means; "
+    "over firings no order holds among them. Dots: seeds; bars: 95 %, over SAEs.",
     alt="Rows of two points: IT and pretraining lowest over firings, the four that read chat higher and overlapping; over latents the finetuned ones are highest.",
 )
 ahead = {
@@ -407,13 +409,19 @@ pages.publish(
     figure,
     "01_probing",
     f"OOD AUROC (above), and how far ahead of IT (below); n = {probed['dense']['ood']['n']:,} prompts, {headline.seeds} seeds, {q.draws} draws. Every interval of a "
-    "difference holds nought, and reaches a twentieth or more. Dots: seeds; bars: 95 %; dashed: dense probe.",
+    "difference holds nought, and reaches .046 or more. Dots: seeds; bars: 95 %; dashed: dense probe.",
     alt="Four panels: AUROCs of eight ways between .70 and .85 with wide bars, far below the dense probe; below, differences to IT, all of whose bars cross zero.",
 )
 ahead_of_it = {f"{name}, {r}": gaps[f"{name} - IT, {r}"]["ood"]["interval"] for name in ways for r in readings}
 expect(
     all(low < 0 < high and max(-low, high) > 0.04 for low, high in ahead_of_it.values()),
     "no way's probe is told from IT's, and none to within .04",
+)
+expect(
+    max(max(-low, high) for low, high in ahead_of_it.values()) < 0.16
+    and 0.84 < max(probed[method]["ood"]["auroc"] for method in taught) < 0.855
+    and 0.93 < probed["dense"]["ood"]["auroc"] < 0.945,
+    "differences from IT of up to .16 are not excluded; the best way's mean is .85, the dense probe .94",
 )
 expect(
     max(probed[method]["ood"]["interval"][1] for method in taught) < probed["dense"]["ood"]["interval"][0],
@@ -444,10 +452,9 @@ gaps_at_half = study.compare(
 
 
 def unsigned(entry):
-    """The size of a difference of AUROC: as far from 0 as its interval goes on either side."""
-    low, high = entry["interval"]
-    nearest = max(low, -high, 0)
-    return entry | {"difference": abs(entry["difference"]), "interval": [nearest, max(-low, high)]}
+    """The size of a difference of AUROC: turned so that it is above 0, its upper end as far out as either end was."""
+    low, high = sorted(np.sign(entry["difference"] or 1) * end for end in entry["interval"])
+    return entry | {"difference": abs(entry["difference"]), "interval": [low, max(-low, high)]}
 
 
 axis = figures.forest(
@@ -469,7 +476,7 @@ pages.publish(
     "01_alike",
     "The differences that A2 and A3 say are small, in OOD AUROC, with all training prompts and with half. Shaded: the margin, .02, which no interval keeps to; "
     "with half they are no wider. Dots: seeds; bars: 95 %.",
-    alt="Five rows of four points about zero; all bars but one cross it and all are wider than the shaded margin, with all prompts as with half.",
+    alt="Five rows of four points about zero; all bars but one cross it and none stays within the shaded margin, with all prompts or with half.",
 )
 ends_of = {
     said: [of[f"{a} - {b}, {r}"]["ood"]["interval"] for a, b in alike for r in readings]
@@ -480,11 +487,15 @@ expect(
     all(max(-low, high) > 0.02 for of in ends_of.values() for low, high in of),
     "no difference that A2 and A3 name is surely within .02, with all prompts or with half",
 )
-expect(wide["all"] > wide["half"], "the intervals are no narrower with all prompts than with half")
-by_seed, by_draw = (
-    np.median([np.mean(probed[m]["ood"]["seeds"], axis).std(ddof=1) for m in taught]) for axis in (1, 0)
+expect(
+    0.135 < wide["all"] < 0.145 and 0.12 < wide["half"] < 0.13,
+    "the intervals are .14 wide in the mean with all prompts, .12 with half",
 )
-expect(by_seed > 4 * by_draw, "from seed to seed the AUROC moves more than four times as far as from draw to draw")
+spread = [probed[method]["ood"]["spread"] for method in taught]
+expect(
+    min(of["seeds"]["share"] for of in spread) > 0.5 and max(of["prompts"]["share"] for of in spread) < 0.2,
+    "SAE seeds make more than half of the variance of an AUROC, prompts to test on less than a fifth",
+)
 expect(
     sum(low < 0 < high for low, high in ends_of["all"]) == len(alike) * len(readings)
     and sum(low < 0 < high for low, high in ends_of["half"]) == len(alike) * len(readings) - 1,
@@ -492,9 +503,9 @@ expect(
 )
 
 # %% [markdown]
-# By their probes the ways cannot be told from IT, though IT leaves half as much again of chat unexplained; all are below the dense probe. That is no proof that they are alike: differences of a
-# twentieth to a tenth are not excluded, either way. Nor would more prompts to learn from settle it, as intervals with all are no narrower than with half. What varies is the SAE: from seed to seed the AUROC moves
-# more than four times as far as from draw to draw.
+# By their probes the ways cannot be told from IT, though IT leaves half as much again of chat unexplained; all are below the dense probe. That is no proof that they are alike: differences of up to
+# .05 to .16 are not excluded, either way. Twice the prompts did not narrow the intervals (in the mean .14, with half .12), so more of the same would hardly settle it; with half, one of ten leaves out nought, by .001.
+# What varies most is the SAE: seeds make more than half of the variance. With k latents the draw of the training prompts matters too, but differently in each SAE.
 #
 # ## What survives finetuning
 #
@@ -871,24 +882,29 @@ figures.headed(
 pages.publish(
     axis.figure,
     "01_pairs",
-    "What A4, A5 and A6b compare, in OOD AUROC, ten pairs of seed and draw each. Shaded: the margin of A4 and A5, .02. One of eleven holds no nought, by "
-    "four repeats. Dots: pairs; bars: 95 %.",
-    alt="Five rows of two points about zero. All bars cross it but that of k latents for four repeats where half were redrawn, which lies above.",
+    "What A4, A5 and A6b compare, and two rows beside them that do not count: OOD AUROC, ten pairs of seed and draw each. Shaded: the margin of A4 and A5. "
+    "Dots: pairs; bars: 95 %.",
+    alt="Six rows of points about zero. All bars cross it but that of k latents for four repeats where half were redrawn, which lies above.",
 )
 stands_out = gap[(half, four), (half, 0), "k latents"]
-others = [entry["interval"] for of in drawn.values() for entry in of.values()]
+told = [pair for pair, entry in gap.items() if not entry["interval"][0] < 0 < entry["interval"][1]]
 expect(
-    len(others) == 11
-    and sum(not low < 0 < high for low, high in others) == 1
-    and stands_out["interval"][0] > 0
+    {*told} == {((0.25, 4), (0, 0), "k latents"), ((half, four), (half, 0), "k latents")} and len(gap) == 32,
+    "two of thirty-one differences (one is there twice) are told from nought, both of k latents and four repeats",
+)
+stands_out = gap[(half, four), (half, 0), "k latents"]
+expect(
+    0.019 < stands_out["interval"][0] < 0.02
+    and abs(stands_out["mean"] - 0.09) < 0.005
     and abs(gap[(half, 0), OWN, "k latents"]["mean"] + 0.1) < 0.015
-    and abs(stands_out["mean"] - 0.09) < 0.005,
-    "of eleven differences one is told from nought: k latents gain .09 by four repeats where half were redrawn",
+    and gap[(half, 0), OWN, "k latents"]["interval"][1] > 0,
+    "where half were redrawn k latents gain .09 by four repeats, which misses the margin of A5 by less than a thousandth; read at IT's place, IT's are ahead of half redrawn, not surely",
 )
 
 # %% [markdown]
-# Neither idea is seen to help, or to do harm, with one exception: where half of the latents were redrawn, k latents gain .09 by four repeats. The post saw no clear difference. Among eleven differences chance would bring
-# one such about two times in five, so it asks for a repetition. At the place where IT itself is read at twice the latents, IT's k latents are ahead of half redrawn, by a tenth in the mean, not surely. Below: what these SAEs have read, and what that did to them.
+# Beside plain finetuning neither idea is seen to help or harm, with ten pairs. Two of the thirty-one differences here are told from nought, both of k latents and four repeats: where half were redrawn, .09 (figure), and,
+# with three pairs, where a quarter were. Chance alone would bring one or two. The first misses the margin of A5 by less than a thousandth, so that row stays open by a hair; both ask for a repetition. At the place where IT itself is
+# read at twice the latents, IT's k latents are ahead of half redrawn, by a tenth in the mean, not surely. Below: what these SAEs have read, and what that did to them.
 
 
 # %%
@@ -953,8 +969,7 @@ pages.table(
 )
 
 # %% [markdown]
-# An SAE that is shown the prompts loses less of what differs between them: of those that it has read, not of OOD prompts; and it leaves more of chat unexplained, as it has read less of it. Of the
-# latents that are redrawn about half never fire on chat.
+# An SAE that is shown the prompts loses less of what differs between prompts in distribution, of which it has read the training part (one SAE); of OOD prompts it loses as much. And it leaves more of chat unexplained, as it has read less of it.
 
 # %%
 lost_at = {repeats: lost_in[named((0, repeats))]["k latents"] for repeats in (0, four)}
@@ -970,11 +985,6 @@ expect(
     and by_cell[0, four]["fvu"] + 0.02 < by_cell[0, max(ticks)]["fvu"],
     "the more prompts are read, the more of chat stays unexplained",
 )
-expect(
-    0.4 < (by_cell[half, 0]["dead"] - by_cell[0, 0]["dead"]) / (half * small.latents) < 0.6,
-    "about half of the redrawn latents never fire on chat",
-)
-
 # %% [markdown]
 # Are redrawn latents as well explained? The post finds that redrawing lowers the score, and supposes that new latents are under-trained. So beside the score of all latents stands that of
 # the redrawn less that of the kept, in each SAE; and as controls what finetuning for twice as long does to it, and the same latents where none were redrawn.
@@ -1001,88 +1011,102 @@ def redrawn_ones(seed, redrawn, latents):
     return np.isin(np.arange(latents), order[: round(redrawn * latents)])
 
 
-def over_firings(entry, inside):
-    """Mean score over the firings of those sampled latents that are ``inside`` [M] bool; NaN if there are none."""
+def over_sample(entry, inside, mean="weighted"):
+    """Mean score of those sampled latents that are ``inside`` [M] bool, over their firings or (uniform) over them; NaN if there are none."""
     scores = np.where(inside[entry["latent"]], np.array(entry["score"], float), np.nan)
     columns = (np.array(entry[name]) for name in ("fired", "stratum", "sizes"))
-    return np.nan if np.isnan(scores).all() else stats.weighted_means(scores, *columns)["weighted"]["mean"]
+    return np.nan if np.isnan(scores).all() else stats.weighted_means(scores, *columns)[mean]["mean"]
 
 
-def firing_share(entry, inside):
-    """Share of the firing that latents ``inside`` [M] bool do, by the sample."""
-    stratum = np.array(entry["stratum"])
-    each = (np.array(entry["sizes"]) / np.bincount(stratum))[stratum] * np.array(entry["fired"])
-    return each[inside[entry["latent"]]].sum() / each.sum()
+def shares_of(entry, inside, count):
+    """Of ``count`` latents ``inside`` [M] bool: their share of the firing, and the share of them that fires at all; both by the sample."""
+    stratum, here = np.array(entry["stratum"]), inside[entry["latent"]]
+    each = (np.array(entry["sizes"]) / np.bincount(stratum))[stratum]
+    firing = each * np.array(entry["fired"])
+    return firing[here].sum() / firing.sum(), each[here].sum() / count
 
 
-def set_apart(name, redrawn=half):
-    """Of the latents that a share ``redrawn`` is: their score over firings less that of the others, over seeds; their share of the firing; the others' score."""
-    gaps, shares, kept_score = [], [], []
-    for run, entry in enumerate(scored_in[name]):
-        new = redrawn_ones(p.seed + run, redrawn, small.latents)
-        kept_score.append(over_firings(entry, ~new))
-        gaps.append(over_firings(entry, new) - kept_score[-1])
-        shares.append(firing_share(entry, new))
-    return stats.over_seeds(gaps), np.mean(shares), kept_score
+def set_apart(name, redrawn):
+    """Of the latents that a share ``redrawn`` is: {mean: their score less that of the others}, over seeds, and the means of :func:`shares_of`."""
+    drawn_ones = [redrawn_ones(p.seed + run, redrawn, small.latents) for run in range(len(scored_in[name]))]
+    both = list(zip(scored_in[name], drawn_ones, strict=True))
+    found = {
+        said: stats.over_seeds([over_sample(e, new, mean) - over_sample(e, ~new, mean) for e, new in both])
+        for said, mean in means.items()
+    }
+    return found, np.mean([shares_of(e, new, new.sum()) for e, new in both], 0)
 
 
-at_half_share = (part(0), part(half), f"{part(0)}, twice as long", f"{part(half)}, twice as long")
-new_less_kept, firing_of_new, of_kept = ({name: set_apart(name)[k] for name in at_half_share} for k in range(3))
+halves = (part(0), part(half), f"{part(0)}, twice as long", f"{part(half)}, twice as long")
+new_less_kept, shares_of_new = ({name: set_apart(name, half)[k] for name in halves} for k in range(2))
 figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 3.4), sharey=True)
-figures.forest({name: {"SAE": score(of)} for name, of in scored_in.items()}, "mean", axis=axes[0])
 figures.forest(
-    {name: {"SAE": new_less_kept[name]} if name in new_less_kept else {} for name in scored_in}, "mean", axis=axes[1]
+    {name: {said: score(of, mean) for said, mean in means.items()} for name, of in scored_in.items()},
+    "mean",
+    axis=axes[0],
 )
+figures.forest({name: new_less_kept.get(name, {}) for name in scored_in}, "mean", axis=axes[1])
 axes[1].axvline(0, color=figures.CONTEXT, linewidth=1)
-axes[0].set(xlabel="mean score over firings", ylabel=f"SAE of {small.latents:,} latents")
+axes[0].set(xlabel="mean score", ylabel=f"SAE of {small.latents:,} latents")
 axes[1].set_xlabel("redrawn half less kept half")
-figures.headed(figure, "Redrawing half of the latents raises the score, though the redrawn ones hardly fire")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+figures.headed(figure, "With half of the latents redrawn the score rises over firings, and falls over latents")
 pages.publish(
     figure,
     "01_redrawn",
     f"Mean score on held-out chat, {p.autointerp.latents} latents an SAE; right, the half drawn to be redrawn less the other, where none were redrawn as a control. "
     "Dots: ten seeds, or three; bars: 95 %, over SAEs.",
-    alt="Left: the score rises from IT to finetuned and on with half of the latents redrawn. Right: redrawn latents score a tenth more than kept ones; where none were redrawn the halves are alike.",
+    alt="Left: with half of the latents redrawn the score over firings is highest, and that over latents lower than with none. Right: redrawn latents score a tenth more over firings, a quarter less over latents; where none were redrawn the halves are alike.",
 )
 redone, none, start = (scored_in[name] for name in (part(half), part(0), "IT"))
 expect(
-    less(redone, none)["interval"][0] > 0.025 and less(redone, start)["interval"][0] > 0.035,
-    "with half of the latents redrawn the score over firings is higher than with none, and than that of IT",
+    less(redone, none)["interval"][0] > 0.025
+    and less(redone, start)["interval"][0] > 0.035
+    and less(redone, none, "uniform")["interval"][1] < -0.04,
+    "with half of the latents redrawn the score is higher over firings than with none, and than IT's; over latents it is lower than with none, by about .06",
+)
+longer_gap = less(*(scored_in[name] for name in (halves[3], halves[2])))["interval"]
+expect(longer_gap[0] < 0 < longer_gap[1], "after twice as many steps the rise over firings is not told apart")
+few_redrawn = {
+    redrawn: np.mean(
+        [
+            shares_of(entry, redrawn_ones(p.seed + run, redrawn, small.latents), round(redrawn * small.latents))
+            for run, entry in enumerate(scored_in[part(redrawn)])
+        ],
+        0,
+    )
+    for redrawn in headline.redrawn
+    if 0 < redrawn < half
+}
+firing, alive = ({name: shares_of_new[name][k] for name in halves} for k in range(2))
+expect(
+    all(new_less_kept[name]["over firings"]["interval"][0] > 0 for name in (halves[1], halves[3]))
+    and all(new_less_kept[name]["over latents"]["interval"][1] < -0.09 for name in (halves[1], halves[3])),
+    "redrawn latents score more than kept ones over firings, and less over latents, after as many steps and twice as many",
 )
 expect(
-    firing_of_new[part(half)] < 0.025
-    and 0.03 < firing_of_new[f"{part(half)}, twice as long"] < 0.05
-    and abs(firing_of_new[part(0)] - 0.5) < 0.05,
+    all(
+        new_less_kept[name]["over firings"]["interval"][0] < 0 < new_less_kept[name]["over firings"]["interval"][1]
+        for name in (halves[0], halves[2])
+    ),
+    "where none were redrawn the halves are alike over firings",
+)
+expect(
+    firing[halves[1]] < 0.025 and 0.03 < firing[halves[3]] < 0.05 and abs(firing[halves[0]] - 0.5) < 0.05,
     "redrawn latents do one fiftieth of the firing, a twenty-fifth after twice the steps, and the same ones half of it where none were redrawn",
 )
 expect(
-    all(new_less_kept[name]["interval"][0] > 0 for name in at_half_share if name.startswith(part(half)))
-    and all(
-        new_less_kept[name]["interval"][0] < 0 < new_less_kept[name]["interval"][1]
-        for name in at_half_share
-        if name.startswith(part(0))
-    ),
-    "redrawn latents that fire score more than kept ones, after as many steps and twice as many, and the halves are alike where none were redrawn",
-)
-kept_gain = stats.over_seeds(np.subtract(of_kept[part(half)], of_kept[part(0)]))
-rare = [
-    firing_share(entry, redrawn_ones(p.seed + run, redrawn, small.latents))
-    for redrawn in headline.redrawn
-    if 0 < redrawn < half
-    for run, entry in enumerate(scored_in[part(redrawn)])
-]
-expect(max(rare, default=0) < 0.002, "with a tenth or a quarter redrawn these do hardly a thousandth of the firing")
-expect(
-    kept_gain["interval"][0] > 0.02,
-    "the kept latents score higher where the others were redrawn than the same ones do where none were",
+    0.45 < alive[halves[1]] < 0.55
+    and 0.65 < alive[halves[3]] < 0.75
+    and all(0.2 < of[1] < 0.35 and of[0] < 0.002 for of in few_redrawn.values()),
+    "half of the redrawn fire on chat, seven in ten after twice the steps, of a tenth or a quarter redrawn three in ten",
 )
 
 # %% [markdown]
-# The post found a lower score with redrawn latents, and took those for under-trained. Here the score is *higher*, with half of the latents redrawn. But the redrawn ones have little to do with it: half never fire on chat,
-# and the others do a fiftieth of the firing, a twenty-fifth after twice as many steps. Those that fire are explained *better* than kept ones; as a control, the same two halves are alike where none were redrawn. What
-# raises the mean is the kept half, which does nearly all of the work alone: such an SAE is one of half as many latents. With a tenth or a quarter redrawn these do hardly a thousandth of the firing, and cannot be scored.
-
-
+# The post found a lower score with redrawn latents, and took those for under-trained. *Over firings* the score is higher here, with half of the latents redrawn; after twice as many steps that is no longer told apart. *Over
+# latents* it is lower, by .06: redrawn latents that fire are explained worse than kept ones, which fits the post's reading. Over firings a few redrawn ones count and score more than kept ones, but all redrawn ones together do a fiftieth of the
+# firing, so what raises that mean is the kept half, which does nearly all of the work, as if this were an SAE of half as many latents (one that we have not trained). Half of the redrawn never fire on chat, three in ten
+# after twice as many steps, and some seven in ten where only a tenth or a quarter were redrawn.
 # %% [markdown]
 # ## Does it matter who answers?
 #
@@ -1218,9 +1242,9 @@ expect(
 # %% [markdown]
 # ## Claim by claim
 #
-# Nine rows of the ledger (`data/claims.yaml`), fixed before these runs, with what notebook 02 had shown by then. One is decided, against the claim: redrawing does not lower the score (A6a). The others ask for more than ten
-# seeds can give: from one SAE to the next a probe of few latents moves by a twentieth to a tenth. A2 to A5 say *no clear difference*; the last column but two has the smallest margin at which that holds, six hundredths to two
-# tenths. So the post's findings of no difference are no evidence of sameness here, and whether more data and seeds separate the ways (O5) stays open, at ten seeds and five draws.
+# Nine rows of the ledger (`data/claims.yaml`), fixed before these runs, with what notebook 02 had shown by then. One is decided, against the claim: redrawing does not lower the score over firings (A6a). The others ask for more
+# than ten seeds can give: from one SAE to the next a probe of few latents moves by a twentieth to a tenth. A2 to A5 say *no clear difference*; the smallest margin at which that holds, .12 to .16, stands beside. So the post's findings of no
+# difference are no evidence of sameness here, and whether more data and seeds separate the ways (O5) stays open, at ten seeds and five draws.
 
 # %% tags=["hide-input"]
 parts = {
@@ -1267,10 +1291,7 @@ expect(
     "redrawing does not lower the score, against the claim, and the other rows stay open",
 )
 margins = [record.margin for record in records if record.margin is not None]
-expect(
-    min(margins) > 0.06 and max(margins) < 0.2,
-    "no difference holds at margins of six hundredths to two tenths",
-)
+expect(min(margins) > 0.11 and max(margins) < 0.16, "the tests of no difference pass only at margins of .11 to .16")
 pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
 
 
@@ -1498,16 +1519,17 @@ expect(
 # %% [markdown]
 # ## What we find
 #
-# **We find** that an SAE which reads chat in the last third of its steps explains chat as well as one that read nothing else, whatever it read before; that its latents are explained as well;
-# and that four in five of them keep a likeness to what they were. The chat template around other text makes up for less than half of the way. By their probes the ways cannot be told apart. Latents that are
-# redrawn half die, and the rest hardly fire.
+# **We find** that an SAE which reads chat in the last third of its steps explains chat as well as one that read nothing else, whatever it read before; that its latents are explained no worse, as far as can be told;
+# and that four in five of them keep a likeness to what they were. The chat template around other text makes up for less than half of the way. By their probes the ways cannot be told from IT. Of latents that are
+# redrawn many never fire on chat, and the rest do little.
 #
 # **It means** that how SAEs do on chat, in this report and elsewhere, depends on what they have read: one for pretraining text is a weak
 # witness about a chat model. To get a chat SAE, finetune one that has read plain text; where pretraining text matters too, mix from the start. How one gets to chat matters less than getting there.
 #
 # **What would change our mind.** One size of dictionary, six hundred thousand tokens a corpus, one chat set: with more tokens the order between chat and the finetuned ones could change, as theirs have read
 # a third as much of it. SAEs differ in L0 at one weight of the penalty; the second sparsity tells the same. The settings were searched for chat alone. That probes
-# cannot tell the ways apart is for want of SAEs, not of prompts; the claims' last column asks for hundreds of times as many, so a difference, if there is one, is small beside what a seed makes. Redrawn latents began with an L0 penalty at full strength; one that rises anew might save them.
+# cannot tell the ways apart is for want of SAEs more than of prompts: seeds make half to nine tenths of the variance, prompts to test on less than a fifth. The factors in the claims' last column say how far the tests are
+# from deciding, not how large a difference is. Redrawn latents began with an L0 penalty at full strength; one that rises anew might save them.
 #
 # **Try** `overrides = {"saes.coefficient": 5e-4}`, a weaker penalty: less error, more active latents. **Next**:
 # [02](02_probing.ipynb) asks how much the latents of these SAEs help to spot harmful requests.

@@ -172,13 +172,16 @@ def test_latents_that_finetuning_redraws_are_known(cells: Any) -> None:
 
 
 def test_the_size_of_a_difference_has_no_sign(cells: Any) -> None:
-    """An interval on both sides of nought goes as far as its longer side, whichever that is."""
-    for low, high, nearest, furthest in ((-0.05, 0.01, 0, 0.05), (-0.01, 0.05, 0, 0.05), (-0.05, -0.02, 0.02, 0.05)):
-        for ends in ([low, high], [-high, -low]):
-            entry = {"difference": sum(ends) / 2, "interval": ends, "error": 0.01, "freedom": 9.0}
-            sized = cells.unsigned(entry)
-            assert sized["difference"] == abs(sum(ends) / 2) and sized["interval"] == [nearest, furthest]
-            assert sized["error"] == 0.01
+    """It is turned so that the difference is above nought, and goes up as far as its interval went on either side."""
+    cases = (
+        (-0.02, [-0.05, 0.01], [-0.01, 0.05]),
+        (0.02, [-0.01, 0.05], [-0.01, 0.05]),
+        (-0.03, [-0.05, -0.02], [0.02, 0.05]),
+        (0.001, [-0.05, 0.02], [-0.05, 0.05]),
+    )
+    for value, ends, expected in cases:
+        sized = cells.unsigned({"difference": value, "interval": ends, "error": 0.01, "freedom": 9.0})
+        assert sized == {"difference": abs(value), "interval": expected, "error": 0.01, "freedom": 9.0}
 
 
 def test_a_part_of_the_latents_is_scored_as_the_scorer_does_all(cells: Any) -> None:
@@ -189,9 +192,9 @@ def test_a_part_of_the_latents_is_scored_as_the_scorer_does_all(cells: Any) -> N
     score = np.where(rng.random(40) < 0.1, np.nan, rng.random(40))
     entry = {"latent": which, "fired": fired[which], "stratum": stratum, "sizes": sizes, "score": score}
     everything = stats.weighted_means(score, fired[which], stratum, sizes)["weighted"]["mean"]
-    assert cells.over_firings(entry, np.ones(60, bool)) == pytest.approx(everything)
+    assert cells.over_sample(entry, np.ones(60, bool)) == pytest.approx(everything)
     inside = rng.random(60) < 0.5
-    part = cells.over_firings(entry, inside)
-    assert part == cells.over_firings(entry | {"score": np.where(inside[which], score, -9.0)}, inside)
+    part = cells.over_sample(entry, inside)
+    assert part == cells.over_sample(entry | {"score": np.where(inside[which], score, -9.0)}, inside)
     assert part != pytest.approx(everything)
-    assert np.isnan(cells.over_firings(entry, np.zeros(60, bool)))
+    assert np.isnan(cells.over_sample(entry, np.zeros(60, bool)))
