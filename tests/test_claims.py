@@ -262,7 +262,7 @@ def test_what_the_design_could_have_seen_and_what_would_decide() -> None:
     assert exact("B3", {"OOD": (0.05, 0.01)}).needed is None and exact("B3", {"OOD": (0.0, 0.01)}).needed is None
     one = exact("O5", {"above": (0.05, 0.03), "further": (0.06, 0.06), "just below": (0.0199, 0.01)})
     assert one.verdict == "inconclusive at this scale"
-    assert one.needed == pytest.approx(2.8016**2, rel=1e-3)  # one that is below cannot decide it by itself, however near
+    assert one.needed == pytest.approx(2.8016**2, rel=1e-3)  # one below cannot decide alone
     none = exact("O5", {"a": (0.01, 0.02), "b": (0.0, 0.02)})  # all must come to lie below, so the largest
     assert none.needed == pytest.approx((2.8016 * 2) ** 2, rel=1e-3)
     share = exact("B5", {"share closed": (0.9, 0.3), "gap of the IT SAE": (0.1, 0.01)})
