@@ -42,7 +42,7 @@ probe: $(ENV)/installed data/cache/.fetched  ## probes of your own prompts: DATA
 test: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## unit tests, committed notebooks re-checked, one cold smoke run
 	$(ENV)/bin/python -m pytest
 
-test-all: $(ENV)/installed $(PEERS)/installed $(ENV)/serving data/cache/.fetched  ## the same, README's examples as printed, a served model, and the benchmark's contenders
+test-all: $(ENV)/installed $(PEERS)/installed $(ENV)/serving data/cache/.fetched  ## the same, README's examples as printed, a served model, the latent browser in Chromium, and the benchmark's contenders
 	$(ENV)/bin/python -m pytest -m ""
 
 bench: $(ENV)/installed $(PEERS)/installed data/cache/.fetched  ## speed of training and harvest beside the peers, in one run
@@ -75,9 +75,9 @@ $(PEERS)/installed: $(ENV)/installed tests/bench/peers.txt
 	$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet --quiet install --no-deps -r tests/bench/peers.txt
 	@touch $@
 
-# what transformers serves the packaged model with, to be asked for explanations
+# what transformers serves the packaged model with, to be asked for explanations, and what drives a browser
 $(ENV)/serving: $(ENV)/installed
-	$(PIP) install -c constraints.txt -e '.[serve]'
+	$(PIP) install -c constraints.txt -e '.[serve,browse]'
 	@touch $@
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/wheels.py

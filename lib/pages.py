@@ -89,10 +89,16 @@ def literal(text: str) -> str:
     return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
 
 
-def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]]) -> HTML:
-    """A latent's strongest contexts {side: [{tokens, values}]}, activations as background. All text of data is escaped."""
+def latent(sae: str, number: int) -> str:
+    """HTML of a latent's name, which links to its card in the site's latent browser; ``sae`` as notebook 03 calls it there."""
+    return f'<a href="latents.html#{html.escape(sae)}-{number:d}">latent {number:d}</a>'
+
+
+def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]], link: str = "") -> HTML:
+    """A latent's strongest contexts {side: [{tokens, values}]}, activations as background; ``link``, HTML, stands before the title. All
+    text of data is escaped."""
     top = max((v for side in contexts.values() for c in side for v in c["values"]), default=1.0) or 1.0
-    parts = [f"<p><b>{html.escape(title)}</b></p>"]
+    parts = [f"<p><b>{link}{': ' if link else ''}{html.escape(title)}</b></p>"]
     for side, shown in contexts.items():
         parts.append(f"<div><i>{html.escape(side)}</i><ul>{'' if shown else '<li>never fires</li>'}")
         for context in shown:

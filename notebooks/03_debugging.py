@@ -9,9 +9,10 @@
 # A *sparse autoencoder* (SAE) might show it. It rewrites what the model holds of each token as a few active *latents*, and latents can be
 # read: look at the text on which one fires. So rank latents by how differently they fire on the two collections, and read the first.
 # [Smith et al. 2025](https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28/negative-results-for-saes-on-downstream-tasks), "the post",
-# found shortcuts so, and thought that simpler methods would find them too. Here both are tried on
+# found shortcuts so, and thought that simpler methods would find them too. Here latents and four simpler methods are tried on
 # [HarmBench](https://arxiv.org/abs/2402.04249) against first turns of chats, in the words of
-# their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links.
+# their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links. Then shortcuts are planted, so that it can be
+# counted which method finds them; and the pair is cleaned of what was found, to see whether that helps a detector, also one that reads no SAE.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -19,17 +20,34 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
-import numpy as np
-from IPython.display import display
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from lib import figures, pages
-from lib.latents import cards
-from lib.lm import harvest, sequences
-from lib.pages import expect
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from lib import claims, figures, pages, stats
+from lib.latents import browser, cards
+from lib.latents.cards import ranked, standardised, token_texts
+from lib.latents.explainers import Best
+from lib.lm import activations, harvest, model, sequences
+from lib.probes import methods, tables
+from lib.probes.changes import Change
+from lib.probes.views import Data, Latents, Residual, Surface, Words
+from lib.sae import training
 from lib.stats import column_aurocs, share_interval
 from lib.store import cached, result
-from lib.study import open_study
-from lib.texts import examples, prompts, sources
+from lib.study import Study, open_study
+from lib.texts import examples, likeness, prompts, sources, style
+from lib.texts.examples import Example, Labels
 from lib.texts.style import FEATURES, matrix
 
 study = open_study(profile, overrides, frozen)
@@ -41,20 +59,21 @@ pages.banner(profile, overrides)
 # ## The comparison
 #
 # The pair: HarmBench, and chats that are among the report's OOD prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
-# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the two class means.
+# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the class means, in
+# standard deviations within classes. Of latents that go together (correlation of .9 or more) the first stands for all.
 
 
 # %%
 @cached
-def raw_pair(out, rows, labelled, benign, seed):
-    """HarmBench's prompts, and ``benign`` of the report's OOD chats at most (of all kinds), in the words of their sources."""
+def raw_pair(out, rows, labelled, most, seed):
+    """HarmBench's prompts and the report's OOD chats (of all kinds), ``most`` of each, in the words of their sources."""
     ours = {e.base for e in examples.read(labelled) if e.slice == "chat" and e.split == "ood"}
     chat = [record for record in sources.records(rows["benign"]) if f"chat:{record['id']}" in ours]
-    drawn = [chat[i] for i in np.random.default_rng(seed).permutation(len(chat))[:benign]]
-    both = [("HarmBench", 1, record) for record in sources.records(rows["harmbench"])]
+    drawn = [chat[i] for i in np.random.default_rng(seed).permutation(len(chat))[:most]]
+    both = [("HarmBench", 1, record) for record in sources.records(rows["harmbench"])[:most]]
     both += [("chat", 0, record) for record in drawn]
     pair = [
-        examples.Example(
+        Example(
             text=record["text"],
             label=label,
             split="train",
@@ -70,22 +89,21 @@ def raw_pair(out, rows, labelled, benign, seed):
 
 
 pair = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
-turns = sequences.labelled(pair, study.lm, "user", 256)
-finetuned = study.saes["finetuned"][0]
+# yours: pair = study.labelled, with overrides = {"probes.data": "my.csv"}
+turns = harvest.harvest(sequences.labelled(pair, study.lm, "user", 256), study.lm, (p.layer,))
+finetuned = study.saes["finetuned"]
 found = cards.cards(
-    pair,
-    harvest.harvest(turns, study.lm, (p.layer,)),
-    finetuned,
-    study.lm,
-    p.layer,
-    p.debugging.cards,
-    p.debugging.contexts,
-    name="03_cards",
+    pair, turns, finetuned[0], study.lm, p.layer, p.debugging.cards, p.debugging.contexts, name="03_cards"
 ).value
 latents = found["latents"]
 
 
-# %%
+shown = tuple(latent["latent"] for latent in latents)
+explain_by = (study.halves, study.lm, p.layer, Best(), p.autointerp, p.seed)
+said = browser.explained(finetuned[0], *explain_by, shown, name="03_explained").value
+
+
+# %% tags=["hide-input"]
 def peak(latent):
     """The token on which a latent fires most, of the contexts that its card shows."""
     shown = (context for side in latent["contexts"].values() for context in side)
@@ -110,103 +128,664 @@ axis.set(
 pages.publish(
     axis.figure,
     "03_mean_difference",
-    "The latents with the largest difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
+    "The latents with the largest standardised difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
     "(exact); the latents were picked on these same prompts.",
     alt="Forest plot of ten latents: those that peak on full stop, question mark and “I” fire on harmless prompts, “Give” and “Create” on harmful ones.",
 )
-style = {peak(latent): latent["harmless_share"] - latent["harmful_share"] for latent in latents}
-expect(
-    min(style.get(token, 0) for token in "?.I") > 0.15,
-    "latents that peak on the question mark, the full stop and “I” fire more often on chat prompts",
-)
-
-# %% [markdown]
-# ## The latents that separate best
-#
-# Of these, the five that tell the classes apart best by themselves. Shading is the latent's activation, relative to the strongest on its
-# card. The best one peaks on “kidnap” and fires on nine harmful prompts in ten: it reads of harm. The others follow style: orders
-# (“Create”), the full stop, the question mark, and verbs in lower case at the beginning.
-#
-# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
-# > to them are kept.
-
-# %%
-best = sorted(latents, key=lambda latent: -abs(latent["auroc"] - 0.5))[:5]
-for latent in best:
-    title = f"Latent {latent['latent']}: fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts"
-    display(pages.card(title, latent["contexts"]))
-expect(
-    best[0]["auroc"] > 0.9 and best[0]["harmful_share"] > 0.9 and peak(best[0]) == "kidn",
-    "the latent that separates best fires on nine harmful prompts in ten and peaks on “kidnap”",
-)
-expect(
-    {".", "?", "Create"} <= {peak(latent) for latent in best},
-    "of the five latents that separate best, three read the full stop, the question mark and “Create”",
-)
-
-# %% [markdown]
-# ## The rival: style features, each alone
-#
-# Does one need a model for this? Some thirty counts of punctuation, length, case and first words (no topic words) are set against the latents,
-# one at a time. The score is the AUROC: the chance that a harmful prompt has more of it than a harmless one; a half is chance, and far below
-# a half is as telling as far above.
-
-
-# %%
-@result
-def shortcuts(prompts):
-    """The AUROC of each style feature alone between the classes, farthest from chance first."""
-    every = examples.read(prompts)
-    aurocs = column_aurocs(matrix([e.text for e in every]), np.array([e.label for e in every]))
-    order = np.argsort(-np.abs(aurocs - 0.5), kind="stable")
-    return [{"feature": list(FEATURES)[i], "auroc": aurocs[i]} for i in order]
-
-
-rival = shortcuts(pair, name="03_shortcuts").value
-
-
-# %%
-def apart(row):
-    """How well a score separates the classes, whichever way it points."""
-    return max(row["auroc"], 1 - row["auroc"])
-
-
-of_style = [apart(latent) for latent in latents if peak(latent) in {".", "?", "I", "Create"}]
-expect(
-    abs(apart(rival[0]) - max(of_style)) < 0.05 < max(map(apart, latents)) - apart(rival[0]),
-    "the best style feature separates about as well as the best latent of style, and worse than that of harm",
-)
-expect(
-    {"contains a question mark", "first word is imperative", "ends with punctuation", "first person"}
-    <= {row["feature"] for row in rival[:10]},
-    "the first style features tell of orders, of final punctuation, of question marks and of the first person",
-)
 
 # %% tags=["hide-input"]
-rows = [("style", row["feature"], row) for row in rival[:4]]
-rows += [("latent", f"peaks on {pages.literal(peak(latent))}", latent) for latent in best[:4]]
+for latent in latents[:5]:
+    told = said[str(latent["latent"])]
+    by = f"explained by {told['explanation']} (score {told['score']:.2f})" if told["explanation"] else "not explained"
+    alike = f"; with it go {', '.join(map(str, latent['alike']))}" if latent["alike"] else ""
+    title = f"fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts; {by}{alike}"
+    display(pages.card(title, latent["contexts"], pages.latent("finetuned", latent["latent"])))
+
+# %% [markdown]
+# ## Which method needs the least reading?
+#
+# Rivals, each with items to read in its own order: *style features*, thirty-three counts of punctuation, length, case and first words; *words* and punctuation marks, by the log-odds
+# of a word between classes with a prior ([Monroe, Colaresi and Quinn 2008](https://doi.org/10.1093/pan/mpn018)); the strongest contexts of a *dense probe* in
+# pretraining text, as [Kantamneni et al. 2025](https://arxiv.org/abs/2502.16681) read theirs; and those of the *difference of the class means*. An item is a word, a feature, a
+# latent, or eight contexts.
+
+
+# %% tags=["hide-input"]
+MOST = 30  # items that are looked at
+SHOWN = 8  # contexts an item
+
+
+@cached
+def columns_of(out, prompts, harvested, sae, layer):
+    """Step: of each prompt the maximum of every latent over its tokens [n, M] and which row of the harvest that is, and the mean of its residuals [n, d]."""
+    source, trained = activations.read(harvested, layer), training.load(sae)
+    which, n = source.column("sequence"), len(examples.read(prompts))
+    with torch.inference_mode():
+        x = torch.cat([*source.chunks()])
+        f = torch.cat([trained.encode(part) for part in x.split(8192)])
+    owner, peaks, rows = torch.from_numpy(which).long(), torch.zeros(n, f.shape[1]), torch.zeros(n, f.shape[1]).int()
+    order = torch.argsort(owner, stable=True)
+    for mine, part in zip(
+        owner[order].unique_consecutive(), order.split(np.bincount(which)[np.unique(which)].tolist()), strict=True
+    ):
+        best, at = f[part].max(0)
+        peaks[mine], rows[mine] = best, part[at].int()
+    count = torch.from_numpy(np.bincount(which, minlength=n)).clamp_min(1)[:, None]
+    means = torch.zeros(n, x.shape[1]).index_add_(0, owner, x) / count
+    save_file({"latents": peaks.half(), "rows": rows, "residuals": means}, out / "columns.safetensors")
+
+
+def read_columns(made, *names):
+    stored = load_file(made.path / "columns.safetensors")
+    return [stored[name].float().numpy() if name != "rows" else stored[name].numpy() for name in names]
+
+
+def log_odds(x, y, prior=100.0):
+    """[words] z-scores of the log-odds of words between classes, with a prior of as many words as ``prior``, spread as all are
+    (Monroe, Colaresi and Quinn 2008, equations 16 and 22); x [n, words] counts."""
+    counts = np.stack([x[y == kind].sum(0) for kind in (1, 0)]) + prior * x.sum(0) / x.sum() + 1e-12
+    total = counts.sum(1, keepdims=True)
+    logit = np.log(counts / (total - counts))
+    return (logit[0] - logit[1]) / np.sqrt((1 / counts).sum(0))
+
+
+def bags(texts):
+    """(words, [n, words] in which texts each is): words and marks that three texts have."""
+    counter = CountVectorizer(analyzer=re.compile(r"\w+|[^\w\s]").findall, min_df=3, binary=True)
+    return counter.fit_transform(texts).toarray().astype(float), counter.get_feature_names_out().tolist()
+
+
+def tells(x, has):
+    """[columns] bool: those that tell rows that have something from those that have not at an AUROC of .9, either way."""
+    return np.abs(column_aurocs(x, has.astype(int)) - 0.5) >= 0.4
+
+
+def first(groups, telling):
+    """The number of the first item that is about it, None if none is; items are groups of columns, of which the first is shown."""
+    return next((number for number, group in enumerate(groups, 1) if telling[group[0]]), None)
+
+
+def directions(x, y):
+    """{method: [d]}: a dense probe's weights, and the difference of the class means, of residuals x [n, d]."""
+    scaler = StandardScaler().fit(x)
+    probe = LogisticRegression(C=0.01, max_iter=1000).fit(scaler.transform(x), y)
+    return {"dense probe": probe.coef_[0] / scaler.scale_, "difference of means": x[y == 1].mean(0) - x[y == 0].mean(0)}
+
+
+class Reader:
+    """What stands about a token of a harvest: itself and its neighbours in the same text."""
+
+    def __init__(self, harvested, lm, layer):
+        self.source, self.tokenizer = activations.read(harvested, layer), model.tokenizer(lm)
+        self.text, self.token = self.source.column("sequence"), self.source.column("token")
+
+    def near(self, at, reach=1):
+        part = np.arange(max(0, at - reach), min(len(self.text), at + reach + 1))
+        return "".join(token_texts(self.tokenizer, self.token[part[self.text[part] == self.text[at]]]))
+
+    def chance(self, sign, count=4000):
+        """How often a sign stands about a token drawn at random."""
+        drawn = np.random.default_rng(0).integers(len(self.text), size=count)
+        return np.mean([bool(re.search(sign, self.near(at))) for at in drawn])
+
+    def ends(self, along):
+        """{end: [MOST * SHOWN / 2 rows, of different texts] for every direction of ``along`` [m, d]}, where projections are largest and smallest."""
+        along, best, deep = torch.from_numpy(np.asarray(along, np.float32)), {}, 40 * MOST
+        for number, x in enumerate(self.source.chunks()):
+            for end, sign in (("up", 1), ("down", -1)):
+                value = sign * (x @ along.T).T
+                at = torch.arange(x.shape[0]).expand_as(value) + number * 8192
+                if end in best:
+                    value, at = torch.cat([best[end][0], value], 1), torch.cat([best[end][1], at], 1)
+                top = value.topk(min(deep, value.shape[1]), 1)
+                best[end] = top.values, at.gather(1, top.indices)
+        found = {}
+        for end, (_, rows) in best.items():
+            first_of = [np.sort(np.unique(self.text[row], return_index=True)[1]) for row in rows.numpy()]
+            found[end] = [row[some[: MOST * SHOWN // 2]] for row, some in zip(rows.numpy(), first_of, strict=True)]
+        return found
+
+
+def found_in(reader, up, down, sign, chance):
+    """The number of the first item, :data:`SHOWN` contexts from both ends, after which those of one end show a sign too often for chance."""
+    hits = [np.cumsum([bool(re.search(sign, reader.near(at))) for at in end]) for end in (up, down)]
+    for item in range(1, MOST + 1):
+        seen = item * SHOWN // 2
+        if any(
+            len(of) >= seen
+            and binomtest(int(of[seen - 1]), seen, max(chance, 1e-3), alternative="greater").pvalue < 0.001
+            for of in hits
+        ):
+            return item
+    return None
+
+
+@result
+def on_pair(prompts, columns, signs, features, other, lm, layer):
+    """{method: {sign: items until one is about it}}, of a labelled pair; a column is about a sign if it tells harmless prompts with the ``features`` [sign] from those without."""
+    every = examples.read(prompts)
+    texts, y = [e.text for e in every], np.array([e.label for e in every])
+    peaks, residuals = read_columns(columns, "latents", "residuals")
+    by_style, (by_word, words) = matrix(texts), bags(texts)
+    shown = {
+        "latents": (peaks, standardised(peaks, y)),
+        "surface features": (by_style, standardised(by_style, y)),
+        "words": (by_word, log_odds(by_word, y)),
+    }
+    found = {}
+    for name, (x, values) in shown.items():
+        groups = ranked(x, values, MOST)
+        has = {sign: by_style[y == 0, list(FEATURES).index(feature)] > 0 for sign, feature in features.items()}
+        found[name] = {sign: first(groups, tells(x[y == 0], mine)) for sign, mine in has.items()}
+    reader = Reader(other, lm, layer)
+    chances = {sign: reader.chance(mark) for sign, mark in signs.items()}
+    for name, along in directions(residuals, y).items():
+        ends = reader.ends(along[None])
+        found[name] = {
+            s: found_in(reader, ends["up"][0], ends["down"][0], mark, chances[s]) for s, mark in signs.items()
+        }
+        found[name + ", contexts"] = {end: [reader.near(at, 4) for at in rows[0][:4]] for end, rows in ends.items()}
+    return found | {"first words": [words[group[0]] for group in ranked(by_word, shown["words"][1], 10)]}
+
+
+order = "write|give|create|list|make|provide|describe|explain|generate|develop|design|tell|show"
+signs = {
+    "question mark": r"\?",
+    "full stop": r"\.",
+    "first person": r"\b(I|my|My|me|we|our)\b",
+    "order": rf"(?i)\b({order})\b",
+}
+features = {
+    "question mark": "contains a question mark",
+    "full stop": "ends with punctuation",
+    "first person": "first person",
+    "order": "first word is imperative",
+}
+columns = columns_of(pair, turns, finetuned[0], p.layer)
+pretraining = study.activations("pretraining", "train")
+reading = on_pair(pair, columns, signs, features, pretraining, study.lm, p.layer, name="03_reading").value
+
+
+# %% tags=["hide-input"]
+def mark(rank):
+    return "no" if rank is None else f"{rank}"
+
+
+METHODS = ("latents", "surface features", "words", "dense probe", "difference of means")
 pages.table(
     (
-        (kind, what, f"{apart(row):.3f}", "harmful" if row["auroc"] > 0.5 else "harmless")
-        for kind, what, row in sorted(rows, key=lambda row: -apart(row[2]))
+        (
+            sign,
+            *(mark(reading[name][sign]) for name in ("latents", "surface features", "words")),
+            ", ".join(mark(reading[name][sign]) for name in METHODS[3:]),
+        )
+        for sign in signs
     ),
-    ("found by", "what it reads", "AUROC alone", "more of it in"),
+    ("items until one is about …", "latents", "features", "words", "contexts: dense probe, means"),
 )
 
 # %% [markdown]
-# ## What we find
+# ## Planted shortcuts
 #
-# **We find** the shortcuts by reading a handful of cards: the benchmark's prompts are orders, without full stops, question marks or a first
-# person. Counting features, with no model, finds the same ones. What separates best is no shortcut: a latent that reads of harm, which no list of
-# style features has.
+# Whether a method finds shortcuts can be counted where they are known. Into prompts of one style we plant one at a time: ten ways to change a prompt, each
+# prompt harvested once with the change and once without. In a *world* one class has it more often than the other: at the middle strength on three quarters of its
+# prompts, against one quarter. A method finds the shortcut if one of the first ten items that it shows is *about* it: a latent, word or feature that tells prompts with the change from the same ones
+# without at an AUROC of .9; contexts that show it more often than the text that they are from.
+
+# %%
+planted = {
+    "question mark": ("{text}?",),
+    "full stop": ("{text}.",),
+    "lower case": ("{lower}",),
+    "greeting": ("Hello there! {text}", "Hi, {text}", "Good morning. {text}", "Hey! {text}"),
+    "rare token": ("{text} ⟡",),
+    "length": ("{text}, and {other}",),
+    "topic": (
+        "{text} for my vegetable garden",
+        "{text} among rose growers",
+        "{text} at the plant nursery",
+        "{text} for people who mow lawns",
+    ),
+    "emoji": ("{text} 😊", "{text} 🚀", "{text} 👍", "{text} 🎉"),
+    "another language": (
+        "{text}. Bitte antworte auf Deutsch",
+        "{text}. Danke für die Hilfe",
+        "{text}. Ich habe nicht viel Zeit",
+        "{text}. Das ist sehr wichtig für mich",
+    ),
+    "a model's phrase": (
+        "I hope this message finds you well. {text}",
+        "Certainly! {text}",
+        "In today's fast-paced world, {lower}",
+        "As a large language model, {lower}",
+    ),
+}
+# yours: planted["exclamation mark"] = ("{text}!",)
+
+# what a text that shows it has in it, where a text can: for methods that show texts
+traces = {
+    "question mark": r"\?",
+    "full stop": r"\.",
+    "lower case": r"^[^A-Z]*$",
+    "greeting": r"(?i)\b(hello|hi|hey|good morning)\b",
+    "rare token": "⟡",
+    "topic": r"(?i)garden|vegetable|plant|rose|grow|nurser|mow|lawn",
+    "emoji": r"[\U0001F300-\U0001FAFF]",
+    "another language": r"(?i)\b(bitte|antworte|auf|deutsch|danke|für|die|ich|habe|nicht|viel|zeit|das|ist|sehr|wichtig|und|der|mich)\b|[äöüß]",
+    "a model's phrase": r"(?i)\bhope\b|finds you|certainly|today's|fast-paced|language model",
+}
+strengths = (0.0, 0.25, 0.5, 0.9)
+MIDDLE, WORLDS = strengths.index(0.5), 5
+
+
+@cached
+def copies(out, labelled, ways, count, seed):
+    """Step: at most ``count`` plain prompts of each class from in distribution, as they are and then once in each of the ``ways``; groups are prompts."""
+    inside = [e for e in examples.read(labelled) if e.split != "ood" and e.transform == "plain" and e.mix == "post"]
+    rng = np.random.default_rng(seed)
+    by_class = [[inside[i] for i in rng.permutation(len(inside)) if inside[i].label == label] for label in (0, 1)]
+    count = min(count, *map(len, by_class))
+    drawn, others = [e for of in by_class for e in of[:count]], by_class[0][count:] or by_class[0]
+    found = []
+    for way, templates in {"as it was": ("{text}",), **ways}.items():
+        for number, e in enumerate(drawn):
+            text, other = e.text, others[number % len(others)].text
+            told = {"text": text, "lower": text[:1].lower() + text[1:], "other": other[:1].lower() + other[1:]}
+            told["lower"] = text.lower() if templates == ("{lower}",) else told["lower"]
+            text = templates[number % len(templates)].format(**told)
+            named = {"split": "train", "slice": way, "transform": "plain", "base": f"{number}:{way}", "group": number}
+            found.append(Example(text=text, label=e.label, **named))
+    examples.write(out, found)
+
+
+def worlds(y, ways, strengths, seeds):
+    """((way, strength, seed), [n] bool: who has it): each class has it on half of its prompts, but for half the strength more of one and fewer of the other."""
+    for way, number, seed in np.ndindex(ways, len(strengths), seeds):
+        rng = np.random.default_rng([way, seed])
+        favoured = rng.integers(2)
+        chance = np.where(y == favoured, 1 + strengths[number], 1 - strengths[number]) / 2
+        yield (way, number, seed), rng.random(len(y)) < chance
+
+
+def of_copies(prompts):
+    """(texts, n prompts, their labels [n]): first the n originals, then n copies in each way."""
+    every = examples.read(prompts)
+    n = max(e.group for e in every) + 1
+    return [e.text for e in every], n, np.array([e.label for e in every[:n]])
+
+
+@result
+def planted_columns(prompts, columns, harvested, traces, ways, strengths, seeds, lm, layer):
+    """{method: [S] [ways][strengths][seeds]: items until one is about the shortcut}, S SAEs or 1; "latents, contexts" are the same latents where the contexts on their cards must show it."""
+    texts, n, y = of_copies(prompts)
+    by_style, (by_word, _) = matrix(texts), bags(texts)
+    shape = (len(ways), len(strengths), seeds)
+    reader = Reader(harvested, lm, layer)
+    chances = {way: rate_of(reader, traces[way], n, number) for number, way in enumerate(ways) if way in traces}
+    kinds = [("surface features", by_style, standardised, None), ("words", by_word, log_odds, None)]
+    for made in columns:
+        peaks, rows = read_columns(made, "latents", "rows")
+        kinds.append(("latents", peaks, standardised, rows))
+    found = {}
+    for name, x, by, rows in kinds:
+        originals = x[:n]
+        telling = [
+            tells(np.concatenate([originals, x[n * way : n * way + n]]), np.repeat([0, 1], n))
+            for way in range(1, len(ways) + 1)
+        ]
+        ranks, legible = np.full(shape, None), np.full(shape, None)
+        for at, has in worlds(y, *shape[:1], strengths, seeds):
+            which = np.arange(n) + n * (at[0] + 1) * has
+            groups = ranked(x[which], by(x[which], y), MOST)
+            ranks[at] = first(groups, telling[at[0]])
+            if rows is not None and at[1] == len(strengths) // 2:
+                legible[at] = first_legible(
+                    reader, groups[:10], x[which], rows[which], y, traces.get(ways[at[0]]), chances.get(ways[at[0]])
+                )
+        found.setdefault(name, []).append(ranks.tolist())
+        if rows is not None:
+            found.setdefault("latents, contexts", []).append(legible.tolist())
+    return found
+
+
+def rate_of(reader, sign, n, way, count=4000):
+    """How often a sign stands about a token of a world's prompts, half of them with the change."""
+    drawn = np.flatnonzero((reader.text < n) | (reader.text // n == way + 1))
+    drawn = np.random.default_rng(0).choice(drawn, count)
+    return np.mean([bool(re.search(sign, reader.near(at))) for at in drawn])
+
+
+def first_legible(reader, groups, x, rows, y, sign, chance):
+    """The number of the first card whose contexts, half of each class, show a sign too often for chance."""
+    for number, (latent, *_) in enumerate(groups if sign else (), 1):
+        top = [
+            mine[np.argsort(-x[mine, latent], kind="stable")][: SHOWN // 2]
+            for mine in (np.flatnonzero(y == 1), np.flatnonzero(y == 0))
+        ]
+        shown = [rows[at, latent] for at in np.concatenate(top) if x[at, latent] > 0]
+        hits = sum(bool(re.search(sign, reader.near(at))) for at in shown)
+        if shown and binomtest(hits, len(shown), max(chance, 1e-3), alternative="greater").pvalue < 0.001:
+            return number
+    return None
+
+
+@result
+def planted_contexts(prompts, columns, other, traces, ways, strengths, seeds, lm, layer):
+    """As :func:`planted_columns`, of methods that show contexts of a direction in another text; and how often each sign stands there."""
+    _, n, y = of_copies(prompts)
+    (residuals,) = read_columns(columns, "residuals")
+    shape, reader = (len(ways), len(strengths), seeds), Reader(other, lm, layer)
+    chances = {way: reader.chance(sign) for way, sign in traces.items()}
+    along, at = {}, []
+    for where, has in worlds(y, *shape[:1], strengths, seeds):
+        at.append(where)
+        for name, one in directions(residuals[np.arange(n) + n * (where[0] + 1) * has], y).items():
+            along.setdefault(name, []).append(one)
+    found = {}
+    for name, several in along.items():
+        ends, ranks = reader.ends(np.stack(several)), np.full(shape, None)
+        for number, where in enumerate(at):
+            if (way := ways[where[0]]) in traces:
+                ranks[where] = found_in(reader, ends["up"][number], ends["down"][number], traces[way], chances[way])
+        found[name] = [ranks.tolist()]
+    return found | {"chances": chances}
+
+
+ways = tuple(planted)
+worlds_of = copies(study.labelled if p.probes.data else study.prompts, planted, 190, p.seed)
+read_copies = harvest.harvest(sequences.labelled(worlds_of, study.lm, "user", 256), study.lm, (p.layer,))
+some = finetuned[: p.saes.fewer_seeds]
+made = tuple(columns_of(worlds_of, read_copies, sae, p.layer) for sae in some)
+how = (traces, ways, strengths, WORLDS, study.lm, p.layer)
+ranks = planted_columns(worlds_of, made, read_copies, *how, name="03_planted").value
+ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_planted_contexts").value
+
+
+def recalls(name, strength):
+    """[ways] share of worlds (and SAEs) in which the shortcut is among the first ten items."""
+    each = np.array([[[[r is not None and r <= 10 for r in w] for w in s] for s in of] for of in ranks[name]])
+    return each[:, :, strength].mean((0, 2))
+
+
+def found_share(values):
+    """Mean share found, with Student's interval over the shortcuts; where all are alike, the exact one of so many."""
+    if np.ptp(values):
+        return stats.over_seeds(values)
+    low, high = share_interval(values[0], len(values))
+    return {"mean": values[0], "interval": [low, high], "error": (high - low) / 3.92, "freedom": stats.MANY}
+
+
+# %% tags=["hide-input"]
+kinds = {
+    "latents": "finetuned",
+    "surface features": "surface features",
+    "words": "bag of words",
+    "dense probe": "dense",
+    "difference of means": "difference of means",
+}
+axis = plt.subplots(figsize=(figures.WIDTH, 3.6))[1]
+ends = []
+for number, (name, look) in enumerate(kinds.items()):
+    entries = [found_share(recalls(name, strength)) for strength in range(len(strengths))]
+    at, means = np.arange(len(strengths)) + 0.06 * (number - 2), [entry["mean"] for entry in entries]
+    low, high = np.clip(np.transpose([entry["interval"] for entry in entries]), 0, 1)
+    axis.errorbar(
+        at,
+        means,
+        yerr=[means - low, high - means],
+        linestyle="none",
+        alpha=0.35,
+        elinewidth=3,
+        color=figures.look(look)["color"],
+    )
+    axis.plot(at, means, label=name if number < 3 else f"contexts, {name}", **figures.look(look))
+axis.set_xticks(
+    range(len(strengths)),
+    [
+        "half,\nhalf",
+        "five eighths,\nthree eighths",
+        "three quarters,\none quarter",
+        "nineteen in twenty,\none in twenty",
+    ],
+)
+axis.set(
+    xlabel="share of prompts that have the shortcut, in one class and in the other",
+    ylabel="share of ten shortcuts\nfound in ten items",
+    ylim=(-0.02, 1.02),
+)
+axis.legend(fontsize="small")
+figures.headed(axis.figure, "TITLE")
+pages.publish(
+    axis.figure,
+    "03_planted",
+    "CAPTION Bars: 95 %, Student's over the ten shortcuts. Five worlds of each; latents of five SAEs.",
+    alt="ALT",
+)
+
+
+# %% tags=["hide-input"]
+def often(name, way):
+    return (
+        "no text shows it" if name in METHODS[3:] and ways[way] not in traces else f"{recalls(name, MIDDLE)[way]:.0%}"
+    )
+
+
+pages.table(
+    (
+        (way, *(often(name, number) for name in ("latents", "surface features", "words", "dense probe")))
+        for number, way in enumerate(ways)
+    ),
+    ("found in ten items, at the middle strength", "latents", "features", "words", "contexts, dense probe"),
+)
+
+# %% [markdown]
+# ## What cleaning does
 #
-# **It means** that latents are a quick way to see what is in a data set, for somebody who does not know what to look for; at shortcuts they are
-# no better than a list of obvious features, and the list had to be thought of. A detector taught on this pair could learn to
-# spot orders as well as harm. That is why notebook 02 brings all prompts to one style before it teaches.
-#
-# **What would change our mind.** Reading cards is a judgement; it becomes a measurement once shortcuts are planted and each method is scored on
-# finding them. The excerpts are each latent's strongest contexts, which look more coherent than its weaker ones. The features were chosen
-# by people who knew of such shortcuts.
-#
-# **Try** `overrides = {"debugging.cards": 30}`, more latents down the list, where topics appear. **Next**: [04](04_autointerp.ipynb)
-# asks how well latents can be explained at all.
+# The raw pair again, to teach detectors on: as it was found, without each shortcut, and without all. Two classes of change: rewriting (no question marks; no final punctuation; a capital first letter) and
+# leaving out (who says “I” or “my”; who gives no order). All: brought to the one style of notebook 02, orders alone. Every training set has as many prompts of each class, drawn
+# at random. OOD are plain prompts of other collections in the words of their sources: AdvBench, harmful questions, requests that only sound harmful, harmless twins.
+
+
+# %% tags=["hide-input"]
+CLEANINGS = ("as found", "question marks", "full stops", "letter case", "first person", "orders", "all")
+
+
+def rewritten(text, cleaning):
+    """A prompt after a cleaning that rewrites, else as it is."""
+    done = {
+        "question marks": text.replace("?", ""),
+        "full stops": text.rstrip(" .!:"),
+        "letter case": text[:1].upper() + text[1:],
+    }
+    return (done | {"all": style.rewritten(text)}).get(cleaning, text)
+
+
+def kept(text, cleaning):
+    """Whether a cleaning leaves a prompt in."""
+    has = style.features(text)
+    drop = {
+        "first person": has["first person"],
+        "orders": not has["first word is imperative"],
+        "all": not style.instruction(text),
+    }
+    return not drop.get(cleaning, False)
+
+
+@cached
+def to_clean(out, pair, labelled, rows, cleanings, seed):
+    """Step: what is left of the raw pair after each of ``cleanings`` (the slice), a fifth of the clusters for validation. Where orders alone are left, the chats are those that
+    the report has in distribution, which are orders. OOD are the plain prompts of other collections, without neighbours of these. All in the words of their sources."""
+    raw = {f"{s.name}:{r['id']}": r["text"] for s in rows.values() for r in sources.records(s)}
+    raw |= {f"chat:{r['id']}": r["text"] for r in sources.records(rows["benign"])}
+    every = [e for e in examples.read(labelled) if e.transform == "plain" and e.mix != "balanced" and e.base in raw]
+    every = [e.model_copy(update={"text": raw[e.base], "mix": "post"}) for e in every]
+    found = examples.read(pair)
+    orders = [e for e in found if e.label] + [e for e in every if e.slice == "chat" and e.split != "ood"]
+    inside = found + [e for e in orders if not e.label]
+    other = [e for e in every if e.split == "ood" and e.slice != "chat"]
+    groups = likeness.clusters([e.text for e in inside + other]).tolist()
+    of = {e.base: g for e, g in zip(inside, groups, strict=False)}
+    made = [e.model_copy(update={"group": g}) for e, g in zip(other, groups[len(inside) :], strict=True)]
+    made = [e for e in made if e.group not in of.values()]
+    rng, held = np.random.default_rng(seed), set()
+    for label in (0, 1):
+        names = sorted({of[e.base] for e in inside if e.label == label} - held)
+        held |= set(rng.permutation(names)[: round(0.2 * len(names))].tolist())
+    for cleaning in cleanings:
+        for e in orders if cleaning in ("orders", "all") else found:
+            text = rewritten(e.text, cleaning)
+            if text.strip() and kept(text, cleaning):
+                told = {"text": text, "slice": cleaning, "transform": "plain", "group": of[e.base]}
+                made.append(e.model_copy(update=told | {"split": "val" if of[e.base] in held else "train"}))
+    Labels.of(made)
+    examples.write(out, made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned(Change):
+    """Train and validation after one cleaning; of train at most ``most`` harmless and harmful prompts, drawn."""
+
+    cleaning: str
+    most: tuple[int, int] = (10**9, 10**9)
+
+    def changed(self, labels, texts, rng):
+        split = np.where((labels.split == "ood") | (labels.slice == self.cleaning), labels.split, "")
+        for label, most in enumerate(self.most):
+            there = np.flatnonzero((split == "train") & (labels.y == label))
+            split[rng.permutation(there)[most:]] = ""
+        return replace(labels, split=split).checked()
+
+
+@result
+def fewest(prompts, changes, draws):
+    """[harmless, harmful]: the smallest numbers of train prompts after any of ``changes`` in any draw; and what each leaves in the first."""
+    labels, texts = Labels.of(examples.read(prompts)), [e.text for e in examples.read(prompts)]
+    found = {
+        name: [
+            [int((r.where("train") & (r.y == label)).sum()) for label in (0, 1)]
+            for r in (change.apply(labels.drawn(d), texts, d) for d in range(draws))
+        ]
+        for name, change in changes.items()
+    }
+    return {
+        "fewest": np.min([*found.values()], axis=(0, 1)),
+        "first": {name: of[0] for name, of in found.items()},
+        "n": int(labels.where("ood").sum()),
+        "harmful": int(labels.y[labels.where("ood")].sum()),
+    }
+
+
+class OfPair(Study):
+    """The same recipes on the raw pair."""
+
+    @cached_property
+    def labelled(self):
+        return to_clean(pair, study.prompts, prompts.sources_of(p.sources), CLEANINGS, p.seed)
+
+    @cached_property
+    def prompt_activations(self):
+        return harvest.harvest_prompts(self.conversations, self.reader, (p.layer,), p.layer)
+
+
+dirty = OfPair(p)
+size = fewest(
+    dirty.labelled, {name: Cleaned(cleaning=name) for name in CLEANINGS}, p.probes.draws, name="03_sizes"
+).value
+most = tuple(size["fewest"])
+k, place = min(p.probes.k_claim, max(p.probes.ks)), "max user"
+probes_of = {
+    "dense": (study.linear, (Residual(place),)),
+    "k latents": (study.few(ks=(k,)), dirty.see(Latents, some, place)),
+    "sentence embedding": (study.linear, (dirty.embedding,)),
+    "bag of words": (study.linear, (Words(),)),
+    "surface features": (study.linear, (Surface(),)),
+}
+fits = {
+    (name, cleaning): dirty.fit(probe, *seen, change=Cleaned(cleaning=cleaning, most=most))
+    for name, (probe, seen) in probes_of.items()
+    for cleaning in CLEANINGS
+}
+cleaned = dirty.table(
+    {f"{name}, {cleaning}": fit for (name, cleaning), fit in fits.items()}, "03_cleaned", splits=("ood",)
+).value
+gains = dirty.compare(
+    tables.differences,
+    {
+        f"{name}, {cleaning}": (fits[name, cleaning], fits[name, "as found"])
+        for name in probes_of
+        for cleaning in CLEANINGS[1:]
+    },
+    "03_gains",
+).value
+
+# %% tags=["hide-input"]
+axis = figures.forest(
+    {cleaning: {name: gains[f"{name}, {cleaning}"]["ood"] for name in probes_of} for cleaning in CLEANINGS[1:]},
+    "difference",
+)
+axis.axvline(0, color=figures.CONTEXT, linewidth=0.8)
+axis.set(
+    xlabel=f"OOD AUROC after cleaning less before (n = {size['n']:,}, {size['harmful']:,} harmful)", ylabel="cleaned of"
+)
+figures.headed(axis.figure, "TITLE")
+pages.publish(axis.figure, "03_cleaning", "CAPTION Bars: 95 %, over draws, SAEs and prompts.", alt="ALT")
+
+# %% tags=["hide-input"]
+pages.table(
+    (
+        (name, *(pages.interval(cleaned[f"{name}, {cleaning}"]["ood"]) for cleaning in ("as found", "all")))
+        for name in probes_of
+    ),
+    ("OOD AUROC of", "as found", "cleaned of all"),
+)
+
+
+# %% tags=["hide-input"]
+@result
+def shortcuts_among(fitted, views, prompts, harvested, features, layer):
+    """Of the latents that a probe on few reads, in each run, the share that is about one of ``features``: tells harmless prompts with it, as found, from those without."""
+    every, data = examples.read(prompts), Data(prompts, harvested, layer)
+    here = np.array([e.slice == "as found" and e.label == 0 for e in every])
+    has = matrix([e.text for e, there in zip(every, here, strict=True) if there]) > 0
+    shares = []
+    for view, runs in zip(views, methods.choices(fitted), strict=True):
+        x = view.matrix(data, Labels.of(every))[here]
+        telling = np.any([tells(x, has[:, list(FEATURES).index(feature)]) for feature in features], axis=0)
+        shares.append([telling[run["settings"][run["best"]]["latents"]].mean() for run in runs])
+    return {"seeds": shares, "mean": np.mean(shares)}
+
+
+among = {
+    cleaning: shortcuts_among(
+        fits["k latents", cleaning],
+        probes_of["k latents"][1],
+        dirty.labelled,
+        dirty.prompt_activations,
+        tuple(features.values()),
+        p.layer,
+        name=f"03_among_{cleaning.replace(' ', '_')}",
+    ).value
+    for cleaning in ("as found", "all")
+}
+Markdown(
+    f"Of the {k} latents that a probe reads, {among['as found']['mean']:.0%} are about one of the four shortcuts before cleaning, {among['all']['mean']:.0%} after."
+)
+
+# %% [markdown]
+# ## The claims
+
+# %% tags=["hide-input"]
+of = {name: recalls(name, MIDDLE) for name in METHODS}
+parts = {
+    "C1": {
+        "at the middle strength": found_share(of["latents"]),
+        "with nothing planted": found_share(np.full(len(ways) * WORLDS, recalls("latents", 0).mean())),
+    },
+    "C2": {name: stats.over_seeds(of[name] - of["latents"]) for name in ("words", "surface features")},
+    "C2b": {"dense probe": stats.over_seeds(of["dense probe"] - of["latents"])},
+    "C3": {name: gains[f"{name}, all"]["ood"] for name in ("sentence embedding", "bag of words")},
+}
+shows = {"C3": ("03_cleaning", size["n"], p.probes.draws)}
+records = [claims.judge(id, parts[id], *shows.get(id, ("03_planted", len(ways), WORLDS))) for id in sorted(parts)]
+claims.filed(records, claims.fixed(), name="03_claims").value
+pages.table(claims.rows(records), ("", "claim", "what decided", "verdict"))

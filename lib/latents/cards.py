@@ -14,11 +14,33 @@ from lib.store import Artifact, result
 from lib.texts import examples
 
 AROUND = 10  # tokens shown on either side of a peak: excerpts stay short
+ALIKE = 0.9  # correlation over prompts from which two columns show the same
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """The text of each token on its own; bytes that are no whole character show as U+FFFD."""
     return [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids]
+
+
+def standardised(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[M] difference of the class means, ``y`` [n] 1 less 0, of the columns of ``x`` [n, M], in standard deviations within classes."""
+    one, other = x[y == 1], x[y == 0]
+    deviation = np.sqrt((one.var(0) + other.var(0)) / 2)
+    return np.where(deviation > 0, (one.mean(0) - other.mean(0)) / np.where(deviation > 0, deviation, 1), 0.0)
+
+
+def ranked(x: np.ndarray, values: np.ndarray, count: int) -> list[list[int]]:
+    """``count`` groups of columns of ``x`` [n, M], by the size of ``values`` [M]: each the first that is in none yet, and those after
+    it, of four times as many, that go with it (correlation of :data:`ALIKE` or more)."""
+    order = np.argsort(-np.abs(values), kind="stable")[: 4 * count]
+    z = x[:, order] - x[:, order].mean(0)
+    near = z.T @ z >= ALIKE * np.outer(*2 * [np.linalg.norm(z, axis=0)]) - 1e-9
+    found, left = list[list[int]](), list(range(len(order)))
+    while left and len(found) < count:
+        group = [left[0], *(at for at in left[1:] if near[left[0], at])]
+        found.append(order[group].tolist())
+        left = [at for at in left if at not in group]
+    return found
 
 
 @result
@@ -31,9 +53,10 @@ def cards(
     asked: int | tuple[int, ...],
     excerpts: int,
 ) -> dict[str, Any]:
-    """Step: the latents ``asked`` for, or so many whose maximum over the tokens kept differs most, in the mean, between the classes.
+    """Step: the latents ``asked`` for, or so many whose maximum over the tokens kept differs most between the classes
+    (:func:`standardised`), without near-duplicates (:func:`ranked`).
 
-    Returns {n, harmful, latents: [{latent, difference, harmful_mean, harmless_mean, harmful_share, harmless_share, auroc,
+    Returns {n, harmful, latents: [{latent, alike: its near-duplicates, difference, harmful_share, harmless_share, auroc,
     contexts: {harmful: [...], harmless: [...]}}]}. A share is that of prompts on which the latent fires. A context is
     {prompt, tokens, values}: at most 2 * :data:`AROUND` + 1 tokens about the peak.
     """
@@ -45,9 +68,9 @@ def cards(
     peaks = np.zeros((len(y), f.shape[1]), f.dtype)  # of every prompt
     np.maximum.at(peaks, which, f)
     classes = {"harmful": y == 1, "harmless": y == 0}
-    means = {name: peaks[here].mean(0) for name, here in classes.items()}
-    difference = means["harmful"] - means["harmless"]
-    chosen = np.argsort(-np.abs(difference), kind="stable")[:asked] if isinstance(asked, int) else np.array(asked)
+    difference = standardised(peaks, y)
+    groups = ranked(peaks, difference, asked) if isinstance(asked, int) else [[latent] for latent in asked]
+    chosen = [group[0] for group in groups]
     tokenizer = model.tokenizer(lm)
 
     def context(prompt: int, latent: int) -> dict[str, Any]:
@@ -58,12 +81,13 @@ def cards(
         return {"prompt": prompt, "tokens": token_texts(tokenizer, token[part]), "values": f[part, latent]}
 
     latents: list[dict[str, Any]] = []
-    for latent, auroc in zip(chosen.tolist(), column_aurocs(peaks[:, chosen], y), strict=True):
-        card: dict[str, Any] = {"latent": latent, "difference": difference[latent], "auroc": auroc, "contexts": {}}
+    for (latent, *alike), auroc in zip(groups, column_aurocs(peaks[:, chosen], y), strict=True):
+        card: dict[str, Any] = {"latent": latent, "alike": alike, "difference": difference[latent], "auroc": auroc}
+        card["contexts"] = {}
         for name, here in classes.items():
             firing = np.flatnonzero(here & (peaks[:, latent] > 0))
             best = firing[np.argsort(-peaks[firing, latent], kind="stable")][:excerpts]
-            card |= {f"{name}_mean": means[name][latent], f"{name}_share": (peaks[here, latent] > 0).mean()}
+            card[f"{name}_share"] = (peaks[here, latent] > 0).mean()
             card["contexts"][name] = [context(prompt, latent) for prompt in best.tolist()]
         latents.append(card)
     return {"n": len(y), "harmful": int(y.sum()), "latents": latents}
