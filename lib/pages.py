@@ -7,7 +7,7 @@ import html
 import inspect
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +89,22 @@ def literal(text: str) -> str:
     return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
 
 
+def attach(name: str, made: Callable[[], str]) -> None:
+    """Put a page of its own beside the site's, in a run that builds them; elsewhere it is not made."""
+    if store.active().mode == "fresh":
+        store.write_atomic(config.build_dir() / store.active().profile / "attached" / name, made())
+
+
 def latent(sae: str, number: int) -> str:
-    """HTML of a latent's name, which links to its card in the site's latent browser; ``sae`` as notebook 03 calls it there."""
-    return f'<a href="latents.html#{html.escape(sae)}-{number:d}">latent {number:d}</a>'
+    """HTML of a latent's number, a link to its card in the site's latent browser; ``sae`` as notebook 03 calls it there."""
+    return f'<a href="latents.html#{html.escape(sae)}-{number:d}">{number:d}</a>'
 
 
 def card(title: str, contexts: Mapping[str, Sequence[Mapping[str, Any]]], link: str = "") -> HTML:
-    """A latent's strongest contexts {side: [{tokens, values}]}, activations as background; ``link``, HTML, stands before the title. All
-    text of data is escaped."""
+    """A latent's strongest contexts {side: [{tokens, values}]}, activations as background, under its :func:`latent` and a title. All text
+    of data is escaped."""
     top = max((v for side in contexts.values() for c in side for v in c["values"]), default=1.0) or 1.0
-    parts = [f"<p><b>{link}{': ' if link else ''}{html.escape(title)}</b></p>"]
+    parts = [f"<p><b>{link and f'Latent {link}: '}{html.escape(title)}</b></p>"]
     for side, shown in contexts.items():
         parts.append(f"<div><i>{html.escape(side)}</i><ul>{'' if shown else '<li>never fires</li>'}")
         for context in shown:

@@ -640,8 +640,9 @@ for latent, contexts in cards.items():
     at = int(latent)
     display(
         pages.card(
-            f"Latent {latent}: on {first['chat'][at]:.1%} of chat tokens, {first['text'][at]:.2%} of IT's; nearest direction before: cosine {first['nearest'][at]:.2f}",
+            f"on {first['chat'][at]:.1%} of chat tokens, {first['text'][at]:.2%} of IT's; nearest direction before: cosine {first['nearest'][at]:.2f}",
             contexts,
+            pages.latent("finetuned", at),
         )
     )
 

@@ -1331,7 +1331,7 @@ for name in three:
 pages.table(
     (
         (
-            f"{name}, {row['latent']}",
+            f"{name}, {pages.latent(name, row['latent'])}",
             f"{row['weight']:+.1f}",
             f"{latent['harmful_share']:.0%}",
             f"{latent['harmless_share']:.0%}",
@@ -1358,7 +1358,7 @@ expect(
 )
 for name in three:
     for latent in shown[name][:2]:
-        display(pages.card(f"{name} SAE, latent {latent['latent']}", latent["contexts"]))
+        display(pages.card(f"{name} SAE", latent["contexts"], pages.latent(name, latent["latent"])))
 
 # %% [markdown]
 # ## What we find

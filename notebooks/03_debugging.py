@@ -20,6 +20,7 @@ frozen = False  # True: read committed results only, compute nothing
 overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents": 1024}
 
 # %% tags=["hide-input"]
+import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -374,27 +375,24 @@ traces = {
     "another language": r"(?i)\b(bitte|antworte|auf|deutsch|danke|für|die|ich|habe|nicht|viel|zeit|das|ist|sehr|wichtig|und|der|mich)\b|[äöüß]",
     "a model's phrase": r"(?i)\bhope\b|finds you|certainly|today's|fast-paced|language model",
 }
-strengths = (0.0, 0.25, 0.5, 0.9)
-MIDDLE, WORLDS = strengths.index(0.5), 5
+STRENGTHS = (0.0, 0.25, 0.5, 0.9)  # how much more often one class has it
+MIDDLE, WORLDS = STRENGTHS.index(0.5), 5
 
 
 @cached
-def copies(out, labelled, ways, count, seed):
-    """Step: at most ``count`` plain prompts of each class from in distribution, as they are and then once in each of the ``ways``; groups are prompts."""
+def copies(out, labelled, templates, count, seed):
+    """Step: at most ``count`` plain prompts of each class from in distribution, written by ``templates`` in turn; groups are prompts."""
     inside = [e for e in examples.read(labelled) if e.split != "ood" and e.transform == "plain" and e.mix == "post"]
     rng = np.random.default_rng(seed)
     by_class = [[inside[i] for i in rng.permutation(len(inside)) if inside[i].label == label] for label in (0, 1)]
     count = min(count, *map(len, by_class))
-    drawn, others = [e for of in by_class for e in of[:count]], by_class[0][count:] or by_class[0]
-    found = []
-    for way, templates in {"as it was": ("{text}",), **ways}.items():
-        for number, e in enumerate(drawn):
-            text, other = e.text, others[number % len(others)].text
-            told = {"text": text, "lower": text[:1].lower() + text[1:], "other": other[:1].lower() + other[1:]}
-            told["lower"] = text.lower() if templates == ("{lower}",) else told["lower"]
-            text = templates[number % len(templates)].format(**told)
-            named = {"split": "train", "slice": way, "transform": "plain", "base": f"{number}:{way}", "group": number}
-            found.append(Example(text=text, label=e.label, **named))
+    others, found = by_class[0][count:] or by_class[0], []
+    for number, e in enumerate(e for of in by_class for e in of[:count]):
+        other = others[number % len(others)].text
+        told = {"text": e.text, "lower": e.text.lower(), "other": other[:1].lower() + other[1:]}
+        text = templates[number % len(templates)].format(**told)
+        named = {"split": "train", "slice": "", "transform": "plain", "base": str(number), "group": number}
+        found.append(Example(text=text, label=e.label, **named))
     examples.write(out, found)
 
 
@@ -407,30 +405,28 @@ def worlds(y, ways, strengths, seeds):
         yield (way, number, seed), rng.random(len(y)) < chance
 
 
-def of_copies(prompts):
-    """(texts, n prompts, their labels [n]): first the n originals, then n copies in each way."""
-    every = examples.read(prompts)
-    n = max(e.group for e in every) + 1
-    return [e.text for e in every], n, np.array([e.label for e in every[:n]])
-
-
 @result
-def planted_columns(prompts, columns, harvested, traces, ways, strengths, seeds, lm, layer):
-    """{method: [S] [ways][strengths][seeds]: items until one is about the shortcut}, S SAEs or 1; "latents, contexts" are the same latents where the contexts on their cards must show it."""
-    texts, n, y = of_copies(prompts)
+def planted_columns(prompts, columns, harvests, traces, ways, strengths, seeds, lm, layer):
+    """{method: [S] [ways][strengths][seeds]: items until one is about the shortcut}, S SAEs or 1; "latents, contexts" are the same latents where the contexts on their cards must show it.
+    ``prompts``, ``harvests`` and each of ``columns`` are of the originals and then of the copies, by way."""
+    every = [examples.read(each) for each in prompts]
+    texts, y = [e.text for of in every for e in of], np.array([e.label for e in every[0]])
     by_style, (by_word, _) = matrix(texts), bags(texts)
-    shape = (len(ways), len(strengths), seeds)
-    reader = Reader(harvested, lm, layer)
-    chances = {way: rate_of(reader, traces[way], n, number) for number, way in enumerate(ways) if way in traces}
+    n, shape = len(y), (len(ways), len(strengths), seeds)
+    readers = [Reader(harvested, lm, layer) for harvested in harvests]
+    chances = {
+        way: (readers[0].chance(sign) + readers[1 + ways.index(way)].chance(sign)) / 2 for way, sign in traces.items()
+    }
     kinds = [("surface features", by_style, standardised, None), ("words", by_word, log_odds, None)]
     for made in columns:
-        peaks, rows = read_columns(made, "latents", "rows")
+        peaks, rows = (
+            np.concatenate(each) for each in zip(*(read_columns(of, "latents", "rows") for of in made), strict=True)
+        )
         kinds.append(("latents", peaks, standardised, rows))
     found = {}
     for name, x, by, rows in kinds:
-        originals = x[:n]
         telling = [
-            tells(np.concatenate([originals, x[n * way : n * way + n]]), np.repeat([0, 1], n))
+            tells(np.concatenate([x[:n], x[n * way : n * way + n]]), np.repeat([0, 1], n))
             for way in range(1, len(ways) + 1)
         ]
         ranks, legible = np.full(shape, None), np.full(shape, None)
@@ -438,9 +434,10 @@ def planted_columns(prompts, columns, harvested, traces, ways, strengths, seeds,
             which = np.arange(n) + n * (at[0] + 1) * has
             groups = ranked(x[which], by(x[which], y), MOST)
             ranks[at] = first(groups, telling[at[0]])
-            if rows is not None and at[1] == len(strengths) // 2:
+            if rows is not None and ways[at[0]] in traces:
+                said = [readers[(at[0] + 1) * h] for h in has]
                 legible[at] = first_legible(
-                    reader, groups[:10], x[which], rows[which], y, traces.get(ways[at[0]]), chances.get(ways[at[0]])
+                    said, groups[:10], x[which], rows[which], y, traces[ways[at[0]]], chances[ways[at[0]]]
                 )
         found.setdefault(name, []).append(ranks.tolist())
         if rows is not None:
@@ -448,22 +445,15 @@ def planted_columns(prompts, columns, harvested, traces, ways, strengths, seeds,
     return found
 
 
-def rate_of(reader, sign, n, way, count=4000):
-    """How often a sign stands about a token of a world's prompts, half of them with the change."""
-    drawn = np.flatnonzero((reader.text < n) | (reader.text // n == way + 1))
-    drawn = np.random.default_rng(0).choice(drawn, count)
-    return np.mean([bool(re.search(sign, reader.near(at))) for at in drawn])
-
-
-def first_legible(reader, groups, x, rows, y, sign, chance):
-    """The number of the first card whose contexts, half of each class, show a sign too often for chance."""
-    for number, (latent, *_) in enumerate(groups if sign else (), 1):
+def first_legible(readers, groups, x, rows, y, sign, chance):
+    """The number of the first card whose contexts, half of each class, show a sign too often for chance; ``readers`` [n] are of each prompt's harvest."""
+    for number, (latent, *_) in enumerate(groups, 1):
         top = [
             mine[np.argsort(-x[mine, latent], kind="stable")][: SHOWN // 2]
             for mine in (np.flatnonzero(y == 1), np.flatnonzero(y == 0))
         ]
-        shown = [rows[at, latent] for at in np.concatenate(top) if x[at, latent] > 0]
-        hits = sum(bool(re.search(sign, reader.near(at))) for at in shown)
+        shown = [readers[at].near(rows[at, latent]) for at in np.concatenate(top) if x[at, latent] > 0]
+        hits = sum(bool(re.search(sign, text)) for text in shown)
         if shown and binomtest(hits, len(shown), max(chance, 1e-3), alternative="greater").pvalue < 0.001:
             return number
     return None
@@ -472,8 +462,8 @@ def first_legible(reader, groups, x, rows, y, sign, chance):
 @result
 def planted_contexts(prompts, columns, other, traces, ways, strengths, seeds, lm, layer):
     """As :func:`planted_columns`, of methods that show contexts of a direction in another text; and how often each sign stands there."""
-    _, n, y = of_copies(prompts)
-    (residuals,) = read_columns(columns, "residuals")
+    y = np.array([e.label for e in examples.read(prompts[0])])
+    n, residuals = len(y), np.concatenate([read_columns(of, "residuals")[0] for of in columns])
     shape, reader = (len(ways), len(strengths), seeds), Reader(other, lm, layer)
     chances = {way: reader.chance(sign) for way, sign in traces.items()}
     along, at = {}, []
@@ -491,13 +481,13 @@ def planted_contexts(prompts, columns, other, traces, ways, strengths, seeds, lm
     return found | {"chances": chances}
 
 
-ways = tuple(planted)
-worlds_of = copies(study.labelled if p.probes.data else study.prompts, planted, 190, p.seed)
-read_copies = harvest.harvest(sequences.labelled(worlds_of, study.lm, "user", 256), study.lm, (p.layer,))
-some = finetuned[: p.saes.fewer_seeds]
-made = tuple(columns_of(worlds_of, read_copies, sae, p.layer) for sae in some)
-how = (traces, ways, strengths, WORLDS, study.lm, p.layer)
-ranks = planted_columns(worlds_of, made, read_copies, *how, name="03_planted").value
+ways, some = tuple(planted), finetuned[: p.saes.fewer_seeds]
+before = study.labelled if p.probes.data else study.prompts
+worlds_of = [copies(before, templates, 190, p.seed) for templates in (("{text}",), *planted.values())]
+read = [harvest.harvest(sequences.labelled(each, study.lm, "user", 256), study.lm, (p.layer,)) for each in worlds_of]
+made = [[columns_of(*of, sae, p.layer) for of in zip(worlds_of, read, strict=True)] for sae in some]
+how = (traces, ways, STRENGTHS, WORLDS, study.lm, p.layer)
+ranks = planted_columns(worlds_of, made, read, *how, name="03_planted").value
 ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_planted_contexts").value
 
 
@@ -526,8 +516,8 @@ kinds = {
 axis = plt.subplots(figsize=(figures.WIDTH, 3.6))[1]
 ends = []
 for number, (name, look) in enumerate(kinds.items()):
-    entries = [found_share(recalls(name, strength)) for strength in range(len(strengths))]
-    at, means = np.arange(len(strengths)) + 0.06 * (number - 2), [entry["mean"] for entry in entries]
+    entries = [found_share(recalls(name, strength)) for strength in range(len(STRENGTHS))]
+    at, means = np.arange(len(STRENGTHS)) + 0.06 * (number - 2), [entry["mean"] for entry in entries]
     low, high = np.clip(np.transpose([entry["interval"] for entry in entries]), 0, 1)
     axis.errorbar(
         at,
@@ -540,7 +530,7 @@ for number, (name, look) in enumerate(kinds.items()):
     )
     axis.plot(at, means, label=name if number < 3 else f"contexts, {name}", **figures.look(look))
 axis.set_xticks(
-    range(len(strengths)),
+    range(len(STRENGTHS)),
     [
         "half,\nhalf",
         "five eighths,\nthree eighths",
@@ -613,7 +603,7 @@ def kept(text, cleaning):
 
 @cached
 def to_clean(out, pair, labelled, rows, cleanings, seed):
-    """Step: what is left of the raw pair after each of ``cleanings`` (the slice), a fifth of the clusters for validation. Where orders alone are left, the chats are those that
+    """Step: what is left of the raw pair after each of ``cleanings`` (the slice, those after which a text is the same joined by " + "), a fifth of the clusters for validation. Where orders alone are left, the chats are those that
     the report has in distribution, which are orders. OOD are the plain prompts of other collections, without neighbours of these. All in the words of their sources."""
     raw = {f"{s.name}:{r['id']}": r["text"] for s in rows.values() for r in sources.records(s)}
     raw |= {f"chat:{r['id']}": r["text"] for r in sources.records(rows["benign"])}
@@ -631,12 +621,16 @@ def to_clean(out, pair, labelled, rows, cleanings, seed):
     for label in (0, 1):
         names = sorted({of[e.base] for e in inside if e.label == label} - held)
         held |= set(rng.permutation(names)[: round(0.2 * len(names))].tolist())
+    after: dict[tuple[str, str], list[str]] = {}
     for cleaning in cleanings:
         for e in orders if cleaning in ("orders", "all") else found:
             text = rewritten(e.text, cleaning)
             if text.strip() and kept(text, cleaning):
-                told = {"text": text, "slice": cleaning, "transform": "plain", "group": of[e.base]}
-                made.append(e.model_copy(update=told | {"split": "val" if of[e.base] in held else "train"}))
+                after.setdefault((e.base, text), []).append(cleaning)
+    known = {e.base: e for e in inside}
+    for (base, text), names in after.items():
+        told = {"text": text, "slice": " + ".join(names), "transform": "plain", "group": of[base]}
+        made.append(known[base].model_copy(update=told | {"split": "val" if of[base] in held else "train"}))
     Labels.of(made)
     examples.write(out, made)
 
@@ -649,7 +643,8 @@ class Cleaned(Change):
     most: tuple[int, int] = (10**9, 10**9)
 
     def changed(self, labels, texts, rng):
-        split = np.where((labels.split == "ood") | (labels.slice == self.cleaning), labels.split, "")
+        mine = [self.cleaning in names.split(" + ") for names in labels.slice]
+        split = np.where((labels.split == "ood") | mine, labels.split, "")
         for label, most in enumerate(self.most):
             there = np.flatnonzero((split == "train") & (labels.y == label))
             split[rng.permutation(there)[most:]] = ""
@@ -745,7 +740,7 @@ pages.table(
 def shortcuts_among(fitted, views, prompts, harvested, features, layer):
     """Of the latents that a probe on few reads, in each run, the share that is about one of ``features``: tells harmless prompts with it, as found, from those without."""
     every, data = examples.read(prompts), Data(prompts, harvested, layer)
-    here = np.array([e.slice == "as found" and e.label == 0 for e in every])
+    here = np.array(["as found" in e.slice.split(" + ") and e.label == 0 for e in every])
     has = matrix([e.text for e, there in zip(every, here, strict=True) if there]) > 0
     shares = []
     for view, runs in zip(views, methods.choices(fitted), strict=True):
@@ -789,3 +784,22 @@ shows = {"C3": ("03_cleaning", size["n"], p.probes.draws)}
 records = [claims.judge(id, parts[id], *shows.get(id, ("03_planted", len(ways), WORLDS))) for id in sorted(parts)]
 claims.filed(records, claims.fixed(), name="03_claims").value
 pages.table(claims.rows(records), ("", "claim", "what decided", "verdict"))
+
+# %% [markdown]
+# ## Every latent
+#
+# [The latent browser](latents.html), a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: explanations, how often each
+# fires, where, and what it does to the next token. It searches and filters; `/` searches, arrows and Enter move and open.
+
+# %%
+others = {"finetuned": finetuned[0], "IT": study.saes["IT"][0], "chat": study.saes["chat"][0]}
+about = {
+    "title": "Latents",
+    "note": "Contexts below come from public red-teaming benchmarks and chats, and some name harmful acts. They are cut short; no model answers to them are kept.",
+    "finetuned": "finetuned on chat, first seed",
+    "IT": "pretraining text as user turns, first seed",
+    "chat": "chat from scratch, first seed",
+    "explained": "finetuned",  # the ids of those whose latents are explained and scored, some minutes each
+}
+every_latent = browser.browser(others, pair, turns, *explain_by, about)
+pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path / "latents.json").read_text("utf-8"))))

@@ -332,8 +332,9 @@ often = {i: f for _, f, i in in_first}
 for one in cards:
     display(
         pages.card(
-            f"Latent {one['latent']}, on {often[one['latent']]:.1%} of tokens; explained by {one['explanation']!r}; score {one['score']:.2f}",
+            f"on {often[one['latent']]:.1%} of tokens; explained by {one['explanation']!r}; score {one['score']:.2f}",
             {"explained from": one["seen"][:2], "scored on": one["shown"][:2]},
+            pages.latent("chat", one["latent"]),
         )
     )
 
@@ -1319,7 +1320,8 @@ latent = sampled[0]
 (mine,) = look(
     saes["JumpReLU"][0], study.halves, study.lm, p.layer, explainer, a, p.seed, (latent,), name="04_mine"
 ).value
-display(pages.card(f"Latent {latent}, explained by {mine['explanation']}", {"explained from": mine["seen"][:2]}))
+told = f"explained by {mine['explanation']}"
+display(pages.card(told, {"explained from": mine["seen"][:2]}, pages.latent("chat", latent)))
 pages.table(
     (
         (pages.literal("".join(c["tokens"][: 1 + int(np.argmax(c["values"]))])[-60:]), c["predicted"], c["level"])

@@ -39,6 +39,7 @@ from functools import cached_property
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Markdown
 from safetensors.numpy import load_file
 from scipy.stats import rankdata, spearmanr
 from sklearn.linear_model import orthogonal_mp
@@ -498,6 +499,9 @@ pages.publish(
     "round. First seed and draw.",
     alt="A grid of twenty latents by kinds of prompt: blue on training kinds, and on OOD kinds a mixture of blue, white and red.",
 )
+
+# %% tags=["hide-input"]
+Markdown(f"Where they fire, best first: {', '.join(pages.latent('chat', row['latent']) for row in mine)}.")
 
 # %% [markdown]
 # Few turn round OOD. They fire on role-plays, old and new: three of five harmful training prompts are inside one, and no harmless one is. Of bare prompts they say

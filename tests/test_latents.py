@@ -74,7 +74,7 @@ def test_cards_find_the_planted_latent(tiny: ModelSection, empty_store: store.St
     top = found["latents"][0]
     assert (found["n"], found["harmful"]) == (60, 30)
     assert (top["latent"], top["harmful_share"], top["harmless_share"], top["auroc"]) == (3, 1.0, 0.0, 1.0)
-    assert top["difference"] == pytest.approx(1.0) and top["contexts"]["harmless"] == []
+    assert top["difference"] > 1e3 and top["contexts"]["harmless"] == [] and top["alike"] == []
     assert found["latents"][1]["difference"] == pytest.approx(0.0)
     context = top["contexts"]["harmful"][0]
     assert len(context["tokens"]) == len(context["values"]) <= 2 * cards.AROUND + 1

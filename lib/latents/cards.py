@@ -25,8 +25,9 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
 def standardised(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[M] difference of the class means, ``y`` [n] 1 less 0, of the columns of ``x`` [n, M], in standard deviations within classes."""
     one, other = x[y == 1], x[y == 0]
-    deviation = np.sqrt((one.var(0) + other.var(0)) / 2)
-    return np.where(deviation > 0, (one.mean(0) - other.mean(0)) / np.where(deviation > 0, deviation, 1), 0.0)
+    return (one.mean(0) - other.mean(0)) / np.sqrt(
+        (one.var(0) + other.var(0)) / 2 + 1e-12
+    )  # of what never varies, very large
 
 
 def ranked(x: np.ndarray, values: np.ndarray, count: int) -> list[list[int]]:
@@ -34,7 +35,8 @@ def ranked(x: np.ndarray, values: np.ndarray, count: int) -> list[list[int]]:
     it, of four times as many, that go with it (correlation of :data:`ALIKE` or more)."""
     order = np.argsort(-np.abs(values), kind="stable")[: 4 * count]
     z = x[:, order] - x[:, order].mean(0)
-    near = z.T @ z >= ALIKE * np.outer(*2 * [np.linalg.norm(z, axis=0)]) - 1e-9
+    z /= np.maximum(np.linalg.norm(z, axis=0), 1e-12)
+    near = z.T @ z >= ALIKE
     found, left = list[list[int]](), list(range(len(order)))
     while left and len(found) < count:
         group = [left[0], *(at for at in left[1:] if near[left[0], at])]

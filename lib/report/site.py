@@ -65,4 +65,6 @@ def build(profile: str) -> Path:
         app.build(force_all=True)
     if said := re.sub(r"\x1b\[[0-9;]*m", "", messages.getvalue()).strip():
         raise ReportError(f"the site has warnings: {said}")
+    for path in (folder / "attached").glob("[!.]*"):  # pages of their own, which notebooks made
+        shutil.copy(path, out / path.name)
     return Path(shutil.copy(out / f"{names[0]}.html", out / "index.html"))  # the summary is the first page

@@ -1,0 +1,159 @@
+"""Notebook 03: what its own steps say of shortcuts that are planted, on texts and latents whose answers are known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_latents import first_token, reader, residuals
+
+from lib import store
+from lib.config import ModelSection
+from lib.latents import browser, cards
+from lib.lm import model
+from lib.lm import sequences as sequences_
+from lib.texts import examples
+from lib.texts.examples import Example, Labels
+from tests.cells import cells_of
+
+WAYS = {"question mark": ("{text}?",), "lower case": ("{lower}",), "length": ("{text}, and {other}",)}
+
+
+@pytest.fixture(scope="module")
+def cells() -> Any:
+    return cells_of("03_debugging")
+
+
+@store.cached
+def plain(out: Path, each: int) -> None:
+    """Prompts of both classes in the report's one style: ``each`` harmful ones, and twice as many harmless."""
+    kinds = [("Light a fire in barn", 1), ("Paint the sea of bay", 0), ("List boats in port", 0)]
+    made = [
+        Example(text=f"{text} {i}", label=y, split="train", slice="s", transform="plain", base=f"{text}{i}", group=i)
+        for i in range(each)
+        for text, y in kinds
+    ]
+    examples.write(out, made)
+
+
+def test_groups_fold_what_goes_together() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6))
+    x[:, 3] = -2 * x[:, 0] + 0.01 * rng.normal(size=200)  # the other way round: another latent
+    x[:, 4] = 3 * x[:, 1] + 5
+    values = np.array([3.0, -5.0, 1.0, 2.0, 4.0, 0.5])
+    assert cards.ranked(x, values, 6) == [[1, 4], [0], [3], [2], [5]]
+    assert cards.ranked(x, values, 2) == [[1, 4], [0]]
+    for a, b in ((1, 4), (0, 3)):
+        assert (np.corrcoef(x[:, a], x[:, b])[0, 1] >= cards.ALIKE) == (a == 1)
+    y = np.repeat([0, 1], 100)
+    x[:, 5] = 1.0  # a constant tells nothing
+    found = cards.standardised(x, y)
+    one, other = x[y == 1][:, 2], x[y == 0][:, 2]
+    assert found[2] == pytest.approx((one.mean() - other.mean()) / np.sqrt((one.var() + other.var()) / 2))
+    assert found[5] == 0
+
+
+def test_log_odds_are_those_of_the_paper(cells: Any) -> None:
+    x = np.array([[3, 1, 0], [2, 2, 0], [0, 1, 4], [1, 1, 3]], float)
+    y = np.array([1, 1, 0, 0])
+    alpha = 100 * np.array([6, 5, 7]) / 18
+    counts = [np.array([5, 3, 0]) + alpha, np.array([1, 2, 7]) + alpha]
+    logs = [np.log(c / (c.sum() - c)) for c in counts]
+    assert cells.log_odds(x, y) == pytest.approx((logs[0] - logs[1]) / np.sqrt(1 / counts[0] + 1 / counts[1]))
+
+
+def test_worlds_differ_by_their_strength_alone(cells: Any) -> None:
+    y = np.repeat([0, 1], 20_000)
+    for (_, number, _), has in cells.worlds(y, 2, (0.0, 0.5, 0.9), 2):
+        shares = sorted(has[y == label].mean() for label in (0, 1))
+        assert shares[1] - shares[0] == pytest.approx((0.0, 0.5, 0.9)[number], abs=0.02)
+        assert sum(shares) == pytest.approx(1, abs=0.02)
+
+
+def texts_of(prompts: store.Artifact) -> list[str]:
+    return [e.text for e in examples.read(prompts)]
+
+
+def test_copies_differ_by_their_shortcut_alone(cells: Any, empty_store: store.Store) -> None:
+    was, asked, low, long = (cells.copies(plain(12), way, 10, 0) for way in (("{text}",), *WAYS.values()))
+    assert [e.label for e in examples.read(was)] == [0] * 10 + [1] * 10
+    was, asked, low, long = map(texts_of, (was, asked, low, long))
+    assert asked == [f"{text}?" for text in was] and low == [text.lower() for text in was]
+    assert all(new.startswith(f"{old}, and ") for old, new in zip(was, long, strict=True))
+    added = {new.removeprefix(f"{old}, and ") for old, new in zip(was, long, strict=True)}
+    assert not added & {text[:1].lower() + text[1:] for text in was}, "what is added is from prompts that are not drawn"
+
+
+@pytest.fixture
+def world(cells: Any, tiny: ModelSection, empty_store: store.Store) -> dict[str, Any]:
+    """Prompts and copies with a question mark and in lower case, and an SAE one of whose latents reads the question mark."""
+    lm = model.pinned(tiny)
+    sae = reader(first_token(tiny, "?"), first_token(tiny, "xyz"))
+    made = [cells.copies(plain(60), way, 60, 0) for way in (("{text}",), WAYS["question mark"], WAYS["lower case"])]
+    read = [residuals(sequences_.labelled(each, lm, "user", 256)) for each in made]
+    columns = [cells.columns_of(*both, sae, 0) for both in zip(made, read, strict=True)]
+    return {"copies": made, "read": read, "lm": lm, "columns": columns}
+
+
+def test_columns_are_maxima_and_say_where(cells: Any, world: dict[str, Any]) -> None:
+    for number, columns in enumerate(world["columns"]):
+        peaks, rows, means = cells.read_columns(columns, "latents", "rows", "residuals")
+        assert set(peaks[:, 3]) == {float(number == 1)}, "the second are those that ask"
+        about = cells.Reader(world["read"][number], world["lm"], 0)
+        assert number != 1 or {about.near(at, 0) for at in rows[:, 3]} == {"?"}
+        assert (about.text[rows[:, 3]] == np.arange(120)).all()
+        assert means.sum(1) == pytest.approx(1), "of one-hot residuals"
+
+
+def test_a_latent_is_found_where_it_is_planted_and_not_where_nothing_is(cells: Any, world: dict[str, Any]) -> None:
+    ways, strengths, traces = ("question mark", "lower case"), (0.0, 0.6), {"question mark": r"\?"}
+    how = (world["copies"], [world["columns"]], world["read"], traces, ways, strengths, 3, world["lm"], 0)
+    found = cells.planted_columns(*how, name="columns").value
+    assert [world_[0] for world_ in found["latents"][0][0][1:]] == [1] and set(found["latents"][0][0][1]) == {1}
+    assert {rank for of in found["latents"][0][1] for rank in of} == {None}, "no latent reads the case"
+    assert set(found["words"][0][0][1]) <= {1, 2, 3, 4}, "after words of the topics, which tell the classes"
+    assert set(found["surface features"][0][1][1]) <= {1, 2, 3}
+    assert set(found["latents, contexts"][0][0][1]) == {1}, "its contexts show it"
+    assert set(found["latents, contexts"][0][1][1]) == {None}
+
+
+def test_contexts_of_a_direction_are_where_it_points(cells: Any, world: dict[str, Any]) -> None:
+    about, lm = cells.Reader(world["read"][1], world["lm"], 0), world["lm"]
+    along = np.zeros((2, 400), np.float32)
+    mark = model.tokenizer(lm)("?", add_special_tokens=False)["input_ids"][0]
+    along[0, mark], along[1, mark] = 1.0, -2.0
+    ends = about.ends(along)
+    assert {about.near(at, 0) for at in ends["up"][0]} == {"?"} == {about.near(at, 0) for at in ends["down"][1]}
+    assert len(np.unique(about.text[ends["up"][0]])) == len(ends["up"][0]), "of different texts"
+    up, down = (ends[end][0] for end in ("up", "down"))
+    assert cells.found_in(about, up, down, r"\?", about.chance(r"\?")) == 1
+    assert cells.found_in(about, down, down, r"\?", 0.5) is None
+    assert cells.found_in(about, up, down, r"\?", 1.0) is None, "a sign that always stands there tells nothing"
+
+
+def test_cleaning_takes_what_it_names_and_leaves_as_many_as_it_says(cells: Any) -> None:
+    assert cells.rewritten("how? why.", "question marks") == "how why."
+    assert cells.rewritten("do it. now. ", "full stops") == "do it. now"
+    assert cells.rewritten("éa b?", "letter case") == "Éa b?"
+    assert cells.rewritten("please do it?", "all") == "Do it" and cells.rewritten("a?", "orders") == "a?"
+    assert not cells.kept("I ask", "first person") and cells.kept("I ask", "question marks")
+    assert not cells.kept("boats sail", "orders") and cells.kept("Write boats", "orders")
+    made = [
+        Example(text=f"{s} {i}", label=i % 2, split=s, slice=c, transform="plain", base=f"{s}{i}", group=g + i)
+        for g, s in ((0, "train"), (100, "val"), (200, "ood"))
+        for i in range(20)
+        for c in (("as found + letter case", "all") if s != "ood" else ("AdvBench",))
+    ]
+    labels, texts = Labels.of(made), [e.text for e in made]
+    after = cells.Cleaned(cleaning="all", most=(4, 7)).apply(labels, texts, 0)
+    taught = after.where("train")
+    assert set(after.slice[taught | after.where("val")]) == {"all"}
+    assert [(taught & (after.y == label)).sum() for label in (0, 1)] == [4, 7]
+    assert (after.where("ood") == labels.where("ood")).all() and after.where("val").sum() == 20
+    again = cells.Cleaned(cleaning="letter case", most=(4, 7)).apply(labels, texts, 0)
+    assert set(again.slice[again.where("train")]) == {"as found + letter case"}
+
+
+def test_explanations_are_of_the_latents_asked_for(tiny: ModelSection, empty_store: store.Store) -> None:
+    assert browser.LEVELS == 9 and browser.SHOWN <= 4
