@@ -13,6 +13,12 @@
 # [HarmBench](https://arxiv.org/abs/2402.04249) against first turns of chats, in the words of
 # their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links. Then shortcuts are planted, so that it can be
 # counted which method finds them; and the pair is cleaned of what was found, to see whether that helps a detector, also one that reads no SAE.
+#
+# **In short.** The raw pair has four shortcuts of form: its harmful prompts are orders, hardly one ends in a full stop, asks or says “I”. A list of style features shows all four
+# within five items, latents within eleven, words and a dense probe's contexts one each. Of ten *planted* shortcuts ten latents show .87, ten of thirty-three features .80, though .34 would be
+# there by luck, and words .50, or .92 where one of several words is enough; contexts of a dense probe show none. That latents expose shortcuts is **reproduced**, that such contexts do as well is
+# **not**; whether counting does stays **open**. *Cleaning* the pair helps its detectors where the new harmful prompts are questions, and costs where they are orders again. A sentence embedding and words
+# gain nothing by it that can be seen: **not reproduced**.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -37,9 +43,10 @@ from sklearn.preprocessing import StandardScaler
 
 from lib import claims, figures, pages, stats
 from lib.latents import browser, cards
-from lib.latents.cards import ranked, standardised, token_texts
+from lib.latents.cards import ranked, standardised
 from lib.latents.explainers import Best
 from lib.lm import activations, harvest, model, sequences
+from lib.pages import expect
 from lib.probes import methods, tables
 from lib.probes.changes import Change
 from lib.probes.views import Data, Latents, Residual, Surface, Words
@@ -124,23 +131,44 @@ axis = figures.forest(named, "share")
 axis.set(
     xlabel=f"share of prompts on which the latent fires (n = {found['harmful']:,} harmful, {found['n'] - found['harmful']:,} harmless)",
     ylabel="latent, and the token it peaks on",
-    title="Latents that peak on “?”, “.” and “I” fire on chats",
+    title="Latents that peak on “?” and “.” fire on chats, “Create” on orders",
 )
 pages.publish(
     axis.figure,
     "03_mean_difference",
     "The latents with the largest standardised difference in mean activation, largest first, and how many prompts of each class they fire on. Bars: 95 % "
     "(exact); the latents were picked on these same prompts.",
-    alt="Forest plot of ten latents: those that peak on full stop, question mark and “I” fire on harmless prompts, “Give” and “Create” on harmful ones.",
+    alt="Forest plot of ten latents: those that peak on the full stop and the question mark fire on harmless prompts, those that peak on “kidnap” and “Create” on harmful ones.",
 )
 
+# %% [markdown]
+# The first latent reads of harm: it peaks on “kidnap”. Those after it read form. “Create”, and “a” after “Give” or “Write”, fire on nearly every harmful prompt: they are **orders**. Three fire on
+# about half of the harmless prompts and on next to no harmful one: at **full stops**, at ends of sentences of either kind, and at **question marks**. The last is the post's own example. Shading is a latent's activation,
+# relative to the strongest on its card; explanations are by counting, as in [notebook 04](04_autointerp.ipynb).
+#
+# > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
+# > to them are kept.
+
 # %% tags=["hide-input"]
-for latent in latents[:5]:
+asking = [latent for latent in latents[5:] if peak(latent) == "?"][:1]
+for latent in latents[:5] + asking:
     told = said[str(latent["latent"])]
     by = f"explained by {told['explanation']} (score {told['score']:.2f})" if told["explanation"] else "not explained"
     alike = f"; with it go {', '.join(map(str, latent['alike']))}" if latent["alike"] else ""
-    title = f"fires on {latent['harmful_share']:.0%} of harmful, {latent['harmless_share']:.0%} of harmless prompts; {by}{alike}"
+    title = f"fires on {latent['harmful_share']:.1%} of harmful, {latent['harmless_share']:.0%} of harmless prompts; {by}{alike}"
     display(pages.card(title, latent["contexts"], pages.latent("finetuned", latent["latent"])))
+expect(
+    [peak(latent) for latent in latents[:5] + asking] == ["kidn", "Create", "?", ".", "a", "?"],
+    "the first latents peak on “kidnap”, “Create”, ends of sentences, full stops and “a”; a later one on question marks",
+)
+expect(
+    all(latent["harmful_share"] > 0.9 for latent in (latents[0], latents[1], latents[4])),
+    "those that peak on “kidnap”, “Create” and “a” fire on nine harmful prompts in ten or more",
+)
+expect(
+    all(latent["harmful_share"] <= 0.03 and 0.4 < latent["harmless_share"] < 0.6 for latent in latents[2:4] + asking),
+    "three latents of sentence ends fire on about half of the harmless prompts and on next to no harmful one",
+)
 
 # %% [markdown]
 # ## Which method needs the least reading?
@@ -201,6 +229,12 @@ def tells(x, has):
     return np.abs(column_aurocs(x, has.astype(int)) - 0.5) >= 0.4
 
 
+def comes_with(x, has):
+    """[columns] bool: those that a twentieth of the rows that have something are above 0 in and, of the rows that are, nine in ten have it."""
+    above = x > 0
+    return (above[has].mean(0) >= 0.05) & (above[has].sum(0) >= 0.9 * np.maximum(above.sum(0), 1))
+
+
 def first(groups, telling):
     """The number of the first item that is about it, None if none is; items are groups of columns, of which the first is shown."""
     return next((number for number, group in enumerate(groups, 1) if telling[group[0]]), None)
@@ -222,7 +256,10 @@ class Reader:
 
     def near(self, at, reach=1):
         part = np.arange(max(0, at - reach), min(len(self.text), at + reach + 1))
-        return "".join(token_texts(self.tokenizer, self.token[part[self.text[part] == self.text[at]]]))
+        said = self.tokenizer.decode(
+            self.token[part[self.text[part] == self.text[at]]].tolist(), clean_up_tokenization_spaces=False
+        )
+        return said if "\ufffd" not in said or reach > 3 else self.near(at, reach + 1)  # else a part of a character
 
     def chance(self, sign, count=4000):
         """How often a sign stands about a token drawn at random."""
@@ -315,23 +352,39 @@ def mark(rank):
 METHODS = ("latents", "surface features", "words", "dense probe", "difference of means")
 pages.table(
     (
-        (
-            sign,
-            *(mark(reading[name][sign]) for name in ("latents", "surface features", "words")),
-            ", ".join(mark(reading[name][sign]) for name in METHODS[3:]),
-        )
-        for sign in signs
+        (name if number < 3 else f"contexts, {name}", *(mark(reading[name][sign]) for sign in signs))
+        for number, name in enumerate(METHODS)
     ),
-    ("items until one is about …", "latents", "features", "words", "contexts: dense probe, means"),
+    ("items until one is about", *signs),
+)
+
+# %% tags=["hide-input"]
+known = {name: [rank for rank in reading[name].values() if rank] for name in METHODS}
+expect(
+    max(known["surface features"]) == 5
+    and max(known["latents"]) == 11
+    and len(known["surface features"]) == len(known["latents"]) == 4,
+    "features show all four shortcuts within five items, latents within eleven",
+)
+expect(
+    len(known["words"]) == len(known["dense probe"]) == 1 and len(known["difference of means"]) == 2,
+    "words and a dense probe's contexts show one of the four, contexts of the mean difference two",
+)
+expect(reading["first words"][:2] == ["Write", "Give"], "the first words are “Write” and “Give”")
+Markdown(
+    f"The first words: {', '.join(map(pages.literal, reading['first words']))}. What the dense probe points to in pretraining text: {pages.literal('…'.join(reading['dense probe, contexts']['up'][:3]))}; and away from: {pages.literal('…'.join(reading['dense probe, contexts']['down'][:3]))}."
 )
 
 # %% [markdown]
+# A latent, feature or word is about a shortcut if it tells harmless prompts with it from those without at an AUROC of .9, contexts if they show it more often than their text does. So “Write” and “Give”, the first two words, count for
+# nothing: neither alone tells orders from other prompts, though a reader would understand. The dense probe's contexts are about crime and war: what the detector should read.
+#
 # ## Planted shortcuts
 #
 # Whether a method finds shortcuts can be counted where they are known. Into prompts of one style we plant one at a time: ten ways to change a prompt, each
 # prompt harvested once with the change and once without. In a *world* one class has it more often than the other: at the middle strength on three quarters of its
 # prompts, against one quarter. A method finds the shortcut if one of the first ten items that it shows is *about* it: a latent, word or feature that tells prompts with the change from the same ones
-# without at an AUROC of .9; contexts that show it more often than the text that they are from.
+# without at an AUROC of .9; contexts that show it more often than the text that they are from. Words get a second, milder judge: one that nearly only prompts with the change have, be it a twentieth of them.
 
 # %%
 planted = {
@@ -417,7 +470,8 @@ def planted_columns(prompts, columns, harvests, traces, ways, strengths, seeds, 
     chances = {
         way: (readers[0].chance(sign) + readers[1 + ways.index(way)].chance(sign)) / 2 for way, sign in traces.items()
     }
-    kinds = [("surface features", by_style, standardised, None), ("words", by_word, log_odds, None)]
+    kinds = [("surface features", by_style, standardised, None)]
+    kinds += [(name, by_word, log_odds, None) for name in ("words", "words that come with it")]
     for made in columns:
         peaks, rows = (
             np.concatenate(each) for each in zip(*(read_columns(of, "latents", "rows") for of in made), strict=True)
@@ -425,10 +479,9 @@ def planted_columns(prompts, columns, harvests, traces, ways, strengths, seeds, 
         kinds.append(("latents", peaks, standardised, rows))
     found = {}
     for name, x, by, rows in kinds:
-        telling = [
-            tells(np.concatenate([x[:n], x[n * way : n * way + n]]), np.repeat([0, 1], n))
-            for way in range(1, len(ways) + 1)
-        ]
+        judged = comes_with if name == "words that come with it" else tells
+        pairs = [np.concatenate([x[:n], x[n * way : n * way + n]]) for way in range(1, len(ways) + 1)]
+        telling = [judged(pair, np.repeat([False, True], n)) for pair in pairs]
         ranks, legible = np.full(shape, None), np.full(shape, None)
         for at, has in worlds(y, *shape[:1], strengths, seeds):
             which = np.arange(n) + n * (at[0] + 1) * has
@@ -544,31 +597,82 @@ axis.set(
     ylim=(-0.02, 1.02),
 )
 axis.legend(fontsize="small")
-figures.headed(axis.figure, "TITLE")
+figures.headed(axis.figure, "Ten latents show most planted shortcuts, contexts of a dense probe none")
 pages.publish(
     axis.figure,
     "03_planted",
-    "CAPTION Bars: 95 %, Student's over the ten shortcuts. Five worlds of each; latents of five SAEs.",
-    alt="ALT",
+    "Share of ten shortcuts that one of the first ten items is about, by how unevenly they are planted; left, nothing is. "
+    "Bars: 95 %, Student's over the ten. Five worlds of each; latents of five SAEs.",
+    alt="Curves over the strength of planting: latents rise from nought to near one, features from a third to four fifths, words to a half; contexts stay near nought.",
 )
 
+# %% tags=["hide-input"]
+judged = ("latents", "latents, contexts", "surface features", "words", "words that come with it", "difference of means")
+grid = np.array([recalls(name, MIDDLE) for name in judged]).T
+figure, axis = plt.subplots(figsize=(figures.WIDTH, 4.2))
+axis.grid(False)
+axis.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+for (row, column), value in np.ndenumerate(grid):
+    axis.text(
+        column,
+        row,
+        f"{value:.0%}",
+        ha="center",
+        va="center",
+        color="white" if value > 0.6 else "black",
+        fontsize="small",
+    )
+labels = (
+    "latents",
+    "latents, if\ncontexts show it",
+    "features",
+    "words",
+    "one of\nseveral words",
+    "contexts,\nclass means",
+)
+axis.set_xticks(range(len(judged)), labels, fontsize="small")
+axis.set_yticks(range(len(ways)), ways)
+figures.headed(figure, "A topic and turns of phrase are hard; what has no text of its own only counts show")
+pages.publish(
+    figure,
+    "03_by_shortcut",
+    "How often each shortcut is found in ten items, at the middle strength; n = five worlds, for latents of five SAEs each. The dense probe's contexts find none.",
+    alt="A grid of ten shortcuts by six ways to find them: latents find eight of ten in nearly every world, and a topic and turns of phrase in a third of them.",
+)
 
 # %% tags=["hide-input"]
-def often(name, way):
-    return (
-        "no text shows it" if name in METHODS[3:] and ways[way] not in traces else f"{recalls(name, MIDDLE)[way]:.0%}"
-    )
-
-
-pages.table(
-    (
-        (way, *(often(name, number) for name in ("latents", "surface features", "words", "dense probe")))
-        for number, way in enumerate(ways)
-    ),
-    ("found in ten items, at the middle strength", "latents", "features", "words", "contexts, dense probe"),
+at_middle = {name: recalls(name, MIDDLE).mean() for name in ranks if name != "chances"}
+by_luck = {name: recalls(name, 0).mean() for name in ranks if name != "chances"}
+expect(
+    abs(at_middle["latents"] - 0.87) < 0.01
+    and abs(at_middle["surface features"] - 0.8) < 0.01
+    and abs(by_luck["surface features"] - 0.34) < 0.01
+    and abs(at_middle["words"] - 0.5) < 0.01
+    and abs(at_middle["words that come with it"] - 0.92) < 0.01,
+    "at the middle strength latents find .87, features .80 and .34 by luck, words .50, and .92 where one of several is enough",
+)
+expect(
+    at_middle["dense probe"] == 0 and by_luck["latents"] == 0,
+    "a dense probe's contexts find none, and latents none where none is planted",
+)
+expect(abs(at_middle["latents, contexts"] - 0.6) < 0.01, "contexts on the cards show .60 of them")
+expect(
+    max(recalls(name, 1).mean() for name in ("latents", "dense probe")) < 0.05,
+    "at the weakest, latents hardly find any",
+)
+faint = recalls("latents", MIDDLE)[[ways.index("topic"), ways.index("a model's phrase")]]
+expect(
+    max(faint)
+    < 0.5
+    < min(np.delete(recalls("latents", MIDDLE), [ways.index("topic"), ways.index("a model's phrase")])),
+    "a topic and turns of phrase are what latents miss",
 )
 
 # %% [markdown]
+# What has a token of its own, or a form, some latent reads. A topic that is said in many words has no one latent here, nor has what chat models like to say. A latent that *is* about a shortcut need not *say* so: by what stands on its card, a reader would name
+# three shortcuts in five; nothing there shows length, case or a variety of phrases. At the weakest planting, five eighths against three eighths, harm and its words fill the first ten places, of latents as of words; a list of thirty-three features
+# has a third of everything in its first ten.
+#
 # ## What cleaning does
 #
 # The raw pair again, to teach detectors on: as it was found, without each shortcut, and without all. Two classes of change: rewriting (no question marks; no final punctuation; a capital first letter) and
@@ -651,6 +755,17 @@ class Cleaned(Change):
         return replace(labels, split=split).checked()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Without(Change):
+    """OOD prompts without those of a slice."""
+
+    slice: str
+
+    def apply(self, labels, texts, run):
+        gone = (labels.split == "ood") & (labels.slice == self.slice)
+        return replace(labels, split=np.where(gone, "", labels.split)).checked()
+
+
 @result
 def fewest(prompts, changes, draws):
     """[harmless, harmful]: the smallest numbers of train prompts after any of ``changes`` in any draw; and what each leaves in the first."""
@@ -703,27 +818,31 @@ fits = {
 cleaned = dirty.table(
     {f"{name}, {cleaning}": fit for (name, cleaning), fit in fits.items()}, "03_cleaned", splits=("ood",)
 ).value
-gains = dirty.compare(
-    tables.differences,
-    {
-        f"{name}, {cleaning}": (fits[name, cleaning], fits[name, "as found"])
-        for name in probes_of
-        for cleaning in CLEANINGS[1:]
-    },
-    "03_gains",
-).value
+pairs = {
+    f"{name}, {cleaning}": (fits[name, cleaning], fits[name, "as found"])
+    for name in probes_of
+    for cleaning in CLEANINGS[1:]
+}
+gains = dirty.compare(tables.differences, pairs, "03_gains").value
+asked = dirty.compare(tables.differences, pairs, "03_gains_questions", change=Without(slice="AdvBench")).value
 
 # %% tags=["hide-input"]
-axis = figures.forest(
-    {cleaning: {name: gains[f"{name}, {cleaning}"]["ood"] for name in probes_of} for cleaning in CLEANINGS[1:]},
-    "difference",
+figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 5.2), sharey=True, sharex=True)
+for axis, (what, of) in zip(axes, {"all OOD prompts": gains, "harmful ones are questions": asked}.items(), strict=True):
+    rows = {cleaning: {name: of[f"{name}, {cleaning}"]["ood"] for name in probes_of} for cleaning in CLEANINGS[1:]}
+    figures.forest(rows, "difference", axis)
+    axis.axvline(0, color=figures.CONTEXT, linewidth=0.8)
+    axis.set_title(what, fontsize="medium")
+axes[0].set_ylabel("cleaned of")
+figure.supxlabel("OOD AUROC after cleaning less before", fontsize="medium")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+figures.headed(figure, "Cleaning helps where form misleads, and costs where it still tells")
+pages.publish(
+    figure,
+    "03_cleaning",
+    "Left, all OOD prompts; right, without AdvBench, whose prompts are orders (seen after the fact). Bars: 95 %, over draws, SAEs and prompts; dots: SAEs, or draws.",
+    alt="Two forest plots: over all OOD prompts most detectors lose by cleaning; where harmful prompts are questions latents, features and the dense probe gain.",
 )
-axis.axvline(0, color=figures.CONTEXT, linewidth=0.8)
-axis.set(
-    xlabel=f"OOD AUROC after cleaning less before (n = {size['n']:,}, {size['harmful']:,} harmful)", ylabel="cleaned of"
-)
-figures.headed(axis.figure, "TITLE")
-pages.publish(axis.figure, "03_cleaning", "CAPTION Bars: 95 %, over draws, SAEs and prompts.", alt="ALT")
 
 # %% tags=["hide-input"]
 pages.table(
@@ -766,7 +885,43 @@ Markdown(
     f"Of the {k} latents that a probe reads, {among['as found']['mean']:.0%} are about one of the four shortcuts before cleaning, {among['all']['mean']:.0%} after."
 )
 
+# %% tags=["hide-input"]
+of_all = {name: (gains[f"{name}, all"]["ood"], asked[f"{name}, all"]["ood"]) for name in probes_of}
+expect(
+    all(left["difference"] < 0 for left, _ in of_all.values()),
+    "over all OOD prompts every detector loses by cleaning, in the mean",
+)
+expect(
+    all(of_all[name][1]["interval"][0] > 0 for name in ("dense", "k latents", "surface features"))
+    and abs(of_all["k latents"][1]["difference"] - 0.165) < 0.01
+    and abs(of_all["dense"][1]["difference"] - 0.03) < 0.005,
+    "where harmful prompts are questions latents gain .16 by cleaning, the dense probe .03, and features gain too",
+)
+expect(
+    all(
+        of_all[name][1]["interval"][0] < 0 < of_all[name][1]["interval"][1] < 0.04
+        for name in ("sentence embedding", "bag of words")
+    ),
+    "embedding and words gain nothing there that can be seen, .04 at most",
+)
+expect(
+    among["as found"]["mean"] > 0.25 and among["all"]["mean"] < 0.01,
+    "cleaning takes the shortcuts out of what latents a probe reads",
+)
+expect(
+    all(
+        abs(of[f"{name}, {cleaning}"]["ood"]["difference"]) < 0.045
+        for of in (gains, asked)
+        for name in probes_of
+        for cleaning in ("question marks", "full stops", "letter case")
+    ),
+    "marks and case alone move no detector by more than .045",
+)
+
 # %% [markdown]
+# A shortcut is wrong only where it ends to hold. AdvBench's prompts are orders too, so form goes on paying there, and a detector that was cleaned of it gives something up. Without AdvBench, where harmful prompts and harmless ones ask, the same cleaning gives k latents
+# .16, and the dense probe .03. (That split was looked at after the first numbers; the row below counts all.) What helps is to match what is *said*, orders and the first person; to strip marks and case does next to nothing. A sentence embedding hardly takes to form in the first place.
+#
 # ## The claims
 
 # %% tags=["hide-input"]
@@ -784,6 +939,13 @@ shows = {"C3": ("03_cleaning", size["n"], p.probes.draws)}
 records = [claims.judge(id, parts[id], *shows.get(id, ("03_planted", len(ways), WORLDS))) for id in sorted(parts)]
 claims.filed(records, claims.fixed(), name="03_claims").value
 pages.table(claims.rows(records), ("", "claim", "what decided", "verdict"))
+
+# %% tags=["hide-input"]
+expect(
+    {r.id: r.verdict for r in records}
+    == {"C1": "reproduced", "C2": claims.UNDECIDED, "C2b": "not reproduced", "C3": "not reproduced"},
+    "C1 is reproduced, C2b and C3 are not, C2 stays open",
+)
 
 # %% [markdown]
 # ## Every latent
@@ -803,3 +965,17 @@ about = {
 }
 every_latent = browser.browser(others, pair, turns, *explain_by, about)
 pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path / "latents.json").read_text("utf-8"))))
+
+# %% [markdown]
+# ## What we find
+#
+# **We find** that reading ten latents is a good way to see what is in a data set: of shortcuts that were planted they show most, without anybody having thought of them. A list of features does about as well on what is on the list, and misses another language
+# and a topic. Words do too, for a reader who takes one of several for a sign. The strongest contexts of a dense probe show what the detector should read and none of what it should not.
+#
+# **It means** that the post's hope for SAEs as a tool for data holds here, and that its guess about the simplest rival does not. But knowing a shortcut is not knowing whether it will mislead: cleaning helped or hurt by where the detector was sent.
+#
+# **What would change our mind.** A reader of cards: here a rule decides whether a latent is about a shortcut, and cards say so less often than the rule. The ten shortcuts are ours, and intervals are for others of such kinds. Contexts were looked for in
+# encyclopaedia and news, where emoji and greetings hardly stand; in other text a probe's contexts may show more. Cleaning was tried on one pair, with some four hundred prompts to learn from.
+#
+# **Try** a shortcut of your own: `planted["exclamation mark"] = ("{text}!",)`; or `overrides = {"debugging.cards": 30}`, more latents down the list. **Next**: [04](04_autointerp.ipynb)
+# asks how well latents can be explained at all.

@@ -157,3 +157,14 @@ def test_cleaning_takes_what_it_names_and_leaves_as_many_as_it_says(cells: Any) 
 
 def test_explanations_are_of_the_latents_asked_for(tiny: ModelSection, empty_store: store.Store) -> None:
     assert browser.LEVELS == 9 and browser.SHOWN <= 4
+
+
+def test_a_word_names_a_shortcut_that_it_comes_with(cells: Any) -> None:
+    has = np.repeat([False, True], 100)
+    x = np.zeros((200, 4))
+    x[100:125, 0] = 1  # one of several greetings
+    x[:, 1] = 1  # in every text
+    x[100:103, 2] = 1  # in too few
+    x[80:200, 3] = 1  # in others too
+    assert cells.comes_with(x, has).tolist() == [True, False, False, False]
+    assert not cells.tells(x, has)[0]
