@@ -8,7 +8,7 @@ against 155 to 175). Elsewhere, and for other types, these functions are plain P
 import ctypes
 import functools
 import sys
-import time
+import timeit
 from typing import Any
 
 import joblib
@@ -101,9 +101,5 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) 
 def speed() -> float:
     """Float32 operations a second, in units of 1e9, of a product like an SAE's encoder: the best of some, in about half a second."""
     x, weight = torch.ones(2048, 576), torch.ones(2304, 576)
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        product(x, weight.T)
-        seconds.append(time.perf_counter() - start)
+    seconds = timeit.repeat(lambda: product(x, weight.T), number=1, repeat=8)
     return 2 * 2048 * 576 * 2304 / min(seconds) / 1e9

@@ -40,10 +40,11 @@ from scipy.stats import binomtest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
 
 from lib import claims, figures, pages, stats
-from lib.latents import browser, cards
-from lib.latents.cards import ranked, standardised
+from lib.latents import autointerp, browser, cards
+from lib.latents.cards import ranked, standardised, token_texts
 from lib.latents.explainers import Best
 from lib.lm import activations, harvest, model, sequences
 from lib.pages import expect
@@ -106,9 +107,27 @@ found = cards.cards(
 latents = found["latents"]
 
 
+def by_counting(pools, columns, which, tokenizer, by, section, seed):
+    """{latent: {explanation, score}} as notebook 04 has them; both None where a latent is active in none of one of the texts."""
+    found = {}
+    for latent in tqdm(which, desc="explaining", disable=None):
+        one = autointerp.score(pools, columns, latent, by, section.examples, seed)
+        found[latent] = {"explanation": None if one is None else by.told(one.explanation, tokenizer)}
+        found[latent]["score"] = None if one is None or np.isnan(one.value) else round(one.value, 4)
+    return found
+
+
+@result
+def explained(sae, texts, lm, layer, by, section, seed, which):
+    """Step: :func:`by_counting` of the latents ``which``, from one half of held-out chat, scored on the other."""
+    pools, trained = autointerp.pools_of(texts, layer, section.window), training.load(sae)
+    columns = pools[0].latents(trained), pools[1].latents(trained)
+    return by_counting(pools, columns, which, model.tokenizer(lm), by, section, seed)
+
+
 shown = tuple(latent["latent"] for latent in latents)
 explain_by = (study.halves, study.lm, p.layer, Best(), p.autointerp, p.seed)
-said = browser.explained(finetuned[0], *explain_by, shown, name="03_explained").value
+said = explained(finetuned[0], *explain_by, shown, name="03_explained").value
 
 
 # %% tags=["hide-input"]
@@ -953,6 +972,73 @@ expect(
 # [The latent browser](latents.html), a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: explanations, how often each
 # fires, where, and what it does to the next token. It searches and filters; `/` searches, arrows and Enter move and open.
 
+# %% tags=["hide-input"]
+WIDE, BINS, TOKENS = (
+    6,
+    10,
+    6,
+)  # tokens on either side of a peak, bars of a histogram, tokens that a latent raises or lowers
+
+
+def through_the_last_norm(sae, lm):
+    """([M, TOKENS] tokens whose logits a latent's decoder direction raises most, and lowers most), read off by the model's last norm and unembedding."""
+    norm, ends = getattr(lm.model.get_decoder(), "norm", torch.nn.Identity()), []
+    with torch.inference_mode():
+        unembed = lm.model.get_output_embeddings().weight.float().cpu()
+        for rows in sae.W_dec.detach().split(256):
+            logits = norm(rows.to(lm.model.device, lm.model.dtype)).float().cpu() @ unembed.T
+            ends.append([(sign * logits).topk(TOKENS, 1).indices.numpy() for sign in (1, -1)])
+    return [np.concatenate(each) for each in zip(*ends, strict=True)]
+
+
+@cached
+def in_browser(out, saes, prompts, harvested, texts, lm, layer, by, section, seed, words):
+    """Step: ``latents.json``, what :func:`lib.latents.browser.page` shows of all latents of ``saes`` {id: SAE}: where they fire on labelled prompts, and how often there and on
+    ``texts``. ``words`` has the page's title and note, the SAEs' names by id, and of which of them latents are explained."""
+    y, read = np.array([example.label for example in examples.read(prompts)]), activations.read(harvested, layer)
+    owner, token = read.column("sequence"), read.column("token")
+    pools, tokenizer, whole = autointerp.pools_of(texts, layer, section.window), model.tokenizer(lm), model.load(lm)
+    latents, known, tokens = [], {}, sum(len(pool.window) for pool in pools)
+
+    def index(ids):
+        return [known.setdefault(int(each), len(known)) for each in ids]
+
+    def contexts(f, label, top):
+        """Of the prompts of a class the strongest peaks of a latent with activations ``f`` [n], as levels of its maximum."""
+        order = np.flatnonzero((f > 0) & (y[owner] == label))
+        order = order[np.argsort(-f[order], kind="stable")]
+        peaks = order[np.sort(np.unique(owner[order], return_index=True)[1])[:3]].tolist()
+        parts = [np.arange(max(0, at - WIDE), min(len(f), at + WIDE + 1)) for at in peaks]
+        parts = [part[owner[part] == owner[at]] for part, at in zip(parts, peaks, strict=True)]
+        return [[index(token[part]), np.ceil(9 * f[part] / top).astype(int).tolist()] for part in parts]
+
+    for number, (name, trained) in enumerate(saes.items()):
+        sae = training.load(trained)
+        columns = pools[0].latents(sae), pools[1].latents(sae)
+        some = range(sae.config.latents if name == words["explained"] else 0)
+        told = by_counting(pools, columns, some, tokenizer, by, section, seed)
+        with torch.inference_mode():
+            on_prompts = torch.cat([sae.encode(x) for x in read.chunks()]).numpy()
+        up, down = through_the_last_norm(sae, whole)
+        for latent, f in enumerate(on_prompts.T):
+            fired = np.concatenate([c.data[c.indptr[latent] : c.indptr[latent + 1]] for c in columns])
+            if not (top := float(max(f.max(), fired.max(initial=0)))):
+                continue  # fires nowhere
+            firing = y[np.unique(owner[f > 0])]
+            one = {"sae": number, "latent": latent, "explanation": "", "score": None}
+            one |= {key: value for key, value in told.get(latent, {}).items() if value is not None}
+            one |= {"max": round(top, 4), "frequency": round(len(fired) / tokens, 6)}
+            one["fires"] = [round(float((firing == label).sum() / max(1, (y == label).sum())), 4) for label in (1, 0)]
+            one["histogram"] = np.histogram(fired, BINS, (0, top))[0].tolist()
+            one |= {"up": index(up[latent]), "down": index(down[latent])}
+            latents.append(one | {"contexts": [contexts(f, label, top) for label in (1, 0)]})
+    counts = {"tokens": tokens, "harmful": int(y.sum()), "harmless": int((1 - y).sum())}
+    found = {"title": words["title"], "note": words["note"], "latents": latents}
+    found["saes"] = [{"id": name, "name": words[name], **counts} for name in saes]
+    found["vocabulary"] = token_texts(tokenizer, known)
+    (out / "latents.json").write_text(json.dumps(found), encoding="utf-8")
+
+
 # %%
 others = {"finetuned": finetuned[0], "IT": study.saes["IT"][0], "chat": study.saes["chat"][0]}
 about = {
@@ -961,9 +1047,9 @@ about = {
     "finetuned": "finetuned on chat, first seed",
     "IT": "pretraining text as user turns, first seed",
     "chat": "chat from scratch, first seed",
-    "explained": "finetuned",  # the ids of those whose latents are explained and scored, some minutes each
+    "explained": "finetuned",  # whose latents are explained and scored, two minutes for an SAE
 }
-every_latent = browser.browser(others, pair, turns, *explain_by, about)
+every_latent = in_browser(others, pair, turns, *explain_by, about)
 pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path / "latents.json").read_text("utf-8"))))
 
 # %% [markdown]

@@ -1,17 +1,22 @@
 """Notebook 03: what its own steps say of shortcuts that are planted, on texts and latents whose answers are known."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_latents import first_token, reader, residuals
 
 from lib import store
-from lib.config import ModelSection
-from lib.latents import browser, cards
-from lib.lm import model
+from lib.config import AutointerpSection, ModelSection
+from lib.latents import autointerp, browser, cards
+from lib.latents.explainers import Tokens
+from lib.lm import activations, harvest, model
 from lib.lm import sequences as sequences_
+from lib.sae import training
+from lib.sae.variants import SAEConfig, make
 from lib.texts import examples
 from lib.texts.examples import Example, Labels
 from tests.cells import cells_of
@@ -155,10 +160,6 @@ def test_cleaning_takes_what_it_names_and_leaves_as_many_as_it_says(cells: Any) 
     assert set(again.slice[again.where("train")]) == {"as found + letter case"}
 
 
-def test_explanations_are_of_the_latents_asked_for(tiny: ModelSection, empty_store: store.Store) -> None:
-    assert browser.LEVELS == 9 and browser.SHOWN <= 4
-
-
 def test_a_word_names_a_shortcut_that_it_comes_with(cells: Any) -> None:
     has = np.repeat([False, True], 100)
     x = np.zeros((200, 4))
@@ -168,3 +169,53 @@ def test_a_word_names_a_shortcut_that_it_comes_with(cells: Any) -> None:
     x[80:200, 3] = 1  # in others too
     assert cells.comes_with(x, has).tolist() == [True, False, False, False]
     assert not cells.tells(x, has)[0]
+
+
+@store.cached
+def drawn(out: Path, width: int) -> None:
+    """An SAE with weights drawn at random, whose last latent never fires."""
+    torch.manual_seed(0)
+    sae = make(SAEConfig(variant="jumprelu", latents=6), width)
+    with torch.no_grad():
+        sae.W_enc.normal_()
+        sae.W_dec.normal_()
+        sae.theta[-1] = 1e9
+    training.save(sae, [], out)
+
+
+def test_the_browser_holds_what_its_latents_do(
+    cells: Any, tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, made = model.pinned(tiny), cells.copies(plain(8), WAYS["question mark"], 8, 0)
+    read = harvest.harvest(sequences_.labelled(made, lm, "user", 256), lm, (0,))
+    source = activations.read(read, 0)
+    pools = autointerp.Pool(source, 8), autointerp.Pool(source, 8)
+    monkeypatch.setattr(autointerp, "pools_of", lambda *_: pools)
+    sae, words = drawn(source.width), {"title": "T", "note": "N", "one": "One", "explained": "one"}
+    step = cells.in_browser({"one": sae}, made, read, (), lm, 0, Tokens(), AutointerpSection(), 0, words)
+    found = json.loads((step.path / "latents.json").read_text())
+    assert [one["latent"] for one in found["latents"]] == [0, 1, 2, 3, 4], "what never fires is left out"
+    with torch.inference_mode():
+        f = training.load(sae).encode(torch.cat([*source.chunks()])).numpy()
+    y, owner = np.array([e.label for e in examples.read(made)]), source.column("sequence")
+    token = cells.token_texts(model.tokenizer(lm), source.column("token"))
+    last, norm = model.load(lm).model.get_output_embeddings().weight, model.load(lm).model.get_decoder().norm
+    for one in found["latents"]:
+        mine = f[:, one["latent"]]
+        assert one["max"] == pytest.approx(mine.max(), abs=1e-3)
+        assert one["frequency"] == pytest.approx((mine > 0).mean(), abs=1e-5)
+        assert sum(one["histogram"]) == 2 * (mine > 0).sum(), "of both halves"
+        for at, label in enumerate((1, 0)):
+            firing = {prompt for prompt in owner[mine > 0] if y[prompt] == label}
+            assert one["fires"][at] == pytest.approx(len(firing) / 8, abs=1e-4)
+            tops = [max(levels) for _, levels in one["contexts"][at]]
+            assert tops == sorted(tops, reverse=True) and len(tops) == min(3, len(firing))
+        shown = [pair for side in one["contexts"] for ids, levels in side for pair in zip(ids, levels, strict=True)]
+        strongest = {found["vocabulary"][at] for at, level in shown if level == 9}
+        assert token[int(mine.argmax())] in strongest and max(level for _, level in shown) == 9
+        with torch.inference_mode():
+            logits = last @ norm(training.load(sae).W_dec[one["latent"]])
+        texts = cells.token_texts(model.tokenizer(lm), logits.topk(cells.TOKENS).indices)
+        assert [found["vocabulary"][at] for at in one["up"]] == texts
+    assert found["saes"] == [{"id": "one", "name": "One", "tokens": 2 * len(f), "harmful": 8, "harmless": 8}]
+    assert browser.page(found).count("__DATA__") == 0

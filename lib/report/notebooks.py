@@ -1,10 +1,9 @@
 """Notebook sources (``notebooks/NN_name.py``, Jupytext py:percent) and the executed ``.ipynb`` beside each, which carries its
 outputs in a normal form: fixed cell ids, no timings, no machine paths, no injected parameters."""
 
-import re
 from collections.abc import Iterable
 from itertools import count, zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jupytext
@@ -31,11 +30,6 @@ def names() -> list[str]:
     return [*found[1:], *found[:1]]
 
 
-def metadata(notebook: Any) -> dict[str, Any]:
-    """Of a notebook in normal form: with a hash of its cells, by which an edit is noticed."""
-    return {"inputs": inputs(notebook), "kernelspec": KERNEL, "language_info": {"name": "python"}}
-
-
 def source(name: str) -> Any:
     """The source of a notebook as a notebook node; ReportError if there is no such notebook."""
     path = folder() / f"{name}.py"
@@ -44,14 +38,6 @@ def source(name: str) -> Any:
     notebook = jupytext.read(path)
     notebook.metadata.setdefault("kernelspec", KERNEL)
     return notebook
-
-
-def parameters(name: str) -> list[str]:
-    """Names that the notebook's one parameters cell assigns."""
-    cells = [c for c in source(name).cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ReportError(f"{name}: {len(cells)} cells are tagged parameters, one is needed")
-    return re.findall(r"^(\w+) = ", cells[0].source, re.MULTILINE)
 
 
 def normalise(notebook: Any) -> Any:
@@ -70,9 +56,18 @@ def normalise(notebook: Any) -> Any:
             if "metadata" in output:  # what a picture shows, for those who do not see it
                 said = output.metadata.items()
                 output.metadata = {kind: {"alt": m["alt"]} for kind, m in said if isinstance(m, dict) and "alt" in m}
-    out.metadata = nbformat.from_dict(metadata(out))
+    known = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    out.metadata = nbformat.from_dict(
+        known | {"inputs": inputs(out)}
+    )  # a hash of its cells, by which an edit is noticed
     out.nbformat, out.nbformat_minor = 4, 5
     return out
+
+
+def saved(model: dict[str, Any], path: str, **_: Any) -> None:
+    """Hook of ``make lab``'s JupyterLab: saves the report's own notebooks in normal form, so that no more changes than was edited."""
+    if model["type"] == "notebook" and PurePath(path).stem in names():
+        model["content"] = normalise(model["content"])  # a copy: the content itself is saved as .py after it
 
 
 def _read(path: Path) -> Any:

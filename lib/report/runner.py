@@ -7,8 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,30 +53,18 @@ def located(name: str) -> str:
     return str(path.resolve()) if name not in ("", "packaged") and path.exists() else name
 
 
-@contextmanager
-def _progress(log: Path) -> Iterator[None]:
-    """Print a line for every step that a kernel starts and ends, while the block runs."""
-    done = threading.Event()
-
-    def follow() -> None:
-        last = False
-        with log.open(encoding="utf-8") as stream:
-            while not last:
-                last = done.wait(1.0)
-                for event in map(json.loads, stream):  # those that were added
-                    label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
-                    if event["event"] == "end" and event["seconds"] >= 1:
-                        print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
-                    elif event["event"] == "start" and sys.stdout.isatty():
-                        print(f"      … {label}", flush=True)
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join()
+def _follow(log: Path, done: threading.Event) -> None:
+    """Print a line for every step that a kernel starts and ends, until all is ``done``."""
+    last = False
+    with log.open(encoding="utf-8") as stream:
+        while not last:
+            last = done.wait(1.0)
+            for event in map(json.loads, stream):  # those that were added
+                label = f"{event['step'].removeprefix('lib.')} {event['key'][:6]}"
+                if event["event"] == "end" and event["seconds"] >= 1:
+                    print(f"      done {label} in {event['seconds']:.0f} s", flush=True)
+                elif event["event"] == "start" and sys.stdout.isatty():
+                    print(f"      … {label}", flush=True)
 
 
 def _running_cell(path: Path) -> str:
@@ -90,11 +77,8 @@ def _running_cell(path: Path) -> str:
 
 def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: int) -> Path:
     """Execute one notebook and write its normal form to ``build/<profile>/notebooks``; returns that path. ReportError, which names
-    the cell, if one raised, ran too long, or its kernel died: the state is kept in ``<name>.failed.ipynb``. ConfigError if the
-    notebook has no such parameter."""
+    the cell, if one raised, ran too long, or its kernel died: the state is kept in ``<name>.failed.ipynb``."""
     given = {"profile": profile, "overrides": overrides}
-    if unknown := set(given) - set(notebooks.parameters(name)):
-        raise config.ConfigError(f"{name} has no parameter {', '.join(sorted(unknown))}: add it to its parameters cell")
     folder = config.build_dir() / profile / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{name}.failed.ipynb"
@@ -151,11 +135,16 @@ def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: 
     if not only and (said := forecast(profile)):
         print(said, flush=True)
     seconds = {}
-    with _progress(log):
+    follower = threading.Thread(target=_follow, args=(log, done := threading.Event()), daemon=True)
+    follower.start()
+    try:
         for number, name in enumerate(wanted, 1):
             print(f"[{number}/{len(wanted)}] {name}", flush=True)
             start = time.perf_counter()
             execute(name, profile, overrides, cell_timeout)
             seconds[name] = round(time.perf_counter() - start, 1)
             print(f"[{number}/{len(wanted)}] {name} took {seconds[name]:.0f} s", flush=True)
+    finally:
+        done.set()
+        follower.join()
     return seconds

@@ -41,7 +41,9 @@ class Artifact(Keyed):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as its recipe."""
-        return _again, (self.step, self.arguments, self.name)
+        module, function = self.step.rsplit(".", 1)
+        recipe = getattr(importlib.import_module(module), function)
+        return functools.partial(recipe, **self.arguments, name=self.name), ()
 
     @property
     def path(self) -> Path:
@@ -52,11 +54,6 @@ class Artifact(Keyed):
     def value(self) -> Any:
         """Payload of a results artifact (plain JSON values)."""
         return active().value(self)
-
-
-def _again(step: str, arguments: dict[str, Any], name: str) -> Artifact:
-    module, function = step.rsplit(".", 1)
-    return getattr(importlib.import_module(module), function)(**arguments, name=name)
 
 
 def _step(kind: Kind, by: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:

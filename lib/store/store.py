@@ -4,7 +4,6 @@ Two tiers: *cache* (folders of files under ``data/cache``, each file hashed) and
 in ``data/results``).
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -156,7 +155,12 @@ class Store:
         ArtifactError as for :meth:`path`, or if a step changed meanwhile, wrote nothing, or its process was killed."""
         missing = {(a.key, a.name if a.kind == "result" else ""): a for a in wanted if not self.has(a)}
         for artifact in missing.values():
-            self._refuse_if_frozen(artifact)
+            if self.mode == "frozen":
+                where = f"{self.committed}/{artifact.name}.json" if artifact.kind == "result" else "the cache"
+                raise ArtifactError(
+                    f"frozen: {artifact.name!r} ({artifact.step}, key {artifact.key}) is missing or stale in {where}. "
+                    f"Rebuild the committed results with: make report PROFILE={self.profile}"
+                )
             if artifact.kind != "result" and self.folder(artifact).exists():
                 print(f"damaged cache entry, computing it again: {artifact.step} {artifact.key}", file=sys.stderr)
         if not missing:
@@ -176,15 +180,6 @@ class Store:
             self._compute_together(group)
         if elsewhere:
             self._compute_apart(elsewhere)
-
-    def _refuse_if_frozen(self, artifact: Artifact) -> None:
-        if self.mode != "frozen":
-            return
-        where = f"{self.committed}/{artifact.name}.json" if artifact.kind == "result" else "the cache"
-        raise ArtifactError(
-            f"frozen: {artifact.name!r} ({artifact.step}, key {artifact.key}) is missing or stale in {where}. "
-            f"Rebuild the committed results with: make report PROFILE={self.profile}"
-        )
 
     def _compute(self, artifact: Artifact) -> None:
         _check(artifact)
@@ -240,11 +235,10 @@ class Store:
                 raise error
 
     def _compute_apart(self, missing: list[Artifact]) -> None:
-        settings = (self.profile, self.cache, self.results, self.committed, self.mode)
         count, name = _processes(), missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
         with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
-            jobs = (delayed(_compute_here)(settings, a, a.key) for a in missing)
+            jobs = (delayed(_compute_here)(self, a, a.key) for a in missing)
             try:
                 for _ in tqdm(Parallel(return_as="generator_unordered")(jobs), name, len(missing), disable=None):
                     pass
@@ -293,15 +287,12 @@ def _check(artifact: Artifact) -> None:
         raise ArtifactError(f"{artifact.step}, or what it names, changed since its recipe was made: make it again")
 
 
-_store_here = functools.cache(Store)  # one for all that a process computes: what it has verified stays verified
-
-
-def _compute_here(settings: tuple[Any, ...], artifact: Artifact, key: str) -> None:
+def _compute_here(store: Store, artifact: Artifact, key: str) -> None:
     """In a process of its own: compute a cache artifact whose inputs are there."""
     if artifact.key != key:
         raise ArtifactError(f"the code of {artifact.step} changed while this process ran: restart it, and run again")
     with _announced(artifact):
-        use(_store_here(*settings))._compute(artifact)
+        use(store)._compute(artifact)
 
 
 def _note(artifact: Artifact, **event: Any) -> None:
