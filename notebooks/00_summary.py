@@ -118,7 +118,7 @@ expect(abs(at_mean["dense - k, chat"]["ood"]["difference"] - 0.1) < 0.02, "its t
 # %% tags=["hide-input"]
 records = [
     claims.Record(**record)
-    for name in ("02_claims", "06_claims", "04_claims", "05_claims", "01_claims")
+    for name in ("02_claims", "06_claims", "04_claims", "05_claims", "01_claims", "03_claims")
     for record in filed(name)["records"]
 ]
 claims.filed(records, claims.fixed(), name="claims").value
@@ -188,6 +188,16 @@ pages.publish(
 )
 
 # %% tags=["hide-input"]
+figure = forest("03_debugging")
+figures.headed(figure, "Of the post's claims on debugging data one is reproduced, two are not, one stays open")
+pages.publish(
+    figure,
+    "00_claims_debugging",
+    "Claims on what latents and their rivals show of a data set (C), drawn as above. Where a test has several parts, the one that decided stands here.",
+    alt="Forest plot of four claims: that latents expose shortcuts is reproduced; that a probe's contexts do, and that cleaning helps another model, are not; counting stays open.",
+)
+
+# %% tags=["hide-input"]
 of_post = [record.verdict for record in records if record.id[0] == "B"]
 expect(
     [of_post.count(said) for said in ("reproduced", "not reproduced", claims.UNDECIDED)] == [3, 6, 4],
@@ -202,6 +212,11 @@ of_training = [record.verdict for record in records if record.id[0] == "A"]
 expect(
     [of_training.count(said) for said in ("reproduced", "not reproduced", claims.UNDECIDED)] == [0, 1, 7],
     "of the post's claims on training chat SAEs one is not reproduced, seven stay open",
+)
+of_data = [record.verdict for record in records if record.id[0] == "C"]
+expect(
+    [of_data.count(said) for said in ("reproduced", "not reproduced", claims.UNDECIDED)] == [1, 2, 1],
+    "of the post's claims on debugging data one is reproduced, two are not, one stays open",
 )
 expect(
     {r.id: r.verdict for r in records if r.id in ("O1", "O3", "O4", "O7")}
@@ -218,8 +233,6 @@ expect(
 pages.table(claims.rows(records), ("", "claim (O, H, N: ours)", "what decided", "verdict"))
 
 # %% [markdown]
-# Those on debugging a data set (C) are not tested yet.
-#
 # ## How to read it
 #
 # | notebook | question |

@@ -150,7 +150,7 @@ axis = figures.forest(named, "share")
 axis.set(
     xlabel=f"share of prompts on which the latent fires (n = {found['harmful']:,} harmful, {found['n'] - found['harmful']:,} harmless)",
     ylabel="latent, and the token it peaks on",
-    title="Latents that peak on “?” and “.” fire on chats, “Create” on orders",
+    title="Latents of “?” and “.” fire on chats, of “Create” on orders",
 )
 pages.publish(
     axis.figure,
@@ -579,43 +579,30 @@ def found_share(values):
 
 # %% tags=["hide-input"]
 kinds = {
-    "latents": "finetuned",
-    "surface features": "surface features",
-    "words": "bag of words",
-    "dense probe": "dense",
-    "difference of means": "difference of means",
+    "latents": ("finetuned", "latents"),
+    "surface features": ("surface features", "features"),
+    "words": ("bag of words", "words"),
+    "words that come with it": ("bag of words", "words, one of several"),
+    "dense probe": ("dense", "contexts, dense probe"),
+    "difference of means": ("difference of means", "contexts, class means"),
 }
-axis = plt.subplots(figsize=(figures.WIDTH, 3.6))[1]
-ends = []
-for number, (name, look) in enumerate(kinds.items()):
+axis = plt.subplots(figsize=(figures.WIDTH, 4.2))[1]
+for number, (name, (look, label)) in enumerate(kinds.items()):
     entries = [found_share(recalls(name, strength)) for strength in range(len(STRENGTHS))]
-    at, means = np.arange(len(STRENGTHS)) + 0.06 * (number - 2), [entry["mean"] for entry in entries]
+    at, means = np.arange(len(STRENGTHS)) + 0.06 * (number - 2.5), [entry["mean"] for entry in entries]
     low, high = np.clip(np.transpose([entry["interval"] for entry in entries]), 0, 1)
-    axis.errorbar(
-        at,
-        means,
-        yerr=[means - low, high - means],
-        linestyle="none",
-        alpha=0.35,
-        elinewidth=3,
-        color=figures.look(look)["color"],
-    )
-    axis.plot(at, means, label=name if number < 3 else f"contexts, {name}", **figures.look(look))
-axis.set_xticks(
-    range(len(STRENGTHS)),
-    [
-        "half,\nhalf",
-        "five eighths,\nthree eighths",
-        "three quarters,\none quarter",
-        "nineteen in twenty,\none in twenty",
-    ],
-)
+    shape = figures.look(look) | ({"linestyle": ":"} if "several" in label else {})
+    ends = [means - low, high - means]
+    axis.errorbar(at, means, yerr=ends, linestyle="none", alpha=0.35, elinewidth=3, color=shape["color"])
+    axis.plot(at, means, label=label, **shape)
+said_of = ("half,\nhalf", "5 in 8,\n3 in 8", "3 in 4,\n1 in 4", "19 in 20,\n1 in 20")
+axis.set_xticks(range(len(STRENGTHS)), said_of)
 axis.set(
     xlabel="share of prompts that have the shortcut, in one class and in the other",
     ylabel="share of ten shortcuts\nfound in ten items",
     ylim=(-0.02, 1.02),
 )
-axis.legend(fontsize="small")
+axis.figure.legend(loc="outside lower center", ncols=3)
 figures.headed(axis.figure, "Ten latents show most planted shortcuts, contexts of a dense probe none")
 pages.publish(
     axis.figure,
@@ -646,12 +633,12 @@ labels = (
     "latents, if\ncontexts show it",
     "features",
     "words",
-    "one of\nseveral words",
-    "contexts,\nclass means",
+    "one of\nseveral",
+    "contexts,\nmeans",
 )
 axis.set_xticks(range(len(judged)), labels, fontsize="small")
 axis.set_yticks(range(len(ways)), ways)
-figures.headed(figure, "A topic and turns of phrase are hard; what has no text of its own only counts show")
+figures.headed(figure, "Latents miss a topic and turns of phrase; their cards do not show length or case")
 pages.publish(
     figure,
     "03_by_shortcut",
@@ -669,6 +656,10 @@ expect(
     and abs(at_middle["words"] - 0.5) < 0.01
     and abs(at_middle["words that come with it"] - 0.92) < 0.01,
     "at the middle strength latents find .87, features .80 and .34 by luck, words .50, and .92 where one of several is enough",
+)
+expect(
+    recalls("difference of means", 0)[ways.index("lower case")] == 1,
+    "contexts of the class means show lower case also where nothing is planted",
 )
 expect(
     at_middle["dense probe"] == 0 and by_luck["latents"] == 0,
@@ -690,7 +681,7 @@ expect(
 # %% [markdown]
 # What has a token of its own, or a form, some latent reads. A topic that is said in many words has no one latent here, nor has what chat models like to say. A latent that *is* about a shortcut need not *say* so: by what stands on its card, a reader would name
 # three shortcuts in five; nothing there shows length, case or a variety of phrases. At the weakest planting, five eighths against three eighths, harm and its words fill the first ten places, of latents as of words; a list of thirty-three features
-# has a third of everything in its first ten.
+# has a third of everything in its first ten. Contexts of the class means are in lower case whatever is planted.
 #
 # ## What cleaning does
 #
@@ -824,7 +815,7 @@ most = tuple(size["fewest"])
 k, place = min(p.probes.k_claim, max(p.probes.ks)), "max user"
 probes_of = {
     "dense": (study.linear, (Residual(place),)),
-    "k latents": (study.few(ks=(k,)), dirty.see(Latents, some, place)),
+    "k latents, finetuned": (study.few(ks=(k,)), dirty.see(Latents, some, place)),
     "sentence embedding": (study.linear, (dirty.embedding,)),
     "bag of words": (study.linear, (Words(),)),
     "surface features": (study.linear, (Surface(),)),
@@ -853,7 +844,8 @@ for axis, (what, of) in zip(axes, {"all OOD prompts": gains, "harmful ones are q
     axis.axvline(0, color=figures.CONTEXT, linewidth=0.8)
     axis.set_title(what, fontsize="medium")
 axes[0].set_ylabel("cleaned of")
-figure.supxlabel("OOD AUROC after cleaning less before", fontsize="medium")
+for axis in axes:
+    axis.set_xlabel("OOD AUROC, after less before")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 figures.headed(figure, "Cleaning helps where form misleads, and costs where it still tells")
 pages.publish(
@@ -890,8 +882,8 @@ def shortcuts_among(fitted, views, prompts, harvested, features, layer):
 
 among = {
     cleaning: shortcuts_among(
-        fits["k latents", cleaning],
-        probes_of["k latents"][1],
+        fits["k latents, finetuned", cleaning],
+        probes_of["k latents, finetuned"][1],
         dirty.labelled,
         dirty.prompt_activations,
         tuple(features.values()),
@@ -911,8 +903,8 @@ expect(
     "over all OOD prompts every detector loses by cleaning, in the mean",
 )
 expect(
-    all(of_all[name][1]["interval"][0] > 0 for name in ("dense", "k latents", "surface features"))
-    and abs(of_all["k latents"][1]["difference"] - 0.165) < 0.01
+    all(of_all[name][1]["interval"][0] > 0 for name in ("dense", "k latents, finetuned", "surface features"))
+    and abs(of_all["k latents, finetuned"][1]["difference"] - 0.165) < 0.01
     and abs(of_all["dense"][1]["difference"] - 0.03) < 0.005,
     "where harmful prompts are questions latents gain .16 by cleaning, the dense probe .03, and features gain too",
 )
@@ -969,7 +961,7 @@ expect(
 # %% [markdown]
 # ## Every latent
 #
-# [The latent browser](latents.html), a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: explanations, how often each
+# <a href="latents.html">The latent browser</a>, a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: explanations, how often each
 # fires, where, and what it does to the next token. It searches and filters; `/` searches, arrows and Enter move and open.
 
 # %% tags=["hide-input"]
@@ -1022,14 +1014,13 @@ def in_browser(out, saes, prompts, harvested, texts, lm, layer, by, section, see
         up, down = through_the_last_norm(sae, whole)
         for latent, f in enumerate(on_prompts.T):
             fired = np.concatenate([c.data[c.indptr[latent] : c.indptr[latent + 1]] for c in columns])
-            if not (top := float(max(f.max(), fired.max(initial=0)))):
-                continue  # fires nowhere
+            top = float(max(f.max(), fired.max(initial=0)))
             firing = y[np.unique(owner[f > 0])]
             one = {"sae": number, "latent": latent, "explanation": "", "score": None}
             one |= {key: value for key, value in told.get(latent, {}).items() if value is not None}
             one |= {"max": round(top, 4), "frequency": round(len(fired) / tokens, 6)}
             one["fires"] = [round(float((firing == label).sum() / max(1, (y == label).sum())), 4) for label in (1, 0)]
-            one["histogram"] = np.histogram(fired, BINS, (0, top))[0].tolist()
+            one["histogram"] = np.histogram(fired, BINS, (0, top or 1))[0].tolist()
             one |= {"up": index(up[latent]), "down": index(down[latent])}
             latents.append(one | {"contexts": [contexts(f, label, top) for label in (1, 0)]})
     counts = {"tokens": tokens, "harmful": int(y.sum()), "harmless": int((1 - y).sum())}

@@ -194,7 +194,11 @@ def test_the_browser_holds_what_its_latents_do(
     sae, words = drawn(source.width), {"title": "T", "note": "N", "one": "One", "explained": "one"}
     step = cells.in_browser({"one": sae}, made, read, (), lm, 0, Tokens(), AutointerpSection(), 0, words)
     found = json.loads((step.path / "latents.json").read_text())
-    assert [one["latent"] for one in found["latents"]] == [0, 1, 2, 3, 4], "what never fires is left out"
+    assert [one["latent"] for one in found["latents"]] == [0, 1, 2, 3, 4, 5]
+    silent = found["latents"].pop()
+    assert (silent["frequency"], silent["max"], silent["contexts"]) == (0, 0, [[], []]), (
+        "a link to it leads somewhere too"
+    )
     with torch.inference_mode():
         f = training.load(sae).encode(torch.cat([*source.chunks()])).numpy()
     y, owner = np.array([e.label for e in examples.read(made)]), source.column("sequence")

@@ -1,5 +1,7 @@
 """The whole report, cold, at the smoke profile: killed half-way, then run again."""
 
+import base64
+import gzip
 import json
 import os
 import re
@@ -25,7 +27,7 @@ from lib.report import notebooks
 COMMAND = [sys.executable, "-m", "lib.report", "run", "--profile", "smoke"]
 
 
-FIGURES = 57
+FIGURES = 60
 
 # Five lines in a notebook, nothing in lib.
 BASELINE = """
@@ -97,6 +99,21 @@ def cold(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(build, environment, kept)
 
 
+def unknown_latents(site: Path) -> list[str]:
+    """Links to latents that the browser of latents does not hold; one that has none at all is told too."""
+    packed = re.search(r'id="data">([^<]+)<', (site / "latents.html").read_text())
+    assert packed and (site / "latents.html").stat().st_size < 5e6
+    found = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    known = {f"{found['saes'][one['sae']]['id']}-{one['latent']}" for one in found["latents"]}
+    told = {
+        page.name: set(re.findall(r'href="latents.html#([^"]+)"', page.read_text())) for page in site.glob("0*.html")
+    }
+    lacking = [
+        name for name in ("02_probing", "03_debugging", "04_autointerp", "06_surprising") if not told[f"{name}.html"]
+    ]
+    return lacking + sorted(set.union(*told.values()) - known)
+
+
 def test_cold_run_killed_then_resumed(cold: Run) -> None:
     build = cold.build
     again = cold.kept & {e["key"] for e in events(build) if e["event"] == "start"}
@@ -116,6 +133,7 @@ def test_cold_run_killed_then_resumed(cold: Run) -> None:
     assert outside_requests(site) == []
     assert broken_links(site) == []
     assert str(build) not in (site / "index.html").read_text()
+    assert unknown_latents(site) == []
     if not (config.ROOT / ".git").exists():
         pytest.skip("no .git, so nothing says what is committed; all else was checked")
     tracked = subprocess.run(
