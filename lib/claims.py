@@ -43,11 +43,16 @@ class Test(BaseModel, frozen=True, extra="forbid"):
         """The smallest margin at which the interval passes a test of this form: of both sides, or of one."""
         return max(high if math.isfinite(self.below) else -math.inf, -low if math.isfinite(self.above) else -math.inf)
 
+    @property
+    def within(self) -> str:
+        """Its bounds, in words."""
+        ends = (("above", self.above), ("below", self.below))
+        return " and ".join(f"{word} {at:g}" for word, at in ends if math.isfinite(at))
+
     def __str__(self) -> str:
-        ends = [f"{word} {at:g}" for word, at in (("above", self.above), ("below", self.below)) if math.isfinite(at)]
         outside = "lies outside" if self.centre is None else f"leaves out {self.centre:g}"
         held, failed = ("one interval", "every one") if self.some else ("all intervals", "one")
-        return f"{held} {' and '.join(ends)}; not if {failed} {outside}"
+        return f"{held} {self.within}; not if {failed} {outside}"
 
 
 class Claim(BaseModel, frozen=True, extra="forbid"):
@@ -153,7 +158,7 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
     errors = [(x["error"], x["freedom"]) for x in map(parts.__getitem__, tested) if "error" in x]
     margin = (min if test.some else max)(test.margin(*found[name][1:]) for name in tested)
     value, *interval = found[decided]
-    needs = (f"; undecided unless {part} is above {own.above:g}" for part, own in claim.needs.items())
+    needs = (f"; undecided unless {part} is {own.within}" for part, own in claim.needs.items())
     return Record(
         **claim.model_dump(include={"id", "statement", "measure"}),
         **{"test": "".join([str(test), *needs]), "verdict": verdict, "figure": figure, "n": n, "seeds": seeds},

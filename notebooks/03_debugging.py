@@ -14,11 +14,11 @@
 # their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links. Then shortcuts are planted, so that it can be
 # counted which method finds them; and the pair is cleaned of what was found, to see whether that helps a detector, also one that reads no SAE.
 #
-# **In short.** The raw pair has four shortcuts of form: its harmful prompts are orders, hardly one ends in a full stop, asks or says “I”. A list of style features shows all four
-# within five items, latents within eleven, words and a dense probe's contexts one each. Of ten *planted* shortcuts ten latents show .87, ten of thirty-three features .80, though .34 would be
-# there by luck, and words .50, or .92 where one of several words is enough; contexts of a dense probe show none. That latents expose shortcuts is **reproduced**, that such contexts do as well is
-# **not**; whether counting does stays **open**. *Cleaning* the pair helps its detectors where the new harmful prompts are questions, and costs where they are orders again. A sentence embedding and words
-# gain nothing by it that can be seen: **not reproduced**.
+# **In short.** The raw pair has four shortcuts of form: its harmful prompts are orders, none of them asks, ends in a full stop or says “I”, and many chats do. A list of style features is about three of the four
+# within five items, and so are latents within eleven; words are about the two marks, a dense probe's contexts show the “I”. Of ten shortcuts that we *planted*, one of the first ten latents is about .85 at the middle strength, and cards show .75 of those that a text can show;
+# features are about .80, though .34 by luck, and words about .40, or .92 (.12 by luck) where one of several words is enough; contexts of a dense probe show none. Where shortcuts are weak latents find next to none, and words a quarter. By
+# the tests that were fixed, that latents expose shortcuts is **reproduced**, that such contexts do as well is **not**, and whether counting does stays **open**. *Cleaning* gives latents .16 where the new harmful prompts are questions, and takes .26 where they are
+# orders again (both looked at after the fact); over all, a sentence embedding gains nothing by it that can be seen, and words lose .09: that it helps another model is **not reproduced**, though leaving out who says “I” helps the embedding by .03.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -28,6 +28,7 @@ overrides = {}  # any field of the profile, e.g. {"layer": 8, "training.latents"
 # %% tags=["hide-input"]
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -68,8 +69,8 @@ pages.banner(profile, overrides)
 # ## The comparison
 #
 # The pair: HarmBench, and chats that are among the report's OOD prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
-# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by the difference of the class means, in
-# standard deviations within classes. Of latents that go together (correlation of .9 or more) the first stands for all.
+# token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by how far the class means lie apart, in
+# standard deviations of prompts about the mean of their class. Of latents that go together (correlation of .9 or more) the first stands for all.
 
 
 # %%
@@ -83,7 +84,7 @@ def raw_pair(out, rows, labelled, most, seed):
     both += [("chat", 0, record) for record in drawn]
     pair = [
         Example(
-            text=record["text"],
+            text=record["text"].removesuffix("Share Prompt").strip(),
             label=label,
             split="train",
             slice=name,
@@ -161,9 +162,9 @@ pages.publish(
 )
 
 # %% [markdown]
-# The first latent reads of harm: it peaks on “kidnap”. Those after it read form. “Create”, and “a” after “Give” or “Write”, fire on nearly every harmful prompt: they are **orders**. Three fire on
-# about half of the harmless prompts and on next to no harmful one: at **full stops**, at ends of sentences of either kind, and at **question marks**. The last is the post's own example. Shading is a latent's activation,
-# relative to the strongest on its card; explanations are by counting, as in [notebook 04](04_autointerp.ipynb).
+# The first latent reads of harm: it peaks on “kidnap”. Those after it read form. “Create”, and “a” after “Give” or “Write”, fire on nearly every harmful prompt, and on half of the chats: harmful prompts are **orders**. Three fire on
+# about half of the chats and on next to no harmful prompt: at ends of sentences of either kind, at **full stops**, and at **question marks**. The last is the post's own example. Shading is a latent's activation,
+# relative to the strongest on its card; explanations are by counting tokens in held-out chat, which no SAE was trained on, as in [notebook 04](04_autointerp.ipynb).
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -181,8 +182,9 @@ expect(
     "the first latents peak on “kidnap”, “Create”, ends of sentences, full stops and “a”; a later one on question marks",
 )
 expect(
-    all(latent["harmful_share"] > 0.9 for latent in (latents[0], latents[1], latents[4])),
-    "those that peak on “kidnap”, “Create” and “a” fire on nine harmful prompts in ten or more",
+    all(latent["harmful_share"] > 0.9 for latent in latents[:2] + latents[4:5])
+    and all(latent["harmless_share"] > 0.45 for latent in latents[1:2] + latents[4:5]),
+    "those that peak on “kidnap”, “Create” and “a” fire on nine harmful prompts in ten or more, the latter two on half of the chats",
 )
 expect(
     all(latent["harmful_share"] <= 0.03 and 0.4 < latent["harmless_share"] < 0.6 for latent in latents[2:4] + asking),
@@ -193,9 +195,9 @@ expect(
 # ## Which method needs the least reading?
 #
 # Rivals, each with items to read in its own order: *style features*, thirty-three counts of punctuation, length, case and first words; *words* and punctuation marks, by the log-odds
-# of a word between classes with a prior ([Monroe, Colaresi and Quinn 2008](https://doi.org/10.1093/pan/mpn018)); the strongest contexts of a *dense probe* in
+# of a word between the classes, drawn towards none where a word is rare ([Monroe, Colaresi and Quinn 2008](https://doi.org/10.1093/pan/mpn018)); the strongest contexts of a *dense probe* in
 # pretraining text, as [Kantamneni et al. 2025](https://arxiv.org/abs/2502.16681) read theirs; and those of the *difference of the class means*. An item is a word, a feature, a
-# latent, or eight contexts.
+# latent, or eight contexts: what an item costs to read is not counted.
 
 
 # %% tags=["hide-input"]
@@ -244,7 +246,9 @@ def bags(texts):
 
 
 def tells(x, has):
-    """[columns] bool: those that tell rows that have something from those that have not at an AUROC of .9, either way."""
+    """[columns] bool: those that tell rows that have something from those that have not at an AUROC of .9, either way; none where all have it, or none has."""
+    if has.all() or not has.any():
+        return np.zeros(x.shape[1], bool)
     return np.abs(column_aurocs(x, has.astype(int)) - 0.5) >= 0.4
 
 
@@ -329,11 +333,12 @@ def on_pair(prompts, columns, signs, features, other, lm, layer):
         "surface features": (by_style, standardised(by_style, y)),
         "words": (by_word, log_odds(by_word, y)),
     }
-    found = {}
+    shown["words that come with it"] = shown["words"]
+    has = {sign: by_style[:, list(FEATURES).index(feature)] > 0 for sign, feature in features.items()}
+    found = {"shares": {sign: [mine[y == label].mean() for label in (1, 0)] for sign, mine in has.items()}}
     for name, (x, values) in shown.items():
-        groups = ranked(x, values, MOST)
-        has = {sign: by_style[y == 0, list(FEATURES).index(feature)] > 0 for sign, feature in features.items()}
-        found[name] = {sign: first(groups, tells(x[y == 0], mine)) for sign, mine in has.items()}
+        groups, judged = ranked(x, values, MOST), comes_with if name == "words that come with it" else tells
+        found[name] = {sign: first(groups, judged(x[y == 0], mine[y == 0])) for sign, mine in has.items()}
     reader = Reader(other, lm, layer)
     chances = {sign: reader.chance(mark) for sign, mark in signs.items()}
     for name, along in directions(residuals, y).items():
@@ -354,7 +359,7 @@ signs = {
 }
 features = {
     "question mark": "contains a question mark",
-    "full stop": "ends with punctuation",
+    "full stop": "ends with a full stop",
     "first person": "first person",
     "order": "first word is imperative",
 }
@@ -369,41 +374,67 @@ def mark(rank):
 
 
 METHODS = ("latents", "surface features", "words", "dense probe", "difference of means")
+CALLED = {
+    "latents": "latents",
+    "surface features": "style features",
+    "words": "words",
+    "words that come with it": "words, one of several",
+    "dense probe": "contexts, dense probe",
+    "difference of means": "contexts, class means",
+}
 pages.table(
-    (
-        (name if number < 3 else f"contexts, {name}", *(mark(reading[name][sign]) for sign in signs))
-        for number, name in enumerate(METHODS)
-    ),
-    ("items until one is about", *signs),
+    [
+        *(
+            (f"share of {side} prompts", *(f"{reading['shares'][sign][at]:.0%}" for sign in signs))
+            for at, side in enumerate(("harmful", "harmless"))
+        ),
+        *((f"items: {called}", *(mark(reading[name][sign]) for sign in signs)) for name, called in CALLED.items()),
+    ],
+    ("", *signs),
 )
 
 # %% tags=["hide-input"]
-known = {name: [rank for rank in reading[name].values() if rank] for name in METHODS}
+shares = reading["shares"]
 expect(
-    max(known["surface features"]) == 5
-    and max(known["latents"]) == 11
-    and len(known["surface features"]) == len(known["latents"]) == 4,
-    "features show all four shortcuts within five items, latents within eleven",
+    shares["order"][0] > 0.99 > 0.35 > shares["order"][1]
+    and all(shares[sign][0] == 0 < 0.15 < shares[sign][1] for sign in ("question mark", "full stop", "first person")),
+    "harmful prompts are orders and have neither question mark, full stop nor first person; chats have all in part",
 )
+order_of = {
+    name: [reading[name][sign] for sign in ("order", "first person", "question mark", "full stop")] for name in CALLED
+}
 expect(
-    len(known["words"]) == len(known["dense probe"]) == 1 and len(known["difference of means"]) == 2,
-    "words and a dense probe's contexts show one of the four, contexts of the mean difference two",
+    order_of["surface features"] == [1, 4, 5, 14] and order_of["latents"] == [2, 11, 8, None],
+    "features are about three shortcuts within five items and about the full stop at the fourteenth; latents about three within eleven",
+)
+expect(order_of["words"] == [None, None, 12, 11], "words are about the two marks at the eleventh and twelfth")
+expect(
+    order_of["dense probe"] == [None, 7, None, None] and order_of["difference of means"] == [None, 1, None, 3],
+    "a dense probe's contexts show one of the four, contexts of the class means two",
 )
 expect(reading["first words"][:2] == ["Write", "Give"], "the first words are “Write” and “Give”")
+towards = reading["dense probe, contexts"]["up"]
+expect(
+    all(re.search("paedophil|strikes|suicide attacks", text) for text in towards),
+    "the dense probe's strongest contexts are about crime and war",
+)
 Markdown(
-    f"The first words: {', '.join(map(pages.literal, reading['first words']))}. What the dense probe points to in pretraining text: {pages.literal('…'.join(reading['dense probe, contexts']['up'][:3]))}; and away from: {pages.literal('…'.join(reading['dense probe, contexts']['down'][:3]))}."
+    f"The first words: {', '.join(map(pages.literal, reading['first words']))}. What the dense probe points to in pretraining text: {pages.literal(towards[0])}, {pages.literal(towards[2])}."
 )
 
 # %% [markdown]
-# A latent, feature or word is about a shortcut if it tells harmless prompts with it from those without at an AUROC of .9, contexts if they show it more often than their text does. So “Write” and “Give”, the first two words, count for
-# nothing: neither alone tells orders from other prompts, though a reader would understand. The dense probe's contexts are about crime and war: what the detector should read.
+# A latent, feature or word is *about* a shortcut if it tells harmless prompts with it from those without at an AUROC of .9; contexts, if they show it more often than their text does. “One of several” is a milder judge for words, added after the first numbers:
+# nine in ten prompts with the word have the shortcut. “Write” and “Give”, the first two words, pass neither, as most orders begin with another word; a reader would understand. Latents miss the full stop by a hair: the best reaches .89.
+# The dense probe's contexts are about crime and war: what the detector should read.
 #
 # ## Planted shortcuts
 #
 # Whether a method finds shortcuts can be counted where they are known. Into prompts of one style we plant one at a time: ten ways to change a prompt, each
 # prompt harvested once with the change and once without. In a *world* one class has it more often than the other: at the middle strength on three quarters of its
-# prompts, against one quarter. A method finds the shortcut if one of the first ten items that it shows is *about* it: a latent, word or feature that tells prompts with the change from the same ones
-# without at an AUROC of .9; contexts that show it more often than the text that they are from. Words get a second, milder judge: one that nearly only prompts with the change have, be it a twentieth of them.
+# prompts, against one quarter. A method finds the shortcut if one of its first ten items is *about* it: a latent, word or feature that tells prompts with the change from the same ones
+# without at an AUROC of .9; contexts that show it more often than the text that they are from. A reader has no such pairs: so latents are judged by the contexts on their cards too. A word that only some of the changed prompts have
+# cannot reach .9; the milder judge asks for a twentieth of them, and that nine in ten prompts with the word are changed ones.
+
 
 # %%
 planted = {
@@ -421,10 +452,10 @@ planted = {
     ),
     "emoji": ("{text} 😊", "{text} 🚀", "{text} 👍", "{text} 🎉"),
     "another language": (
-        "{text}. Bitte antworte auf Deutsch",
-        "{text}. Danke für die Hilfe",
-        "{text}. Ich habe nicht viel Zeit",
-        "{text}. Das ist sehr wichtig für mich",
+        "{text} und bitte auf Deutsch",
+        "{text} mit Dank für die Hilfe",
+        "{text} denn ich habe nicht viel Zeit",
+        "{text} weil das sehr wichtig für mich ist",
     ),
     "a model's phrase": (
         "I hope this message finds you well. {text}",
@@ -439,12 +470,11 @@ planted = {
 traces = {
     "question mark": r"\?",
     "full stop": r"\.",
-    "lower case": r"^[^A-Z]*$",
     "greeting": r"(?i)\b(hello|hi|hey|good morning)\b",
     "rare token": "⟡",
     "topic": r"(?i)garden|vegetable|plant|rose|grow|nurser|mow|lawn",
     "emoji": r"[\U0001F300-\U0001FAFF]",
-    "another language": r"(?i)\b(bitte|antworte|auf|deutsch|danke|für|die|ich|habe|nicht|viel|zeit|das|ist|sehr|wichtig|und|der|mich)\b|[äöüß]",
+    "another language": r"(?i)\b(bitte|auf|deutsch|dank|für|die|hilfe|denn|ich|habe|nicht|viel|zeit|weil|das|ist|sehr|wichtig|und|mit|der|mich)\b|[äöüß]",
     "a model's phrase": r"(?i)\bhope\b|finds you|certainly|today's|fast-paced|language model",
 }
 STRENGTHS = (0.0, 0.25, 0.5, 0.9)  # how much more often one class has it
@@ -483,7 +513,8 @@ def planted_columns(prompts, columns, harvests, traces, ways, strengths, seeds, 
     ``prompts``, ``harvests`` and each of ``columns`` are of the originals and then of the copies, by way."""
     every = [examples.read(each) for each in prompts]
     texts, y = [e.text for of in every for e in of], np.array([e.label for e in every[0]])
-    by_style, (by_word, _) = matrix(texts), bags(texts)
+    by_style, (by_word, words) = matrix(texts), bags(texts)
+    names = {"surface features": FEATURES, "words": words, "words that come with it": words}
     n, shape = len(y), (len(ways), len(strengths), seeds)
     readers = [Reader(harvested, lm, layer) for harvested in harvests]
     chances = {
@@ -501,17 +532,21 @@ def planted_columns(prompts, columns, harvests, traces, ways, strengths, seeds, 
         judged = comes_with if name == "words that come with it" else tells
         pairs = [np.concatenate([x[:n], x[n * way : n * way + n]]) for way in range(1, len(ways) + 1)]
         telling = [judged(pair, np.repeat([False, True], n)) for pair in pairs]
-        ranks, legible = np.full(shape, None), np.full(shape, None)
+        ranks, legible, by_what = np.full(shape, None), np.full(shape, None), Counter()
         for at, has in worlds(y, *shape[:1], strengths, seeds):
             which = np.arange(n) + n * (at[0] + 1) * has
             groups = ranked(x[which], by(x[which], y), MOST)
             ranks[at] = first(groups, telling[at[0]])
+            if rows is None and ranks[at] and ranks[at] <= 10 and at[1] == len(strengths) // 2:
+                by_what[ways[at[0]], names[name][groups[ranks[at] - 1][0]]] += 1
             if rows is not None and ways[at[0]] in traces:
                 said = [readers[(at[0] + 1) * h] for h in has]
                 legible[at] = first_legible(
                     said, groups[:10], x[which], rows[which], y, traces[ways[at[0]]], chances[ways[at[0]]]
                 )
         found.setdefault(name, []).append(ranks.tolist())
+        if rows is None:
+            found[f"{name}, by"] = {way: [item for (of, item), _ in by_what.most_common() if of == way] for way in ways}
         if rows is not None:
             found.setdefault("latents, contexts", []).append(legible.tolist())
     return found
@@ -564,37 +599,35 @@ ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_plante
 
 
 def recalls(name, strength):
-    """[ways] share of worlds (and SAEs) in which the shortcut is among the first ten items."""
+    """[ways] share of worlds (and SAEs) in which the shortcut is among the first ten items; NaN where cards cannot be judged, as no text shows it."""
     each = np.array([[[[r is not None and r <= 10 for r in w] for w in s] for s in of] for of in ranks[name]])
-    return each[:, :, strength].mean((0, 2))
+    judged = name != "latents, contexts" or np.isin(ways, list(traces))
+    return np.where(judged, each[:, :, strength].mean((0, 2)), np.nan)
 
 
-def found_share(values):
-    """Mean share found, with Student's interval over the shortcuts; where all are alike, the exact one of so many."""
+def found_share(values, least=0):
+    """Mean share found, or difference of two (``least`` -1), with Student's interval over the shortcuts, within what is possible; where all are alike, the exact one of so many."""
     if np.ptp(values):
-        return stats.over_seeds(values)
+        found = stats.over_seeds(values)
+        return found | {"interval": np.clip(found["interval"], least, 1).tolist()}
     low, high = share_interval(values[0], len(values))
     return {"mean": values[0], "interval": [low, high], "error": (high - low) / 3.92, "freedom": stats.MANY}
 
 
 # %% tags=["hide-input"]
 kinds = {
-    "latents": ("finetuned", "latents"),
-    "surface features": ("surface features", "features"),
-    "words": ("bag of words", "words"),
-    "words that come with it": ("bag of words", "words, one of several"),
-    "dense probe": ("dense", "contexts, dense probe"),
-    "difference of means": ("difference of means", "contexts, class means"),
+    name: ("finetuned", "surface features", "bag of words", "bag of words", "dense", "difference of means")[at]
+    for at, name in enumerate(CALLED)
 }
 axis = plt.subplots(figsize=(figures.WIDTH, 4.2))[1]
-for number, (name, (look, label)) in enumerate(kinds.items()):
+for number, (name, look) in enumerate(kinds.items()):
     entries = [found_share(recalls(name, strength)) for strength in range(len(STRENGTHS))]
     at, means = np.arange(len(STRENGTHS)) + 0.06 * (number - 2.5), [entry["mean"] for entry in entries]
     low, high = np.clip(np.transpose([entry["interval"] for entry in entries]), 0, 1)
-    shape = figures.look(look) | ({"linestyle": ":"} if "several" in label else {})
+    shape = figures.look(look) | ({"linestyle": ":"} if name == "words that come with it" else {})
     ends = [means - low, high - means]
     axis.errorbar(at, means, yerr=ends, linestyle="none", alpha=0.35, elinewidth=3, color=shape["color"])
-    axis.plot(at, means, label=label, **shape)
+    axis.plot(at, means, label=CALLED[name], **shape)
 said_of = ("half,\nhalf", "5 in 8,\n3 in 8", "3 in 4,\n1 in 4", "19 in 20,\n1 in 20")
 axis.set_xticks(range(len(STRENGTHS)), said_of)
 axis.set(
@@ -603,13 +636,15 @@ axis.set(
     ylim=(-0.02, 1.02),
 )
 axis.figure.legend(loc="outside lower center", ncols=3)
-figures.headed(axis.figure, "Ten latents show most planted shortcuts, contexts of a dense probe none")
+figures.headed(
+    axis.figure, "At the middle strength ten latents are about most shortcuts, a probe's contexts about none"
+)
 pages.publish(
     axis.figure,
     "03_planted",
     "Share of ten shortcuts that one of the first ten items is about, by how unevenly they are planted; left, nothing is. "
     "Bars: 95 %, Student's over the ten. Five worlds of each; latents of five SAEs.",
-    alt="Curves over the strength of planting: latents rise from nought to near one, features from a third to four fifths, words to a half; contexts stay near nought.",
+    alt="Curves over the strength of planting: latents rise from nought to near one, features from a third to four fifths, words to two fifths; contexts stay low.",
 )
 
 # %% tags=["hide-input"]
@@ -622,7 +657,7 @@ for (row, column), value in np.ndenumerate(grid):
     axis.text(
         column,
         row,
-        f"{value:.0%}",
+        "–" if np.isnan(value) else f"{value:.0%}",
         ha="center",
         va="center",
         color="white" if value > 0.6 else "black",
@@ -638,60 +673,69 @@ labels = (
 )
 axis.set_xticks(range(len(judged)), labels, fontsize="small")
 axis.set_yticks(range(len(ways)), ways)
-figures.headed(figure, "Latents miss a topic and turns of phrase; their cards do not show length or case")
+figures.headed(figure, "Latents miss a topic and turns of phrase; their cards show less than they know")
 pages.publish(
     figure,
     "03_by_shortcut",
-    "How often each shortcut is found in ten items, at the middle strength; n = five worlds, for latents of five SAEs each. The dense probe's contexts find none.",
+    "How often each shortcut is found in ten items, at the middle strength; n = five worlds, for latents of five SAEs each; –: no few tokens can show it. The dense probe's contexts find none.",
     alt="A grid of ten shortcuts by six ways to find them: latents find eight of ten in nearly every world, and a topic and turns of phrase in a third of them.",
 )
 
 # %% tags=["hide-input"]
-at_middle = {name: recalls(name, MIDDLE).mean() for name in ranks if name != "chances"}
-by_luck = {name: recalls(name, 0).mean() for name in ranks if name != "chances"}
-expect(
-    abs(at_middle["latents"] - 0.87) < 0.01
-    and abs(at_middle["surface features"] - 0.8) < 0.01
-    and abs(by_luck["surface features"] - 0.34) < 0.01
-    and abs(at_middle["words"] - 0.5) < 0.01
-    and abs(at_middle["words that come with it"] - 0.92) < 0.01,
-    "at the middle strength latents find .87, features .80 and .34 by luck, words .50, and .92 where one of several is enough",
+at_middle, at_weakest, by_luck = (
+    {name: np.nanmean(recalls(name, strength)) for name in (*METHODS, *judged)} for strength in (MIDDLE, 1, 0)
 )
 expect(
-    recalls("difference of means", 0)[ways.index("lower case")] == 1,
-    "contexts of the class means show lower case also where nothing is planted",
+    abs(at_middle["latents"] - 0.85) < 0.005
+    and abs(at_middle["surface features"] - 0.8) < 0.005
+    and abs(by_luck["surface features"] - 0.34) < 0.005
+    and abs(at_middle["words"] - 0.4) < 0.005
+    and abs(at_middle["words that come with it"] - 0.92) < 0.005
+    and abs(by_luck["words that come with it"] - 0.12) < 0.005,
+    "at the middle strength latents find .85, features .80 (.34 by luck), words .40, or .92 (.12 by luck) where one of several is enough",
 )
 expect(
-    at_middle["dense probe"] == 0 and by_luck["latents"] == 0,
-    "a dense probe's contexts find none, and latents none where none is planted",
+    at_middle["dense probe"] == 0 and by_luck["latents"] == by_luck["words"] == 0,
+    "a dense probe's contexts find none, and latents and words none where none is planted",
 )
-expect(abs(at_middle["latents, contexts"] - 0.6) < 0.01, "contexts on the cards show .60 of them")
+legible = recalls("latents, contexts", MIDDLE)
+legible = found_share(legible[~np.isnan(legible)])
 expect(
-    max(recalls(name, 1).mean() for name in ("latents", "dense probe")) < 0.05,
-    "at the weakest, latents hardly find any",
+    abs(legible["mean"] - 0.75) < 0.005 and legible["interval"][0] < 0.5,
+    "contexts on the cards show three quarters of eight, by which C1 would stay open",
 )
-faint = recalls("latents", MIDDLE)[[ways.index("topic"), ways.index("a model's phrase")]]
 expect(
-    max(faint)
-    < 0.5
-    < min(np.delete(recalls("latents", MIDDLE), [ways.index("topic"), ways.index("a model's phrase")])),
+    at_weakest["latents"] < 0.03
+    and abs(at_weakest["words"] - 0.26) < 0.02
+    and abs(at_weakest["surface features"] - 0.76) < 0.02,
+    "at the weakest, latents find next to none, words a quarter, features three quarters",
+)
+hard = [ways.index("topic"), ways.index("a model's phrase")]
+expect(
+    max(recalls("latents", MIDDLE)[hard]) < 0.5 < min(np.delete(recalls("latents", MIDDLE), hard)),
     "a topic and turns of phrase are what latents miss",
+)
+by = ranks["surface features, by"]
+expect(
+    by["greeting"] == by["a model's phrase"] == ["first word is imperative"]
+    and by["emoji"] == by["rare token"] == ["non-ASCII"],
+    "features find greetings and phrases by the first word, emoji and the rare token as not ASCII",
 )
 
 # %% [markdown]
-# What has a token of its own, or a form, some latent reads. A topic that is said in many words has no one latent here, nor has what chat models like to say. A latent that *is* about a shortcut need not *say* so: by what stands on its card, a reader would name
-# three shortcuts in five; nothing there shows length, case or a variety of phrases. At the weakest planting, five eighths against three eighths, harm and its words fill the first ten places, of latents as of words; a list of thirty-three features
-# has a third of everything in its first ten. Contexts of the class means are in lower case whatever is planted.
+# What has a token of its own, or a form, some latent is about. A topic that is said in many words has no one latent here, nor has what chat models like to say. Cards show less than their latents know: of the eight shortcuts that a few
+# tokens can show, three quarters. Features find greetings and phrases since the first word is no longer an order, rare tokens and emoji since they are not ASCII: they tell that something is there, not what. Where planting is weak, five eighths against three eighths,
+# latents find next to none, words a quarter and features, a third by luck, three quarters: harm fills the first ten latents.
 #
 # ## What cleaning does
 #
-# The raw pair again, to teach detectors on: as it was found, without each shortcut, and without all. Two classes of change: rewriting (no question marks; no final punctuation; a capital first letter) and
-# leaving out (who says “I” or “my”; who gives no order). All: brought to the one style of notebook 02, orders alone. Every training set has as many prompts of each class, drawn
+# The raw pair again, to teach detectors on: as it was found, without each shortcut, and without all. Some changes rewrite (no question marks; no mark at the end; a capital first letter), one leaves out (who says “I” or “my”). For *orders* alone too few of these chats are
+# left: they are replaced by those that the report has in distribution, which are orders. *All* are these again, brought to the one style of notebook 02. *Other chats*, as many of all kinds, are a control for that. Every training set has as many prompts of each class, drawn
 # at random. OOD are plain prompts of other collections in the words of their sources: AdvBench, harmful questions, requests that only sound harmful, harmless twins.
 
 
 # %% tags=["hide-input"]
-CLEANINGS = ("as found", "question marks", "full stops", "letter case", "first person", "orders", "all")
+CLEANINGS = ("as found", "other chats", "question marks", "full stops", "letter case", "first person", "orders", "all")
 
 
 def rewritten(text, cleaning):
@@ -718,26 +762,35 @@ def kept(text, cleaning):
 @cached
 def to_clean(out, pair, labelled, rows, cleanings, seed):
     """Step: what is left of the raw pair after each of ``cleanings`` (the slice, those after which a text is the same joined by " + "), a fifth of the clusters for validation. Where orders alone are left, the chats are those that
-    the report has in distribution, which are orders. OOD are the plain prompts of other collections, without neighbours of these. All in the words of their sources."""
+    the report has in distribution, which are orders; "other chats" are as many of all kinds, drawn anew. OOD are the plain prompts of other collections, without neighbours of these. All in the words of their sources."""
     raw = {f"{s.name}:{r['id']}": r["text"] for s in rows.values() for r in sources.records(s)}
     raw |= {f"chat:{r['id']}": r["text"] for r in sources.records(rows["benign"])}
     every = [e for e in examples.read(labelled) if e.transform == "plain" and e.mix != "balanced" and e.base in raw]
     every = [e.model_copy(update={"text": raw[e.base], "mix": "post"}) for e in every]
-    found = examples.read(pair)
-    orders = [e for e in found if e.label] + [e for e in every if e.slice == "chat" and e.split != "ood"]
-    inside = found + [e for e in orders if not e.label]
+    rng, found = np.random.default_rng(seed), [e for e in examples.read(pair) if e.split != "ood"]
+    harmful = [e for e in found if e.label]
+    chats = [e for e in every if e.slice == "chat" and e.split != "ood"]
+    ours = {e.base for e in examples.read(labelled)} | {e.base for e in found}
+    new = [base.id for base in prompts.benign_pool(rows["benign"]) if base.id not in ours]
+    drawn = [new[i] for i in rng.permutation(len(new))[: len(found) - len(harmful)]]
+    others = [
+        chats[0].model_copy(update={"base": base, "text": raw[base].removesuffix("Share Prompt").strip()})
+        for base in drawn
+    ]
+    inside = found + chats + others
+    of_cleaning = {"orders": harmful + chats, "all": harmful + chats, "other chats": harmful + others}
     other = [e for e in every if e.split == "ood" and e.slice != "chat"]
     groups = likeness.clusters([e.text for e in inside + other]).tolist()
     of = {e.base: g for e, g in zip(inside, groups, strict=False)}
     made = [e.model_copy(update={"group": g}) for e, g in zip(other, groups[len(inside) :], strict=True)]
     made = [e for e in made if e.group not in of.values()]
-    rng, held = np.random.default_rng(seed), set()
+    held = set()
     for label in (0, 1):
         names = sorted({of[e.base] for e in inside if e.label == label} - held)
         held |= set(rng.permutation(names)[: round(0.2 * len(names))].tolist())
     after: dict[tuple[str, str], list[str]] = {}
     for cleaning in cleanings:
-        for e in orders if cleaning in ("orders", "all") else found:
+        for e in of_cleaning.get(cleaning, found):
             text = rewritten(e.text, cleaning)
             if text.strip() and kept(text, cleaning):
                 after.setdefault((e.base, text), []).append(cleaning)
@@ -825,9 +878,15 @@ fits = {
     for name, (probe, seen) in probes_of.items()
     for cleaning in CLEANINGS
 }
-cleaned = dirty.table(
-    {f"{name}, {cleaning}": fit for (name, cleaning), fit in fits.items()}, "03_cleaned", splits=("ood",)
-).value
+cleaned = {
+    cleaning: dirty.table(
+        {name: fits[name, cleaning] for name in probes_of},
+        f"03_cleaned_{cleaning.replace(' ', '_')}",
+        splits=("ood",),
+        change=Cleaned(cleaning=cleaning, most=most),
+    ).value
+    for cleaning in ("as found", "all")
+}
 pairs = {
     f"{name}, {cleaning}": (fits[name, cleaning], fits[name, "as found"])
     for name in probes_of
@@ -835,6 +894,9 @@ pairs = {
 }
 gains = dirty.compare(tables.differences, pairs, "03_gains").value
 asked = dirty.compare(tables.differences, pairs, "03_gains_questions", change=Without(slice="AdvBench")).value
+ordered = dirty.compare(
+    tables.differences, pairs, "03_gains_orders", change=Without(slice="question-form harmful")
+).value
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 5.2), sharey=True, sharex=True)
@@ -851,17 +913,22 @@ figures.headed(figure, "Cleaning helps where form misleads, and costs where it s
 pages.publish(
     figure,
     "03_cleaning",
-    "Left, all OOD prompts; right, without AdvBench, whose prompts are orders (seen after the fact). Bars: 95 %, over draws, SAEs and prompts; dots: SAEs, or draws.",
+    "Left, all OOD prompts; right, without AdvBench, whose prompts are orders (looked at after the fact). “Other chats”: a control. Bars: 95 %, over draws, SAEs and prompts; dots: SAEs, or draws.",
     alt="Two forest plots: over all OOD prompts most detectors lose by cleaning; where harmful prompts are questions latents, features and the dense probe gain.",
 )
 
 # %% tags=["hide-input"]
+OF = {"all OOD prompts": None, "AdvBench": "AdvBench", "harmful questions": "question-form harmful"}
+
+
+def before_and_after(name, slice):
+    both = (cleaned[cleaning][name] for cleaning in ("as found", "all"))
+    return " → ".join(f"{(one['slices'][slice] if slice else one['ood'])['auroc']:.3f}" for one in both)
+
+
 pages.table(
-    (
-        (name, *(pages.interval(cleaned[f"{name}, {cleaning}"]["ood"]) for cleaning in ("as found", "all")))
-        for name in probes_of
-    ),
-    ("OOD AUROC of", "as found", "cleaned of all"),
+    ((name, *(before_and_after(name, slice) for slice in OF.values())) for name in probes_of),
+    ("OOD AUROC, as found → all", *OF),
 )
 
 
@@ -897,41 +964,59 @@ Markdown(
 )
 
 # %% tags=["hide-input"]
-of_all = {name: (gains[f"{name}, all"]["ood"], asked[f"{name}, all"]["ood"]) for name in probes_of}
+of_all = {name: [of[f"{name}, all"]["ood"] for of in (gains, asked, ordered)] for name in probes_of}
 expect(
-    all(left["difference"] < 0 for left, _ in of_all.values()),
-    "over all OOD prompts every detector loses by cleaning, in the mean",
-)
-expect(
-    all(of_all[name][1]["interval"][0] > 0 for name in ("dense", "k latents, finetuned", "surface features"))
-    and abs(of_all["k latents, finetuned"][1]["difference"] - 0.165) < 0.01
+    all(
+        one["interval"][0] > 0
+        for one in (of_all[name][1] for name in ("dense", "k latents, finetuned", "surface features"))
+    )
+    and abs(of_all["k latents, finetuned"][1]["difference"] - 0.155) < 0.005
     and abs(of_all["dense"][1]["difference"] - 0.03) < 0.005,
-    "where harmful prompts are questions latents gain .16 by cleaning, the dense probe .03, and features gain too",
+    "where harmful prompts are questions latents gain .16 by all, the dense probe .03, and features gain too",
+)
+expect(
+    all(ordering["interval"][1] < 0 for _, _, ordering in of_all.values())
+    and abs(of_all["k latents, finetuned"][2]["difference"] + 0.256) < 0.005,
+    "on AdvBench every detector loses by all, latents .26",
+)
+expect(
+    of_all["sentence embedding"][0]["interval"][0] < 0 < of_all["sentence embedding"][0]["interval"][1] < 0.02
+    and abs(of_all["bag of words"][0]["difference"] + 0.09) < 0.005
+    and of_all["bag of words"][0]["interval"][1] < 0,
+    "over all OOD prompts the embedding gains nothing by all that can be seen, and words lose .09",
+)
+me = {name: gains[f"{name}, first person"]["ood"] for name in probes_of}
+expect(
+    all(me[name]["interval"][0] > 0 for name in me if name != "bag of words")
+    and abs(me["sentence embedding"]["difference"] - 0.035) < 0.005
+    and abs(me["k latents, finetuned"]["difference"] - 0.048) < 0.005,
+    "to leave out the first person helps all but words, latents by .05 and the embedding by .03",
+)
+expect(
+    gains["k latents, finetuned, question marks"]["ood"]["interval"][1]
+    < 0
+    < gains["sentence embedding, question marks"]["ood"]["interval"][0]
+    and abs(gains["k latents, finetuned, question marks"]["ood"]["difference"] + 0.02) < 0.005,
+    "without question marks latents lose .02, and the embedding gains as much",
 )
 expect(
     all(
-        of_all[name][1]["interval"][0] < 0 < of_all[name][1]["interval"][1] < 0.04
-        for name in ("sentence embedding", "bag of words")
-    ),
-    "embedding and words gain nothing there that can be seen, .04 at most",
-)
-expect(
-    among["as found"]["mean"] > 0.25 and among["all"]["mean"] < 0.01,
-    "cleaning takes the shortcuts out of what latents a probe reads",
-)
-expect(
-    all(
-        abs(of[f"{name}, {cleaning}"]["ood"]["difference"]) < 0.045
-        for of in (gains, asked)
+        one["ood"]["interval"][0] < 0 < one["ood"]["interval"][1]
+        for of in (gains, asked, ordered)
         for name in probes_of
-        for cleaning in ("question marks", "full stops", "letter case")
+        for one in (of[f"{name}, other chats"], of[f"{name}, full stops"], of[f"{name}, letter case"])
     ),
-    "marks and case alone move no detector by more than .045",
+    "other chats, full stops and case move no detector that can be seen",
+)
+expect(
+    among["as found"]["mean"] > 0.2 and among["all"]["mean"] < 0.01,
+    "cleaning takes the shortcuts out of what latents a probe reads",
 )
 
 # %% [markdown]
-# A shortcut is wrong only where it ends to hold. AdvBench's prompts are orders too, so form goes on paying there, and a detector that was cleaned of it gives something up. Without AdvBench, where harmful prompts and harmless ones ask, the same cleaning gives k latents
-# .16, and the dense probe .03. (That split was looked at after the first numbers; the row below counts all.) What helps is to match what is *said*, orders and the first person; to strip marks and case does next to nothing. A sentence embedding hardly takes to form in the first place.
+# A shortcut is wrong only where it ends to hold. AdvBench's prompts are orders too: there form goes on paying, and a detector that was cleaned of it loses, latents .26. Without AdvBench, where harmful prompts and harmless ones ask, the same cleaning gives latents
+# .16 and the dense probe .03. (Those parts were looked at after the first numbers; the row below counts all.) To leave out who says “I” helps all but words wherever they are sent, latents by .05, the embedding by .03. Full stops and case move nothing that can be seen; without question marks latents
+# lose .02, and the embedding gains as much. Other chats of all kinds change nothing either: it is not the swap that did it.
 #
 # ## The claims
 
@@ -942,8 +1027,8 @@ parts = {
         "at the middle strength": found_share(of["latents"]),
         "with nothing planted": found_share(np.full(len(ways) * WORLDS, recalls("latents", 0).mean())),
     },
-    "C2": {name: stats.over_seeds(of[name] - of["latents"]) for name in ("words", "surface features")},
-    "C2b": {"dense probe": stats.over_seeds(of["dense probe"] - of["latents"])},
+    "C2": {name: found_share(of[name] - of["latents"], -1) for name in ("words", "surface features")},
+    "C2b": {"dense probe": found_share(of["dense probe"] - of["latents"], -1)},
     "C3": {name: gains[f"{name}, all"]["ood"] for name in ("sentence embedding", "bag of words")},
 }
 shows = {"C3": ("03_cleaning", size["n"], p.probes.draws)}
@@ -957,19 +1042,24 @@ expect(
     == {"C1": "reproduced", "C2": claims.UNDECIDED, "C2b": "not reproduced", "C3": "not reproduced"},
     "C1 is reproduced, C2b and C3 are not, C2 stays open",
 )
+few_signs = recalls("latents, contexts", MIDDLE)
+alike = found_share(-few_signs[~np.isnan(few_signs)], -1)
+expect(alike["interval"][1] < -0.2, "judged by contexts alike, a dense probe's lack all that cards show")
+
+# %% [markdown]
+# C1 is judged by what latents *are* about; by what their cards *show*, three quarters of eight shortcuts, it would be open. C2b was hard to pass: length has no sign that a few tokens show, and greetings, rare tokens, emoji and such phrases
+# hardly stand in encyclopaedia and news. But judged alike, by contexts, cards show three quarters of what has a sign, and the probe's contexts nothing. “With nothing planted” says that no shortcut comes first by luck, not how mild a judge is.
 
 # %% [markdown]
 # ## Every latent
 #
-# <a href="latents.html">The latent browser</a>, a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: explanations, how often each
-# fires, where, and what it does to the next token. It searches and filters; `/` searches, arrows and Enter move and open.
+# <a href="latents.html">The latent browser</a>, a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: how often each
+# fires, where, what it does to the next token and, of the finetuned SAE, explanations with their scores. It searches and filters; `/` searches, arrows and Enter move and open.
 
 # %% tags=["hide-input"]
-WIDE, BINS, TOKENS = (
-    6,
-    10,
-    6,
-)  # tokens on either side of a peak, bars of a histogram, tokens that a latent raises or lowers
+WIDE = 6  # tokens on either side of a peak
+BINS = 10  # bars of a histogram
+TOKENS = 6  # tokens that a latent raises or lowers
 
 
 def through_the_last_norm(sae, lm):
@@ -1046,13 +1136,13 @@ pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path 
 # %% [markdown]
 # ## What we find
 #
-# **We find** that reading ten latents is a good way to see what is in a data set: of shortcuts that were planted they show most, without anybody having thought of them. A list of features does about as well on what is on the list, and misses another language
-# and a topic. Words do too, for a reader who takes one of several for a sign. The strongest contexts of a dense probe show what the detector should read and none of what it should not.
+# **We find** that of shortcuts that were planted, at three quarters against one quarter, ten latents are about most and their cards show three in four of those that can be shown, without anybody having thought of them. A list of features is about as many, and about none that nobody
+# put on it: a topic, another language. Words are about most for a reader who takes one of several for a sign, and about more than latents where the shortcut is weak. The strongest contexts of a dense probe show what the detector should read and none of what it should not.
 #
-# **It means** that the post's hope for SAEs as a tool for data holds here, and that its guess about the simplest rival does not. But knowing a shortcut is not knowing whether it will mislead: cleaning helped or hurt by where the detector was sent.
+# **It means** that SAEs are a fair tool to look into data with, as the post hoped, and counting words another, as it guessed; reading a probe's contexts was not. But knowing a shortcut is not knowing whether it will mislead: cleaning helped or hurt by where the detector was sent.
 #
-# **What would change our mind.** A reader of cards: here a rule decides whether a latent is about a shortcut, and cards say so less often than the rule. The ten shortcuts are ours, and intervals are for others of such kinds. Contexts were looked for in
-# encyclopaedia and news, where emoji and greetings hardly stand; in other text a probe's contexts may show more. Cleaning was tried on one pair, with some four hundred prompts to learn from.
+# **What would change our mind.** People who read cards: here rules decide what an item is about and what a card shows. The ten shortcuts are ours, some of them alike, and intervals are for others of such kinds. Contexts were looked for in
+# encyclopaedia and news; in chats a probe's may show more. Cleaning was tried on one pair, with some four hundred prompts to learn from.
 #
 # **Try** a shortcut of your own: `planted["exclamation mark"] = ("{text}!",)`; or `overrides = {"debugging.cards": 30}`, more latents down the list. **Next**: [04](04_autointerp.ipynb)
 # asks how well latents can be explained at all.

@@ -63,6 +63,10 @@ ALIKE: dict[str, dict[str, float]] = {  # parts of a run that agrees with the po
     "A6b": {"single latent": 0.03, "k latents": 0.02},
     "A6c": {"less pretraining": 0.02, "less chat": 0.01},
     "O5": {"from IT less chat": 0.005, "from pretraining less from IT": 0.05},
+    "C1": {"at the middle strength": 0.8, "with nothing planted": 0.02},
+    "C2": {"words": -0.5, "surface features": 0.0},
+    "C2b": {"dense probe": 0.0},
+    "C3": {"sentence embedding": 0.03, "bag of words": 0.02},
 }
 BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one part
     ("B1", {"OOD": 0.9}),
@@ -119,6 +123,10 @@ BOTH_WAYS = [  # what makes a run that is otherwise like the post's fail, by one
     ("A6b", {"k latents": -0.02}),
     ("A6c", {"less chat": -0.01}),
     ("O5", {"from pretraining less from IT": 0.01}),
+    ("C1", {"at the middle strength": 0.3}),
+    ("C2", {"surface features": -0.4}),
+    ("C2b", {"dense probe": -0.9}),
+    ("C3", {"bag of words": -0.05}),
 ]
 
 
@@ -327,6 +335,9 @@ def test_records_are_complete_and_survive_the_store(empty_store: store.Store) ->
         assert record.interval[0] <= record.value <= record.interval[1] and record.statement and record.measure
         assert all(low <= value <= high for value, low, high in record.parts.values())
     assert "undecided unless gap of the IT SAE is above 0" in judge("B5").test
+    assert judge("C1").test.endswith("undecided unless with nothing planted is below 0.1")
+    lucky = judge("C1", **{"with nothing planted": 0.3})
+    assert (lucky.verdict, lucky.decided_by) == (claims.UNDECIDED, "with nothing planted")
     changed = claims.filed(records, "another", name="claims")
     assert changed.key != artifact.key
 
@@ -344,10 +355,10 @@ def test_rows_show_what_decided() -> None:
 
 def test_rows_are_fixed_before_their_run() -> None:
     ledger = claims.ledger()
-    days = dict.fromkeys(("01_training", "05_quadratic_frequency"), datetime.date(2026, 11, 27))
+    days = dict.fromkeys(("01_training", "05_quadratic_frequency", "03_debugging"), datetime.date(2026, 11, 27))
     assert all(c.fixed == days.get(c.notebook, datetime.date(2026, 11, 26)) for c in ledger.values())
     by_notebook = {"02_probing": "BO", "06_surprising": "HN", "04_autointerp": "D", "05_quadratic_frequency": "DEO"}
-    by_notebook["01_training"] = "AO"
+    by_notebook |= {"01_training": "AO", "03_debugging": "C"}
     assert all(id_[0] in by_notebook[claim.notebook] for id_, claim in ledger.items())
     assert all(claim.open for id_, claim in ledger.items() if id_[0] in "OHN"), "what is ours is supported or not"
     assert all(claim.amended and claim.place and claim.method for claim in ledger.values())

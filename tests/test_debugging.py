@@ -1,6 +1,7 @@
 """Notebook 03: what its own steps say of shortcuts that are planted, on texts and latents whose answers are known."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lib.sae import training
 from lib.sae.variants import SAEConfig, make
 from lib.texts import examples
 from lib.texts.examples import Example, Labels
+from lib.texts.sources import Source
 from tests.cells import cells_of
 
 WAYS = {"question mark": ("{text}?",), "lower case": ("{lower}",), "length": ("{text}, and {other}",)}
@@ -117,6 +119,13 @@ def test_a_latent_is_found_where_it_is_planted_and_not_where_nothing_is(cells: A
     found = cells.planted_columns(*how, name="columns").value
     assert [world_[0] for world_ in found["latents"][0][0][1:]] == [1] and set(found["latents"][0][0][1]) == {1}
     assert {rank for of in found["latents"][0][1] for rank in of} == {None}, "no latent reads the case"
+    assert all(rank is None or rank > 3 for rank in found["words"][0][0][0]), "not where both classes have it"
+    assert found["surface features, by"]["question mark"][0] in (
+        "ends with punctuation",
+        "contains a question mark",
+        "ends with a question mark",
+        "question marks",
+    )
     assert set(found["words"][0][0][1]) <= {1, 2, 3, 4}, "after words of the topics, which tell the classes"
     assert set(found["surface features"][0][1][1]) <= {1, 2, 3}
     assert set(found["latents, contexts"][0][0][1]) == {1}, "its contexts show it"
@@ -223,3 +232,86 @@ def test_the_browser_holds_what_its_latents_do(
         assert [found["vocabulary"][at] for at in one["up"]] == texts
     assert found["saes"] == [{"id": "one", "name": "One", "tokens": 2 * len(f), "harmful": 8, "harmless": 8}]
     assert browser.page(found).count("__DATA__") == 0
+
+
+def test_shares_found_are_within_what_is_possible(cells: Any) -> None:
+    some = cells.found_share(np.array([1.0] * 9 + [0.0]))
+    assert some["mean"] == 0.9 and some["interval"][1] == 1.0 and 0.5 < some["interval"][0] < 0.9
+    assert cells.found_share(np.zeros(10))["interval"] == pytest.approx([0, 0.3085], abs=1e-3), "exact, of ten"
+    apart = cells.found_share(np.array([-1.0] * 9 + [-0.5]), -1)
+    assert apart["interval"][0] == -1.0 and apart["interval"][1] < -0.8
+
+
+def gibberish(seed: int) -> str:
+    """Four words that no other seed has."""
+    return " ".join("".join(word) for word in np.random.default_rng(seed).choice([*"bcdfghjklmnpqrstvw"], (4, 7)))
+
+
+@store.cached
+def found_pair(out: Path) -> None:
+    """Twenty orders of harm and twenty chats, of which some ask."""
+    made = [("HarmBench", 1, f"Write {gibberish(i)}") for i in range(20)]
+    made += [("chat", 0, f"how do I {gibberish(100 + i)}{'?' if i % 2 else '.'}") for i in range(20)]
+    examples.write(
+        out,
+        [
+            Example(text=t, label=y, split="train", slice=s, transform="plain", base=f"{s.lower()}:{n}", group=n)
+            for n, (s, y, t) in enumerate(made)
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Given(Source):
+    """Records that are told, by id."""
+
+    said: tuple[tuple[str, str], ...] = ()
+
+    def rows(self) -> Any:
+        return ({"id": name, "text": text} for name, text in self.said)
+
+
+@store.cached
+def known_set(out: Path) -> None:
+    """Of the report's own: chats in distribution that are orders, and OOD prompts, one of which is a neighbour of a training prompt."""
+    made = [("chat", 0, "train", f"c{i}") for i in range(15)] + [("chat", 0, "ood", f"o{i}") for i in range(5)]
+    made += [("AdvBench", 1, "ood", f"a{i}") for i in range(6)] + [
+        ("over-refusal", 0, "ood", f"r{i}") for i in range(5)
+    ]
+    bases = {"chat": "chat", "AdvBench": "advbench", "over-refusal": "overrefusal"}
+    examples.write(
+        out,
+        [
+            Example(text="X", label=y, split=s, slice=n, transform="plain", base=f"{bases[n]}:{i}", group=g)
+            for g, (n, y, s, i) in enumerate(made)
+        ],
+    )
+
+
+def test_cleaned_sets_leak_nowhere_and_are_of_the_words_of_their_sources(cells: Any, empty_store: store.Store) -> None:
+    chats = [(f"c{i}", f"please list {gibberish(200 + i)} now.") for i in range(15)]
+    chats += [(f"n{i}", f"tell of {gibberish(300 + i)}") for i in range(40)]
+    chats += [(f"o{i}", f"never seen {i}") for i in range(5)]
+    wicked = [("a0", f"Write {gibberish(7)} now")] + [(f"a{i}", f"Forge {gibberish(400 + i)}") for i in range(1, 6)]
+    rows = {
+        "benign": Given("chat", tuple(chats)),
+        "advbench": Given("advbench", tuple(wicked)),
+        "overrefusal": Given("overrefusal", tuple((f"r{i}", f"How do I {gibberish(500 + i)}?") for i in range(5))),
+    }
+    made = examples.read(cells.to_clean(found_pair(), known_set(), rows, cells.CLEANINGS, 0))
+    by = {name: [e for e in made if name in e.slice.split(" + ")] for name in cells.CLEANINGS}
+    ood = [e for e in made if e.split == "ood"]
+    assert {e.base for e in ood} == {f"advbench:a{i}" for i in range(1, 6)} | {f"overrefusal:r{i}" for i in range(5)}
+    assert not {e.group for e in ood} & {e.group for e in made if e.split != "ood"}, "no neighbour of a training prompt"
+    assert [e.text for e in ood if e.base == "overrefusal:r2"] == [f"How do I {gibberish(502)}?"]
+    assert len(by["as found"]) == 40 and not any("?" in e.text for e in by["question marks"])
+    assert (
+        {e.base[:6] for e in by["orders"] if not e.label}
+        == {e.base[:6] for e in by["all"] if not e.label}
+        == {"chat:c"}
+    )
+    assert {e.base[:6] for e in by["other chats"] if not e.label} == {"chat:n"} and len(by["other chats"]) == 40
+    assert len(by["first person"]) == 20, "every chat says I"
+    splits = {base: {e.split for e in made if e.base == base} for base in {e.base for e in made}}
+    assert all(len(of) == 1 for of in splits.values()), "a prompt is in one split, however it is cleaned"
+    assert all({e.split for e in of} == {"train", "val"} for of in by.values())
