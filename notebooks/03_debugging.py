@@ -73,7 +73,7 @@ pages.banner(profile, overrides)
 # standard deviations of prompts about the mean of their class. Of latents that go together (correlation of .9 or more) the first stands for all.
 
 
-# %%
+# %% tags=["hide-input"]
 @cached
 def raw_pair(out, rows, labelled, most, seed):
     """HarmBench's prompts and the report's OOD chats (of all kinds), ``most`` of each, in the words of their sources."""
@@ -98,16 +98,6 @@ def raw_pair(out, rows, labelled, most, seed):
     examples.write(out, pair)
 
 
-pair = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
-# yours: pair = study.labelled, with overrides = {"probes.data": "my.csv"}
-turns = harvest.harvest(sequences.labelled(pair, study.lm, "user", 256), study.lm, (p.layer,))
-finetuned = study.saes["finetuned"]
-found = cards.cards(
-    pair, turns, finetuned[0], study.lm, p.layer, p.debugging.cards, p.debugging.contexts, name="03_cards"
-).value
-latents = found["latents"]
-
-
 def by_counting(pools, columns, which, tokenizer, by, section, seed):
     """{latent: {explanation, score}} as notebook 04 has them; both None where a latent is active in none of one of the texts."""
     found = {}
@@ -126,6 +116,15 @@ def explained(sae, texts, lm, layer, by, section, seed, which):
     return by_counting(pools, columns, which, model.tokenizer(lm), by, section, seed)
 
 
+# %%
+pair = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
+# yours: pair = study.labelled, with overrides = {"probes.data": "my.csv"}
+turns = harvest.harvest(sequences.labelled(pair, study.lm, "user", 256), study.lm, (p.layer,))
+finetuned = study.saes["finetuned"]
+found = cards.cards(
+    pair, turns, finetuned[0], study.lm, p.layer, p.debugging.cards, p.debugging.contexts, name="03_cards"
+).value
+latents = found["latents"]
 shown = tuple(latent["latent"] for latent in latents)
 explain_by = (study.halves, study.lm, p.layer, Best(), p.autointerp, p.seed)
 said = explained(finetuned[0], *explain_by, shown, name="03_explained").value
@@ -481,6 +480,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.9)  # how much more often one class has it
 MIDDLE, WORLDS = STRENGTHS.index(0.5), 5
 
 
+# %% tags=["hide-input"]
 @cached
 def copies(out, labelled, templates, count, seed):
     """Step: at most ``count`` plain prompts of each class from in distribution, written by ``templates`` in turn; groups are prompts."""
@@ -588,16 +588,6 @@ def planted_contexts(prompts, columns, other, traces, ways, strengths, seeds, lm
     return found | {"chances": chances}
 
 
-ways, some = tuple(planted), finetuned[: p.saes.fewer_seeds]
-before = study.labelled if p.probes.data else study.prompts
-worlds_of = [copies(before, templates, 190, p.seed) for templates in (("{text}",), *planted.values())]
-read = [harvest.harvest(sequences.labelled(each, study.lm, "user", 256), study.lm, (p.layer,)) for each in worlds_of]
-made = [[columns_of(*of, sae, p.layer) for of in zip(worlds_of, read, strict=True)] for sae in some]
-how = (traces, ways, STRENGTHS, WORLDS, study.lm, p.layer)
-ranks = planted_columns(worlds_of, made, read, *how, name="03_planted").value
-ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_planted_contexts").value
-
-
 def recalls(name, strength):
     """[ways] share of worlds (and SAEs) in which the shortcut is among the first ten items; NaN where cards cannot be judged, as no text shows it."""
     each = np.array([[[[r is not None and r <= 10 for r in w] for w in s] for s in of] for of in ranks[name]])
@@ -613,6 +603,16 @@ def found_share(values, least=0):
     low, high = share_interval(values[0], len(values))
     return {"mean": values[0], "interval": [low, high], "error": (high - low) / 3.92, "freedom": stats.MANY}
 
+
+# %%
+ways, some = tuple(planted), finetuned[: p.saes.fewer_seeds]
+before = study.labelled if p.probes.data else study.prompts
+worlds_of = [copies(before, templates, 190, p.seed) for templates in (("{text}",), *planted.values())]
+read = [harvest.harvest(sequences.labelled(each, study.lm, "user", 256), study.lm, (p.layer,)) for each in worlds_of]
+made = [[columns_of(*of, sae, p.layer) for of in zip(worlds_of, read, strict=True)] for sae in some]
+how = (traces, ways, STRENGTHS, WORLDS, study.lm, p.layer)
+ranks = planted_columns(worlds_of, made, read, *how, name="03_planted").value
+ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_planted_contexts").value
 
 # %% tags=["hide-input"]
 kinds = {

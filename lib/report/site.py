@@ -56,12 +56,11 @@ def build(profile: str) -> Path:
         nbformat.write(notebook, source / f"{name}.ipynb")
     settings = yaml.safe_load(Path(__file__).with_name("site.yaml").read_text(encoding="utf-8"))
     settings |= {"root_doc": names[0], "html_static_path": [str(Path(__file__).with_name("report.css"))]}
+    settings["html_extra_path"] = [*map(str, folder.glob("attached"))]  # pages of their own, which notebooks made
     messages = io.StringIO()
     with docutils_namespace():
         app = Sphinx(source, None, out, folder / "site-doctrees", "html", settings, status=None, warning=messages)
         app.build(force_all=True)
     if said := re.sub(r"\x1b\[[0-9;]*m", "", messages.getvalue()).strip():
         raise ReportError(f"the site has warnings: {said}")
-    for path in (folder / "attached").glob("[!.]*"):  # pages of their own, which notebooks made
-        shutil.copy(path, out / path.name)
     return Path(shutil.copy(out / f"{names[0]}.html", out / "index.html"))  # the summary is the first page
