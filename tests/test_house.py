@@ -222,9 +222,7 @@ def requirement_names(lines: list[str]) -> set[str]:
 def test_one_environment() -> None:
     """pyproject, constraints, environment.yml and the Makefile install the same."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = requirement_names(
-        [*project["dependencies"], *project["optional-dependencies"]["dev"], *project["optional-dependencies"]["serve"]]
-    )
+    wanted = requirement_names(sum(project["optional-dependencies"].values(), project["dependencies"]))
     lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[^ +]+", line) for line in lines), "every line pins one release"
     assert wanted <= requirement_names(lines)
