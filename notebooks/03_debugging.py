@@ -14,11 +14,14 @@
 # their sources: nothing is matched, but that chats are one line of 4 to 60 words, without code or links. Then shortcuts are planted, so that it can be
 # counted which method finds them; and the pair is cleaned of what was found, to see whether that helps a detector, also one that reads no SAE.
 #
-# **In short.** The raw pair has four shortcuts of form: its harmful prompts are orders, none of them asks, ends in a full stop or says “I”, and many chats do. A list of style features is about three of the four
-# within five items, and so are latents within eleven; words are about the two marks, a dense probe's contexts show the “I”. Of ten shortcuts that we *planted*, one of the first ten latents is about .85 at the middle strength, and cards show .75 of those that a text can show;
-# features are about .80, though .34 by luck, and words about .40, or .92 (.12 by luck) where one of several words is enough; contexts of a dense probe show none. Where shortcuts are weak latents find next to none, and words a quarter. By
-# the tests that were fixed, that latents expose shortcuts is **reproduced**, that such contexts do as well is **not**, and whether counting does stays **open**. *Cleaning* gives latents .16 where the new harmful prompts are questions, and takes .26 where they are
-# orders again (both looked at after the fact); over all, a sentence embedding gains nothing by it that can be seen, and words lose .09: that it helps another model is **not reproduced**, though leaving out who says “I” helps the embedding by .03.
+# **In short.**
+#
+# - *The raw pair*: its harmful prompts are orders; none asks, ends in a full stop or says “I”, as many chats do. A list of style features is about three of these four shortcuts within five items, latents within eleven.
+# - *Planted*, on three quarters of one class and a quarter of the other: one of the first ten latents is about .85 of ten shortcuts, and cards show .75 of those that a few tokens can show. Style features: .80, but .34 by luck. Words: .40, or .92
+#   (.12 by luck) where one of several is enough. A dense probe's contexts: none. Where shortcuts are weaker, latents find next to none, and words a quarter. By the tests fixed beforehand, that latents expose shortcuts is **reproduced**, that such contexts
+#   do as well is **not**, and whether counting does stays **open**.
+# - *Cleaned* of all, the pair makes latents better by .16 where the new harmful prompts are questions, and worse by .26 where they are orders again (both looked at after the fact). A sentence embedding gains nothing that can be seen, and words lose .09: that it
+#   helps another model is **not reproduced**. Leaving out who says “I” alone helps the embedding, by .04.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -253,6 +256,8 @@ def tells(x, has):
 
 def comes_with(x, has):
     """[columns] bool: those that a twentieth of the rows that have something are above 0 in and, of the rows that are, nine in ten have it."""
+    if not has.any():
+        return np.zeros(x.shape[1], bool)
     above = x > 0
     return (above[has].mean(0) >= 0.05) & (above[has].sum(0) >= 0.9 * np.maximum(above.sum(0), 1))
 
@@ -338,6 +343,10 @@ def on_pair(prompts, columns, signs, features, other, lm, layer):
     for name, (x, values) in shown.items():
         groups, judged = ranked(x, values, MOST), comes_with if name == "words that come with it" else tells
         found[name] = {sign: first(groups, judged(x[y == 0], mine[y == 0])) for sign, mine in has.items()}
+        leaders = x[y == 0][:, [group[0] for group in groups[:10]]]
+        both = {sign: mine[y == 0].astype(int) for sign, mine in has.items() if 0 < mine[y == 0].mean() < 1}
+        best = {sign: np.abs(column_aurocs(leaders, mine) - 0.5).max() + 0.5 for sign, mine in both.items()}
+        found[f"best, {name}"] = best
     reader = Reader(other, lm, layer)
     chances = {sign: reader.chance(mark) for sign, mark in signs.items()}
     for name, along in directions(residuals, y).items():
@@ -410,6 +419,10 @@ expect(order_of["words"] == [None, None, 12, 11], "words are about the two marks
 expect(
     order_of["dense probe"] == [None, 7, None, None] and order_of["difference of means"] == [None, 1, None, 3],
     "a dense probe's contexts show one of the four, contexts of the class means two",
+)
+expect(
+    0.89 < reading["best, latents"].get("full stop", 0) < 0.9,
+    "of the first ten latents the best tells full stops at .89",
 )
 expect(reading["first words"][:2] == ["Write", "Give"], "the first words are “Write” and “Give”")
 towards = reading["dense probe, contexts"]["up"]
@@ -990,7 +1003,7 @@ expect(
     all(me[name]["interval"][0] > 0 for name in me if name != "bag of words")
     and abs(me["sentence embedding"]["difference"] - 0.035) < 0.005
     and abs(me["k latents, finetuned"]["difference"] - 0.048) < 0.005,
-    "to leave out the first person helps all but words, latents by .05 and the embedding by .03",
+    "to leave out the first person helps all but words, latents by .05 and the embedding by .04",
 )
 expect(
     gains["k latents, finetuned, question marks"]["ood"]["interval"][1]
@@ -1015,7 +1028,7 @@ expect(
 
 # %% [markdown]
 # A shortcut is wrong only where it ends to hold. AdvBench's prompts are orders too: there form goes on paying, and a detector that was cleaned of it loses, latents .26. Without AdvBench, where harmful prompts and harmless ones ask, the same cleaning gives latents
-# .16 and the dense probe .03. (Those parts were looked at after the first numbers; the row below counts all.) To leave out who says “I” helps all but words wherever they are sent, latents by .05, the embedding by .03. Full stops and case move nothing that can be seen; without question marks latents
+# .16 and the dense probe .03. (Those parts were looked at after the first numbers; the row below counts all.) To leave out who says “I” helps all but words wherever they are sent, latents by .05, the embedding by .04. Full stops and case move nothing that can be seen; without question marks latents
 # lose .02, and the embedding gains as much. Other chats of all kinds change nothing either: it is not the swap that did it.
 #
 # ## The claims

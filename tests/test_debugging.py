@@ -315,3 +315,26 @@ def test_cleaned_sets_leak_nowhere_and_are_of_the_words_of_their_sources(cells: 
     splits = {base: {e.split for e in made if e.base == base} for base in {e.base for e in made}}
     assert all(len(of) == 1 for of in splits.values()), "a prompt is in one split, however it is cleaned"
     assert all({e.split for e in of} == {"train", "val"} for of in by.values())
+
+
+@store.cached
+def asking_chats(out: Path) -> None:
+    """Harmful orders, and chats of which every second one asks."""
+    made = [(1, f"Light fire {i}") for i in range(30)] + [(0, f"Paint sea {i}{'?' * (i % 2)}") for i in range(30)]
+    told = {"split": "train", "slice": "s", "transform": "plain"}
+    examples.write(out, [Example(text=t, label=y, base=str(n), group=n, **told) for n, (y, t) in enumerate(made)])
+
+
+def test_of_a_pair_it_is_told_how_many_items_show_a_shortcut(
+    cells: Any, tiny: ModelSection, empty_store: store.Store
+) -> None:
+    lm, pair = model.pinned(tiny), asking_chats()
+    read = residuals(sequences_.labelled(pair, lm, "user", 256))
+    columns = cells.columns_of(pair, read, reader(first_token(tiny, "?"), first_token(tiny, "xyz")), 0)
+    features = {"question mark": "contains a question mark", "colon": "starts with Write or Give"}
+    signs = {"question mark": r"\?", "colon": ":"}
+    found = cells.on_pair(pair, columns, signs, features, read, lm, 0, name="reading").value
+    assert found["shares"] == {"question mark": [0.0, 0.5], "colon": [0.0, 0.0]}
+    assert found["latents"] == {"question mark": 1, "colon": None} and found["best, latents"] == {"question mark": 1.0}
+    assert found["words"]["question mark"] <= 6 and found["words that come with it"]["question mark"] <= 6
+    assert found["dense probe"]["colon"] is None, "no text shows it"
