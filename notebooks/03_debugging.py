@@ -16,12 +16,12 @@
 #
 # **In short.**
 #
-# - *The raw pair*: its harmful prompts are orders; none asks, ends in a full stop or says “I”, as many chats do. A list of style features is about three of these four shortcuts within five items, latents within eleven.
+# - *The raw pair*: its harmful prompts are orders; none asks, ends in a full stop or says “I”, as a sixth to two fifths of the chats do. A list of style features is about three of these four shortcuts within five items, latents within eleven.
 # - *Planted*, on three quarters of one class and a quarter of the other: one of the first ten latents is about .85 of ten shortcuts, and cards show .75 of those that a few tokens can show. Style features: .80, but .34 by luck. Words: .40, or .92
-#   (.12 by luck) where one of several is enough. A dense probe's contexts: none. Where shortcuts are weaker, latents find next to none, and words a quarter. By the tests fixed beforehand, that latents expose shortcuts is **reproduced**, that such contexts
+#   (.12 by luck) where one of several is enough. A dense probe's contexts: none. Where shortcuts are weaker, latents find next to none, words a quarter, features three quarters. By the tests fixed beforehand, that latents expose shortcuts is **reproduced**, that such contexts
 #   do as well is **not**, and whether counting does stays **open**.
-# - *Cleaned* of all, the pair makes latents better by .16 where the new harmful prompts are questions, and worse by .26 where they are orders again (both looked at after the fact). A sentence embedding gains nothing that can be seen, and words lose .09: that it
-#   helps another model is **not reproduced**. Leaving out who says “I” alone helps the embedding, by .04.
+# - *Cleaned* of all, the pair makes a detector on latents better by .16 (AUROC: the chance that a harmful prompt ranks above a harmless one) on prompts of other collections (*out of distribution*, OOD) where the harmful ones are questions, and worse by .26 where they are orders again (both looked at after the fact). A sentence embedding gains nothing that can be seen, and words lose .09: that it
+#   helps another model is **not reproduced**. Leaving out who says “I” alone helps the embedding, by .04, and latents.
 
 # %% tags=["parameters"]
 profile = "report"  # smoke, report, gpu or paper: see lib/config.py
@@ -71,7 +71,7 @@ pages.banner(profile, overrides)
 # %% [markdown]
 # ## The comparison
 #
-# The pair: HarmBench, and chats that are among the report's OOD prompts, so that no SAE was trained on them. The finetuned SAE of [notebook 01](01_training.ipynb) reads every
+# The pair: HarmBench, and chats that are among the report's OOD prompts, so that no SAE was trained on them. The SAE that [notebook 01](01_training.ipynb) finetunes on chat reads every
 # token of the user's text. A latent's value on a prompt is its maximum there; latents are ranked by how far the class means lie apart, in
 # standard deviations of prompts about the mean of their class. Of latents that go together (correlation of .9 or more) the first stands for all.
 
@@ -120,8 +120,8 @@ def explained(sae, texts, lm, layer, by, section, seed, which):
 
 
 # %%
-pair = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
-# yours: pair = study.labelled, with overrides = {"probes.data": "my.csv"}
+raw = raw_pair(prompts.sources_of(p.sources), study.prompts, p.debugging.prompts, p.seed)
+pair = raw  # yours: pair = study.labelled, with overrides = {"probes.data": "my.csv"}; cleaning below stays with the raw pair
 turns = harvest.harvest(sequences.labelled(pair, study.lm, "user", 256), study.lm, (p.layer,))
 finetuned = study.saes["finetuned"]
 found = cards.cards(
@@ -164,9 +164,9 @@ pages.publish(
 )
 
 # %% [markdown]
-# The first latent reads of harm: it peaks on “kidnap”. Those after it read form. “Create”, and “a” after “Give” or “Write”, fire on nearly every harmful prompt, and on half of the chats: harmful prompts are **orders**. Three fire on
-# about half of the chats and on next to no harmful prompt: at ends of sentences of either kind, at **full stops**, and at **question marks**. The last is the post's own example. Shading is a latent's activation,
-# relative to the strongest on its card; explanations are by counting tokens in held-out chat, which no SAE was trained on, as in [notebook 04](04_autointerp.ipynb).
+# The first latent reads of harm: it peaks on “kidnap”. Those after it read form. “Create”, and “a” after “Give” or “Write”, fire on nearly every harmful prompt, and on half of the chats: harmful prompts are **orders**. Five fire on
+# two chats in five or more and on next to no harmful prompt, among them those of ends of sentences of either kind, of **full stops**, and of **question marks**, the post's own example. Shading is a latent's activation,
+# relative to the strongest on its card; explanations and their scores, of which 1 is the best, are by counting tokens in chat which no SAE was trained on, as in [notebook 04](04_autointerp.ipynb): “Give| a” is an “a” after “Give”.
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -192,6 +192,8 @@ expect(
     all(latent["harmful_share"] <= 0.03 and 0.4 < latent["harmless_share"] < 0.6 for latent in latents[2:4] + asking),
     "three latents of sentence ends fire on about half of the harmless prompts and on next to no harmful one",
 )
+rare = [latent for latent in latents if latent["harmful_share"] <= 0.03 and latent["harmless_share"] > 0.4]
+expect(len(rare) == 5, "five latents fire on two chats in five or more and on next to no harmful prompt")
 
 # %% [markdown]
 # ## Which method needs the least reading?
@@ -435,9 +437,9 @@ Markdown(
 )
 
 # %% [markdown]
-# A latent, feature or word is *about* a shortcut if it tells harmless prompts with it from those without at an AUROC of .9; contexts, if they show it more often than their text does. “One of several” is a milder judge for words, added after the first numbers:
-# nine in ten prompts with the word have the shortcut. “Write” and “Give”, the first two words, pass neither, as most orders begin with another word; a reader would understand. Latents miss the full stop by a hair: the best reaches .89.
-# The dense probe's contexts are about crime and war: what the detector should read.
+# A latent, feature or word is *about* a shortcut if it tells harmless prompts with it from those without at an AUROC of .9; contexts, if those of one end show it too often for chance (p below .001) in their text, where any full stop counts, not one at the end alone. “One of several” is a milder judge for words,
+# added after the first numbers: nine in ten prompts with the word have the shortcut. “Write” and “Give”, the first two words, pass neither: most orders begin with another word, and other chats have them too; a reader would understand. Latents miss the full stop by a hair: the best of ten reaches .89.
+# So features need the least reading here. The dense probe's contexts are about crime and war: what the detector should read.
 #
 # ## Planted shortcuts
 #
@@ -476,7 +478,7 @@ planted = {
         "As a large language model, {lower}",
     ),
 }
-# yours: planted["exclamation mark"] = ("{text}!",)
+# yours: planted["exclamation mark"] = ("{text}!",), and its trace below
 
 # what a text that shows it has in it, where a text can: for methods that show texts
 traces = {
@@ -627,14 +629,21 @@ how = (traces, ways, STRENGTHS, WORLDS, study.lm, p.layer)
 ranks = planted_columns(worlds_of, made, read, *how, name="03_planted").value
 ranks |= planted_contexts(worlds_of, made[0], pretraining, *how, name="03_planted_contexts").value
 
+
 # %% tags=["hide-input"]
+def by_chance(name):
+    """Share found where nothing is planted, with the exact interval over worlds."""
+    return found_share(np.full(len(ways) * WORLDS, recalls(name, 0).mean()))
+
+
 kinds = {
     name: ("finetuned", "surface features", "bag of words", "bag of words", "dense", "difference of means")[at]
     for at, name in enumerate(CALLED)
 }
 axis = plt.subplots(figsize=(figures.WIDTH, 4.2))[1]
 for number, (name, look) in enumerate(kinds.items()):
-    entries = [found_share(recalls(name, strength)) for strength in range(len(STRENGTHS))]
+    entries = [found_share(recalls(name, strength)) for strength in range(1, len(STRENGTHS))]
+    entries.insert(0, by_chance(name))
     at, means = np.arange(len(STRENGTHS)) + 0.06 * (number - 2.5), [entry["mean"] for entry in entries]
     low, high = np.clip(np.transpose([entry["interval"] for entry in entries]), 0, 1)
     shape = figures.look(look) | ({"linestyle": ":"} if name == "words that come with it" else {})
@@ -645,7 +654,7 @@ said_of = ("half,\nhalf", "5 in 8,\n3 in 8", "3 in 4,\n1 in 4", "19 in 20,\n1 in
 axis.set_xticks(range(len(STRENGTHS)), said_of)
 axis.set(
     xlabel="share of prompts that have the shortcut, in one class and in the other",
-    ylabel="share of ten shortcuts\nfound in ten items",
+    ylabel="share of shortcuts\nfound in ten items",
     ylim=(-0.02, 1.02),
 )
 axis.figure.legend(loc="outside lower center", ncols=3)
@@ -655,8 +664,8 @@ figures.headed(
 pages.publish(
     axis.figure,
     "03_planted",
-    "Share of ten shortcuts that one of the first ten items is about, by how unevenly they are planted; left, nothing is. "
-    "Bars: 95 %, Student's over the ten. Five worlds of each; latents of five SAEs.",
+    "Share of shortcuts that one of the first ten items is about, by how unevenly they are planted. "
+    "Bars: 95 %, Student's over the shortcuts; left, where nothing is planted, exact over worlds.",
     alt="Curves over the strength of planting: latents rise from nought to near one, features from a third to four fifths, words to two fifths; contexts stay low.",
 )
 
@@ -686,7 +695,7 @@ labels = (
 )
 axis.set_xticks(range(len(judged)), labels, fontsize="small")
 axis.set_yticks(range(len(ways)), ways)
-figures.headed(figure, "Latents miss a topic and turns of phrase; their cards show less than they know")
+figures.headed(figure, "Latents miss a topic and turns of phrase; their cards show almost what they are about")
 pages.publish(
     figure,
     "03_by_shortcut",
@@ -711,11 +720,13 @@ expect(
     at_middle["dense probe"] == 0 and by_luck["latents"] == by_luck["words"] == 0,
     "a dense probe's contexts find none, and latents and words none where none is planted",
 )
-legible = recalls("latents, contexts", MIDDLE)
-legible = found_share(legible[~np.isnan(legible)])
+shown_there = ~np.isnan(recalls("latents, contexts", MIDDLE))
+legible = found_share(recalls("latents, contexts", MIDDLE)[shown_there])
 expect(
-    abs(legible["mean"] - 0.75) < 0.005 and legible["interval"][0] < 0.5,
-    "contexts on the cards show three quarters of eight, by which C1 would stay open",
+    abs(legible["mean"] - 0.75) < 0.005
+    and legible["interval"][0] < 0.5
+    and abs(recalls("latents", MIDDLE)[shown_there].mean() - 0.815) < 0.006,
+    "cards show three quarters of eight, by which C1 would stay open; latents are about .82 of these",
 )
 expect(
     at_weakest["latents"] < 0.03
@@ -736,14 +747,14 @@ expect(
 )
 
 # %% [markdown]
-# What has a token of its own, or a form, some latent is about. A topic that is said in many words has no one latent here, nor has what chat models like to say. Cards show less than their latents know: of the eight shortcuts that a few
-# tokens can show, three quarters. Features find greetings and phrases since the first word is no longer an order, rare tokens and emoji since they are not ASCII: they tell that something is there, not what. Where planting is weak, five eighths against three eighths,
+# What has a token of its own, or a form, some latent is about. A topic that is said in many words has no one latent here, nor has what chat models like to say. Of the eight shortcuts that a few
+# tokens can show, latents are about .82, and their cards show three quarters. Features find greetings and phrases since the first word is no longer an order, rare tokens and emoji since they are not ASCII: they tell that something is there, not what. Where planting is weak, five eighths against three eighths,
 # latents find next to none, words a quarter and features, a third by luck, three quarters: harm fills the first ten latents.
 #
 # ## What cleaning does
 #
 # The raw pair again, to teach detectors on: as it was found, without each shortcut, and without all. Some changes rewrite (no question marks; no mark at the end; a capital first letter), one leaves out (who says “I” or “my”). For *orders* alone too few of these chats are
-# left: they are replaced by those that the report has in distribution, which are orders. *All* are these again, brought to the one style of notebook 02. *Other chats*, as many of all kinds, are a control for that. Every training set has as many prompts of each class, drawn
+# left: they are replaced by those that the report has in distribution, which are orders. *All* are these again, brought to the report's one style (no “please”, no mark at the end, a capital first letter; one sentence, nobody addressed), which goes beyond what the cards show. *Other chats*, as many of all kinds, are a control for the swap. All training sets are of one size, class by class, drawn
 # at random. OOD are plain prompts of other collections in the words of their sources: AdvBench, harmful questions, requests that only sound harmful, harmless twins.
 
 
@@ -866,7 +877,7 @@ class OfPair(Study):
 
     @cached_property
     def labelled(self):
-        return to_clean(pair, study.prompts, prompts.sources_of(p.sources), CLEANINGS, p.seed)
+        return to_clean(raw, study.prompts, prompts.sources_of(p.sources), CLEANINGS, p.seed)
 
     @cached_property
     def prompt_activations(self):
@@ -1028,8 +1039,8 @@ expect(
 
 # %% [markdown]
 # A shortcut is wrong only where it ends to hold. AdvBench's prompts are orders too: there form goes on paying, and a detector that was cleaned of it loses, latents .26. Without AdvBench, where harmful prompts and harmless ones ask, the same cleaning gives latents
-# .16 and the dense probe .03. (Those parts were looked at after the first numbers; the row below counts all.) To leave out who says “I” helps all but words wherever they are sent, latents by .05, the embedding by .04. Full stops and case move nothing that can be seen; without question marks latents
-# lose .02, and the embedding gains as much. Other chats of all kinds change nothing either: it is not the swap that did it.
+# .16 and the dense probe .03. (Those parts were looked at after the first numbers; the row below counts all.) To leave out who says “I” helps all but words over all prompts, latents by .05, the embedding by .04. Full stops and case move nothing that can be seen; without question marks latents
+# lose .02, and the embedding gains as much. Other chats of all kinds change nothing either, so it is not that chats were swapped; what else orders differ in cannot be told from their form here.
 #
 # ## The claims
 
@@ -1038,7 +1049,7 @@ of = {name: recalls(name, MIDDLE) for name in METHODS}
 parts = {
     "C1": {
         "at the middle strength": found_share(of["latents"]),
-        "with nothing planted": found_share(np.full(len(ways) * WORLDS, recalls("latents", 0).mean())),
+        "with nothing planted": by_chance("latents"),
     },
     "C2": {name: found_share(of[name] - of["latents"], -1) for name in ("words", "surface features")},
     "C2b": {"dense probe": found_share(of["dense probe"] - of["latents"], -1)},
@@ -1060,13 +1071,13 @@ alike = found_share(-few_signs[~np.isnan(few_signs)], -1)
 expect(alike["interval"][1] < -0.2, "judged by contexts alike, a dense probe's lack all that cards show")
 
 # %% [markdown]
-# C1 is judged by what latents *are* about; by what their cards *show*, three quarters of eight shortcuts, it would be open. C2b was hard to pass: length has no sign that a few tokens show, and greetings, rare tokens, emoji and such phrases
+# † marks verdicts that stand when all rows of the report are taken together. C1 is judged by what latents *are* about; by what their cards *show*, three quarters of eight shortcuts, it would be open. C2b was hard to pass: length has no sign that a few tokens show, and greetings, rare tokens, emoji and such phrases
 # hardly stand in encyclopaedia and news. But judged alike, by contexts, cards show three quarters of what has a sign, and the probe's contexts nothing. “With nothing planted” says that no shortcut comes first by luck, not how mild a judge is.
 
 # %% [markdown]
 # ## Every latent
 #
-# <a href="latents.html">The latent browser</a>, a page of its own beside this one, has all latents of the finetuned SAE and of two others that notebooks name latents of: how often each
+# <a href="latents.html">The latent browser</a>, a page of its own beside this one on the site (`build/report/site` after `make report`), has all latents of the finetuned SAE and of two others that notebooks name latents of: how often each
 # fires, where, what it does to the next token and, of the finetuned SAE, explanations with their scores. It searches and filters; `/` searches, arrows and Enter move and open.
 
 # %% tags=["hide-input"]
@@ -1150,9 +1161,9 @@ pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path 
 # ## What we find
 #
 # **We find** that of shortcuts that were planted, at three quarters against one quarter, ten latents are about most and their cards show three in four of those that can be shown, without anybody having thought of them. A list of features is about as many, and about none that nobody
-# put on it: a topic, another language. Words are about most for a reader who takes one of several for a sign, and about more than latents where the shortcut is weak. The strongest contexts of a dense probe show what the detector should read and none of what it should not.
+# put on it: a topic, another language. Words are about most for a reader who takes one of several for a sign, and about more than latents where the shortcut is weak. The strongest contexts of a dense probe show what the detector should read, and of what was planted nothing.
 #
-# **It means** that SAEs are a fair tool to look into data with, as the post hoped, and counting words another, as it guessed; reading a probe's contexts was not. But knowing a shortcut is not knowing whether it will mislead: cleaning helped or hurt by where the detector was sent.
+# **It means** that SAEs are a fair tool to look into data with, as the post hoped; whether counting is as good, as it guessed, stays open, and reading a probe's contexts was not. But knowing a shortcut is not knowing whether it will mislead: cleaning helped or hurt by where the detector was sent.
 #
 # **What would change our mind.** People who read cards: here rules decide what an item is about and what a card shows. The ten shortcuts are ours, some of them alike, and intervals are for others of such kinds. Contexts were looked for in
 # encyclopaedia and news; in chats a probe's may show more. Cleaning was tried on one pair, with some four hundred prompts to learn from.
