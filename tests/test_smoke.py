@@ -46,6 +46,10 @@ kinds["mine"] = jumprelu(Cubic()), {90: 2e-3}
 """
 
 
+SHORTCUT = """
+planted["exclamation mark"] = ("{text}!",)
+traces["exclamation mark"] = "!"
+"""
 FAMILY = """
 families["IT and chat"] = lambda sae, run: study.train({"IT": 2, "chat": 1}, sae, run=run)
 """
@@ -211,6 +215,21 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
             },
         ),
         (
+            "03_debugging",
+            "ways, some = tuple(planted)",
+            SHORTCUT,
+            "",
+            {
+                "__main__.copies": 1,
+                "lib.lm.sequences.labelled": 1,
+                "lib.lm.harvest.harvest": 1,
+                "__main__.columns_of": 1,
+                "__main__.planted_columns": 1,
+                "__main__.planted_contexts": 1,
+                "lib.claims.filed": 1,
+            },
+        ),
+        (
             "05_quadratic_frequency",
             "beside = {",
             PENALTY,
@@ -227,7 +246,7 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
 def test_a_readers_own_is_a_few_lines_and_computes_only_itself(
     cold: Run, tmp_path: Path, name: str, before: str, cell: str, imports: str, computed: dict[str, int]
 ) -> None:
-    """A baseline in notebook 02, a family in 01, a penalty in 05: at most five lines there (imports aside), no change of lib, and the run
+    """A baseline in notebook 02, a family in 01, a shortcut in 03, a penalty in 05: at most five lines there (imports aside), no change of lib, and the run
     again computes only what is new and the table that it stands in."""
     assert len(cell.strip().splitlines()) <= 5
     with_cell(name, before, imports + cell, tmp_path / "notebooks")
