@@ -244,7 +244,7 @@ def log_odds(x, y, prior=100.0):
 
 
 def bags(texts):
-    """(words, [n, words] in which texts each is): words and marks that three texts have."""
+    """([n, words] 1 where a text has a word, the words): of the words and marks that three texts have."""
     counter = CountVectorizer(analyzer=re.compile(r"\w+|[^\w\s]").findall, min_df=3, binary=True)
     return counter.fit_transform(texts).toarray().astype(float), counter.get_feature_names_out().tolist()
 
@@ -749,7 +749,7 @@ expect(
 # %% [markdown]
 # What has a token of its own, or a form, some latent is about. A topic that is said in many words has no one latent here, nor has what chat models like to say. Of the eight shortcuts that a few
 # tokens can show, latents are about .82, and their cards show three quarters. Features find greetings and phrases since the first word is no longer an order, rare tokens and emoji since they are not ASCII: they tell that something is there, not what. Where planting is weak, five eighths against three eighths,
-# latents find next to none, words a quarter and features, a third by luck, three quarters: harm fills the first ten latents.
+# latents find next to none, words a quarter and features, a third by luck, three quarters.
 #
 # ## What cleaning does
 #

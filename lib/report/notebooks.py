@@ -56,10 +56,9 @@ def normalise(notebook: Any) -> Any:
             if "metadata" in output:  # what a picture shows, for those who do not see it
                 said = output.metadata.items()
                 output.metadata = {kind: {"alt": m["alt"]} for kind, m in said if isinstance(m, dict) and "alt" in m}
-    known = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
-    out.metadata = nbformat.from_dict(
-        known | {"inputs": inputs(out)}
-    )  # a hash of its cells, by which an edit is noticed
+    # With a hash of its cells, by which an edit is noticed.
+    known = {"inputs": inputs(out), "kernelspec": KERNEL, "language_info": {"name": "python"}}
+    out.metadata = nbformat.from_dict(known)
     out.nbformat, out.nbformat_minor = 4, 5
     return out
 
