@@ -25,9 +25,8 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> list[str]:
 def standardised(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[M] difference of the class means, ``y`` [n] 1 less 0, of the columns of ``x`` [n, M], in standard deviations within classes."""
     one, other = x[y == 1], x[y == 0]
-    variance = (
-        one.var(0) + other.var(0)
-    ) / 2 + 1e-12  # so that what tells the classes and never varies within comes first
+    # More than 0, so that what tells the classes apart and never varies within them comes first.
+    variance = (one.var(0) + other.var(0)) / 2 + 1e-12
     return (one.mean(0) - other.mean(0)) / np.sqrt(variance)
 
 
