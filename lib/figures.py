@@ -105,7 +105,7 @@ def curves(
     ticks: Sequence[float] = (),
 ) -> Axes:
     """Curves: ``lines`` {name: (x, entry)}. Thin lines are runs where entries have several, bars intervals where not.
-    ``ticks`` of a logarithmic axis: every x where none are given. :func:`name_ends` names the lines."""
+    ``ticks`` of a logarithmic axis: every x where none are given."""
     axis = axis or plt.subplots()[1]
     for number, (name, line) in enumerate(lines.items()):
         x, entries = zip(*sorted(line, key=lambda point: point[0]), strict=True)
@@ -123,15 +123,3 @@ def curves(
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
     return axis
-
-
-def name_ends(axis: Axes) -> None:
-    """Write the names of lines at their right ends, at least 12 points apart."""
-    lines = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
-    axis.figure.canvas.draw()  # so that the layout, and with it the place of each end, is settled
-    placed: list[tuple[float, float]] = []
-    for line in sorted(lines, key=lambda line: float(np.asarray(line.get_ydata())[-1])):
-        x, y = axis.transData.transform(end := np.asarray(line.get_xydata())[-1]) * 72 / axis.figure.dpi
-        placed.append((x, max([y, *(other + 12 for near, other in placed if abs(near - x) < 90)])))
-        style = OVER | {"color": line.get_color(), "va": "center", "weight": "bold"}
-        axis.annotate(str(line.get_label()), end, (7, placed[-1][1] - y), "data", "offset points", **style)

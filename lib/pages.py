@@ -7,7 +7,7 @@ import html
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,6 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> Markdown:
 def literal(text: str) -> str:
     """Data text for a Markdown cell: every character that could be markup, in Markdown or in HTML, is an entity."""
     return "<code>" + "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text) + "</code>"
-
-
-def attach(name: str, made: Callable[[], str]) -> None:
-    """Put a page of its own beside the site's, in a run that builds them; elsewhere it is not made."""
-    if store.active().mode == "fresh":
-        store.write_atomic(config.build_dir() / store.active().profile / "attached" / name, made())
 
 
 def latent(sae: str, number: int) -> str:

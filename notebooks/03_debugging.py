@@ -46,7 +46,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from lib import claims, figures, pages, stats
+from lib import claims, config, figures, pages, stats, store
 from lib.latents import autointerp, browser, cards
 from lib.latents.cards import ranked, standardised, token_texts
 from lib.latents.explainers import Best
@@ -1155,7 +1155,9 @@ about = {
     "explained": "finetuned",  # whose latents are explained and scored, two minutes for an SAE
 }
 every_latent = in_browser(others, pair, turns, *explain_by, about)
-pages.attach("latents.html", lambda: browser.page(json.loads((every_latent.path / "latents.json").read_text("utf-8"))))
+if store.active().mode == "fresh":  # a run that builds the site: there the page lies beside this one
+    shown_there = browser.page(json.loads((every_latent.path / "latents.json").read_text("utf-8")))
+    store.write_atomic(config.build_dir() / profile / "attached" / "latents.html", shown_there)
 
 # %% [markdown]
 # ## What we find

@@ -1191,7 +1191,10 @@ axis.set(
     ylabel="mean score",
     title="Eight times the training: no sure gain by either mean",
 )
-figures.name_ends(axis)
+for line in axis.get_lines():
+    if line.get_label() in SCHEMES:
+        how = figures.OVER | {"color": line.get_color(), "weight": "bold"}
+        axis.annotate(line.get_label(), line.get_xydata()[-1], (7, -3), "data", "offset points", **how)
 pages.publish(
     axis.figure,
     "04_tokens_seen",

@@ -69,7 +69,7 @@ from lib.sae import controls, training
 from lib.sae.variants import make
 from lib.store import Artifact, cached, result
 from lib.study import Study, open_study
-from lib.texts import examples, prompts, style
+from lib.texts import examples, prompts, sources, style
 from lib.texts.examples import Labels, TooFew
 
 study = open_study(profile, overrides, frozen)
@@ -1189,7 +1189,9 @@ class Sealed(Study):
 
     @cached_property
     def labelled(self):
-        return prompts.sealed_set(self.prompts, prompts.sealed_sources(), p.prompts.ood_harmful_bases // 4)
+        kinds = ("harmful", "questions", "instructions", "templates")
+        rows = sources.rows("wheels", *(f"sealed_{kind}" for kind in kinds))
+        return prompts.sealed_set(self.prompts, rows, p.prompts.ood_harmful_bases // 4)
 
 
 @dataclass(frozen=True)

@@ -98,15 +98,6 @@ def test_a_line_of_one_point_shows_its_interval() -> None:
     assert np.allclose([s[:, 1] for bar in axis.collections for s in bar.get_segments()], [[0.3, 0.9]])
 
 
-def test_names_at_line_ends_keep_apart() -> None:
-    axis = figures.curves({name: [(1, entry(0.5)), (2, entry(0.5 + 0.001 * i))] for i, name in enumerate("abc")})
-    figures.name_ends(axis)
-    axis.figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in axis.texts]
-    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-
-
 def test_panels_share_axes_and_have_their_names() -> None:
     axes = figures.panels(["dense", "chat", "mine", "other"], columns=3, x="k", y="AUROC")
     assert list(axes) == ["dense", "chat", "mine", "other"]

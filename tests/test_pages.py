@@ -95,23 +95,6 @@ def test_cards_escape_what_they_show_and_mark_what_fires() -> None:
     assert "<li>never fires</li>" in page
 
 
-def test_a_page_of_its_own_is_made_by_runs_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: store.Store
-) -> None:
-    monkeypatch.setenv("SAE_REPORT_BUILD", str(tmp_path))
-    made: list[str] = []
-
-    def page() -> str:
-        made.append("<p>ä</p>")
-        return made[-1]
-
-    pages.attach("a.html", page)
-    assert made == [] and not (tmp_path / "report").exists()
-    empty_store.mode = "fresh"
-    pages.attach("a.html", page)
-    assert (tmp_path / "report" / "attached" / "a.html").read_text(encoding="utf-8") == "<p>ä</p>"
-
-
 def test_a_latent_links_to_its_card_in_the_browser() -> None:
     assert pages.latent("chat", 12) == '<a href="latents.html#chat-12">12</a>'
     assert 'href="latents.html#&lt;b&gt;-1"' in pages.latent("<b>", 1)

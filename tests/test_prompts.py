@@ -139,7 +139,9 @@ def test_the_sealed_set_is_of_nothing_else(built: list[Example], empty_store: st
     def known(out: Path) -> None:
         write(out, built)
 
-    sealed = read(prompts.sealed_set(known(), prompts.sealed_sources()))
+    kinds = ("harmful", "questions", "instructions", "templates")
+    rows = sources.rows("wheels", *(f"sealed_{kind}" for kind in kinds))
+    sealed = read(prompts.sealed_set(known(), rows))
     assert [e for e in sealed if e.split != "ood"] == [e for e in built if e.split != "ood"]
     opened = [e for e in sealed if e.split == "ood"]
     plain = [e for e in opened if e.transform == "plain"]

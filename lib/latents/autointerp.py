@@ -17,7 +17,7 @@ from lib.lm import activations, model
 from lib.lm.model import Pinned
 from lib.sae import training
 from lib.sae.variants import SAE
-from lib.store import Artifact, cached, result
+from lib.store import Artifact, cached, solo
 from lib.texts import corpora, examples, likeness
 from lib.texts.examples import Example
 
@@ -150,7 +150,7 @@ def score(
     return Scored(agreement(guess, shown.peaks), active, explanation, seen, shown, guess)
 
 
-@result
+@solo
 def evaluate(
     sae: Artifact, texts: Texts, layer: int, by: Explainer, section: AutointerpSection, seed: int
 ) -> dict[str, Any]:

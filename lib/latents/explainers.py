@@ -68,7 +68,8 @@ class Tokens(Explainer):
                 found[None, token].append(value)
                 if before is not None:
                     found[before, token].append(value)
-        return {key: float(np.mean(v)) for key, v in found.items() if key[1] >= 0 and (key[0] is None or len(v) > 1)}
+        kept = {key: v for key, v in found.items() if key[1] >= 0 and (key[0] is None or len(v) > 1)}
+        return {key: sum(v) / len(v) if len(v) < 3 else float(np.mean(v)) for key, v in kept.items()}  # as np.mean
 
     def predict(self, explanation: dict[tuple[int | None, int], float], shown: Contexts) -> np.ndarray:
         """Each token takes its longest known pattern; a context, its largest."""

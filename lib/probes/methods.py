@@ -15,8 +15,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
+from sklearn._loss import HalfBinomialLoss
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model._glm._newton_solver import NewtonCholeskySolver
+from sklearn.linear_model._linear_loss import LinearModelLoss
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -88,7 +91,20 @@ class Logistic(Probe):
 class Few(Logistic):
     """These on few columns, by Newton's method: as fast there, and at its end also where C is large."""
 
-    solver = "newton-cholesky"
+    @dataclass
+    class Newton:
+        """LogisticRegression(C=c, solver="newton-cholesky"), to the bit, without what stands around its solver: two thirds of the time."""
+
+        c: float
+
+        def fit(self, z: np.ndarray, sign: np.ndarray) -> None:
+            y, start = (sign > 0).astype(z.dtype), np.zeros(z.shape[1] + 1, z.dtype)
+            how = {"linear_loss": LinearModelLoss(HalfBinomialLoss(), True), "l2_reg_strength": 1 / (self.c * len(z))}
+            solver = NewtonCholeskySolver(coef=start, max_iter=1000, **how)
+            *self.coef_, self.intercept_ = solver.solve(np.asarray_chkfinite(z), y, None)
+
+    def estimators(self, n: int) -> dict[str, Any]:
+        return {f"C={c:g}": self.Newton(c) for c in sorted(self.penalties)}
 
 
 @dataclass(frozen=True)
@@ -175,7 +191,7 @@ class KSparse(Probe):
 
 def _living(x: np.ndarray) -> np.ndarray:
     """Itself, train prompts [n, M], if a column of it varies."""
-    if not np.ptp(x, axis=0).any():
+    if not (x != x[:1]).any():
         raise TooFew("no living latents: none varies between the train prompts")
     return x
 

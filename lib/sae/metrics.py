@@ -87,7 +87,7 @@ class Sums:
         return {"l0": float(self.active.sum() / tokens), "fvu": self.fvu(), "lost": lost}
 
 
-@store.result
+@store.solo
 def evaluate(
     trained: store.Artifact, harvested: store.Artifact, layer: int, bootstrap: int, seed: int
 ) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Artifacts: every heavy step is a recipe, known by its key before anything is computed.
 
 Calling a *step* computes nothing: it returns an :class:`Artifact`, of which ``.path`` or ``.value`` asks the open store
-(:mod:`lib.store.store`), which computes only what is missing. :func:`cached` writes files into a folder; :func:`apart` too, in a process of its own and on one
-thread, so to the same bits on any number of cores; :func:`together` makes several in one pass; :func:`result` returns plain JSON, which git tracks.
+(:mod:`lib.store.store`), which computes only what is missing. :func:`cached` writes files into a folder, :func:`together` into several in one pass; :func:`result` returns
+plain JSON, which git tracks. :func:`apart` and :func:`solo` do as these in a process of their own and on one thread, so to the same bits on any number of cores.
 """
 
 import functools
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from lib.config import Expected
 from lib.store.keys import Keyed, canonical, code_of, digest
 
-Kind = Literal["cached", "apart", "together", "result"]
+Kind = Literal["cached", "together", "result"]
 
 
 class ArtifactError(Expected, RuntimeError):
@@ -38,6 +38,7 @@ class Artifact(Keyed):
     code: str = field(repr=False, compare=False)  # hash of what the step reached when this recipe was made
     name: str  # file name under results/; the step's name in the cache
     shared: Any = field(default=None, repr=False, compare=False)  # what steps of one pass have in common
+    alone: bool = field(default=False, repr=False, compare=False)  # in a process of its own, on one thread
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as its recipe."""
@@ -56,7 +57,7 @@ class Artifact(Keyed):
         return active().value(self)
 
 
-def _step(kind: Kind, by: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+def _step(kind: Kind, by: Any = None, alone: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step, signature = f"{function.__module__}.{function.__name__}", inspect.signature(function)
         kept = function.__module__.startswith("lib.")  # a cell's code, and what it names, may change until it is called
@@ -71,14 +72,15 @@ def _step(kind: Kind, by: Callable[..., Any] | None = None) -> Callable[[Callabl
             code = code_then or code_of(function)
             key = digest([step, code, canonical(arguments)])[:24]
             shared = None if by is None else digest([step, canonical(by(*arguments.values()))])
-            return Artifact(step, kind, function, arguments, key, code, name or function.__name__, shared)
+            return Artifact(step, kind, function, arguments, key, code, name or function.__name__, shared, alone)
 
         return recipe
 
     return decorate
 
 
-cached, apart, result = _step("cached"), _step("apart"), _step("result")
+cached, result = _step("cached"), _step("result")
+apart, solo = _step("cached", alone=True), _step("result", alone=True)
 
 
 class Job(NamedTuple):

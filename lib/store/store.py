@@ -171,7 +171,7 @@ class Store:
         for artifact in (a for a in missing.values() if not self.has(a)):  # some are by now, as an input of another
             if artifact.kind == "together":
                 passes.setdefault(str(artifact.shared), []).append(artifact)
-            elif artifact.kind == "apart" and _travels(artifact):
+            elif artifact.alone and _travels(artifact):
                 elsewhere.append(artifact)
             else:
                 with _announced(artifact):
@@ -183,15 +183,16 @@ class Store:
 
     def _compute(self, artifact: Artifact) -> None:
         _check(artifact)
-        if artifact.kind == "result":
-            payload = plain(artifact.function(**artifact.arguments))
-            record = {**_about(artifact), "sha256": digest(payload), "payload": payload}
-            said = re.sub(r"\n +(?=[-\d\]n])", "", json.dumps(record, indent=1))  # numbers of a list on one line
-            write_atomic(self.results / f"{artifact.name}.json", said + "\n")
-            return
         torch.get_num_threads()  # the first call sets it, so not within the limit
-        with self._writing(artifact) as out, threadpool_limits(1 if artifact.kind == "apart" else None):
-            artifact.function(out, **artifact.arguments)
+        with threadpool_limits(1 if artifact.alone else None):
+            if artifact.kind == "result":
+                payload = plain(artifact.function(**artifact.arguments))
+                record = {**_about(artifact), "sha256": digest(payload), "payload": payload}
+                said = re.sub(r"\n +(?=[-\d\]n])", "", json.dumps(record, indent=1))  # numbers of a list on one line
+                write_atomic(self.results / f"{artifact.name}.json", said + "\n")
+                return
+            with self._writing(artifact) as out:
+                artifact.function(out, **artifact.arguments)
         if not self.has(artifact):
             raise ArtifactError(f"{artifact.step} wrote no file")
 

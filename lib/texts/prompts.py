@@ -182,11 +182,6 @@ def prompt_set(
     write(out, build(section, rows, transforms, seed))
 
 
-def sealed_sources() -> dict[str, Source]:
-    """What :func:`sealed_set` adds."""
-    return sources.rows("wheels", "sealed_harmful", "sealed_questions", "sealed_instructions", "sealed_templates")
-
-
 @store.cached
 def sealed_set(out: Path, prompts: store.Artifact, rows: dict[str, Source], most: int = 0) -> None:
     """Step: a labelled set (:func:`prompt_set`) whose OOD prompts are of a collection used nowhere else: harmful instructions,

@@ -1,0 +1,57 @@
+"""Definitions of lib as they were before they were rewritten to do the same faster (``data/rewritten.json``): what the rewritten ones are
+compared with, and what results are still filed under."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lib.latents.cards import token_texts
+from lib.latents.explainers import Contexts, Explainer
+from lib.probes.methods import Logistic
+from lib.texts.examples import TooFew
+
+
+def column_aurocs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    ranks = stats.rankdata(x, axis=0)
+    m = int(y.sum())
+    return (ranks[y == 1].sum(0) - m * (m + 1) / 2) / (m * (len(y) - m))
+
+
+class Few(Logistic):
+    solver = "newton-cholesky"
+
+
+def _living(x: np.ndarray) -> np.ndarray:
+    if not np.ptp(x, axis=0).any():
+        raise TooFew("no living latents: none varies between the train prompts")
+    return x
+
+
+@dataclass(frozen=True)
+class Tokens(Explainer):
+    """Its mean on each token, and on each token after a certain other one, once such a pair was seen twice."""
+
+    def explain(self, seen: Contexts) -> dict[tuple[int | None, int], float]:
+        found: dict[tuple[int | None, int], list[float]] = defaultdict(list)
+        for tokens, values in zip(seen.tokens.tolist(), seen.values.tolist(), strict=True):
+            for before, token, value in zip((None, *tokens), tokens, values, strict=False):
+                found[None, token].append(value)
+                if before is not None:
+                    found[before, token].append(value)
+        return {key: float(np.mean(v)) for key, v in found.items() if key[1] >= 0 and (key[0] is None or len(v) > 1)}
+
+    def predict(self, explanation: dict[tuple[int | None, int], float], shown: Contexts) -> np.ndarray:
+        """Each token takes its longest known pattern; a context, its largest."""
+        found = []
+        for tokens in shown.tokens.tolist():
+            alone = (explanation.get((None, token), 0.0) for token in tokens)
+            found.append(max(0.0, *map(explanation.get, zip((None, *tokens), tokens, strict=False), alone)))
+        return np.array(found)
+
+    def told(self, explanation: dict[tuple[int | None, int], float], tokenizer: Any) -> str:
+        best = [key for key, value in sorted(explanation.items(), key=lambda item: -item[1])[:3] if value > 0]
+        parts = (token_texts(tokenizer, [token for token in key if token is not None]) for key in best)
+        return "tokens " + ", ".join(map("|".join, parts))
