@@ -289,7 +289,7 @@ def run(command: list[str], **more: Any) -> str:
 
 def copy_what_the_store_imports(folder: Path) -> None:
     (folder / "data").mkdir()
-    for name in ("lib/__init__.py", "lib/config.py", "lib/cpu.py", "data/profiles.yaml"):
+    for name in ("lib/__init__.py", "lib/config.py", "lib/cpu.py", "data/profiles.yaml", "data/rewritten.json"):
         shutil.copy(config.ROOT / name, folder / name)
 
 

@@ -315,6 +315,22 @@ def test_steps_apart_run_in_other_processes_on_one_thread(empty_store: store.Sto
     assert again[:4] == found, "what was there is not computed again"
 
 
+@store.solo
+def measured(source: store.Artifact) -> dict:
+    return {"pid": os.getpid(), "threads": torch.get_num_threads(), "n": int((source.path / "n.txt").read_text())}
+
+
+def test_a_result_alone_is_computed_elsewhere_and_filed(empty_store: store.Store) -> None:
+    """As a step apart, its inputs first; what is filed is read as any result, also by a run that computes nothing."""
+    wanted = {str(n): measured(number(n), name=f"measured_{n}") for n in range(3)}
+    found = store.values(wanted)
+    assert [row["n"] for row in found.values()] == [0, 1, 2]
+    assert {row["threads"] for row in found.values()} == {1}
+    assert os.getpid() not in {row["pid"] for row in found.values()}
+    frozen = store.use(store.Store("report", empty_store.cache, empty_store.results, empty_store.results, "frozen"))
+    assert store.values(wanted) == found and frozen.filed("measured_2") == found["2"]
+
+
 def test_processes_are_bounded_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, gibibytes, expected in ((2, 64, 2), (64, 64, 4), (64, 2.9, 2), (4, 0.2, 1)):
         free = SimpleNamespace(available=int(gibibytes * 2**30))
@@ -334,7 +350,7 @@ def test_code_that_changed_meanwhile_is_told(empty_store: store.Store) -> None:
 def test_a_recipe_travels(empty_store: store.Store) -> None:
     again, given = fitted(1, number(2)).__reduce__()
     there = again(*given)
-    assert there == fitted(1, number(2)) and there.kind == "apart"
+    assert there == fitted(1, number(2)) and there.alone
     assert there.arguments["source"].key == number(2).key
 
 
