@@ -6,15 +6,16 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from lib import config, stats, store
 
 LEDGER = config.ROOT / "data" / "claims.yaml"
 UNDECIDED = "inconclusive at this scale"
+Number = Annotated[float, AfterValidator(lambda x: float(f"{x:.7g}"))]  # keys are of these; CPUs differ in the last bit
 
 
 class Test(BaseModel, frozen=True, extra="forbid"):
@@ -85,19 +86,19 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     statement: str
     measure: str
     test: str
-    value: float
-    interval: tuple[float, float]
+    value: Number
+    interval: tuple[Number, Number]
     decided_by: str
-    parts: dict[str, tuple[float, float, float]]
+    parts: dict[str, tuple[Number, Number, Number]]
     n: int
     seeds: int
     verdict: Literal["reproduced", "not reproduced", "inconclusive at this scale", "supported", "not supported"]
     figure: str
-    p: float | None = None
+    p: Number | None = None
     holm: bool = False
-    detectable: float | None = None
-    needed: float | None = None
-    margin: float | None = None
+    detectable: Number | None = None
+    needed: Number | None = None
+    margin: Number | None = None
 
 
 @functools.cache

@@ -157,9 +157,8 @@ class Study:
         for part in (autointerp.half(self.documents("chat"), which) for which in (0, 1)):
             read = harvest.harvest(sequences.text(part, self.lm, size, "eval", None), self.reader, (p.layer,))
             shown = autointerp.windows(read, self.lm, p.layer, p.autointerp.window)
-            found.append(
-                autointerp.Text(read, shown, views.embeddings(shown, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0])))
-            )
+            vectors = views.embeddings(shown, wheels.wheel_hash(wheels.EMBEDDER_WHEEL[0]))
+            found.append(autointerp.Text(read, shown, vectors))
         return found[0], found[1]
 
     def explained(self, sae: Artifact, run: int, name: str, by: Explainer | None = None, **how: Any) -> Artifact:

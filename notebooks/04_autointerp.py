@@ -1194,7 +1194,7 @@ axis.set(
 for line in axis.get_lines():
     if line.get_label() in SCHEMES:
         how = figures.OVER | {"color": line.get_color(), "weight": "bold"}
-        axis.annotate(line.get_label(), line.get_xydata()[-1], (7, -3), "data", "offset points", **how)
+        axis.annotate(line.get_label(), line.get_xydata()[0], (8, -16), "data", "offset points", **how)
 pages.publish(
     axis.figure,
     "04_tokens_seen",

@@ -342,6 +342,22 @@ def test_records_are_complete_and_survive_the_store(empty_store: store.Store) ->
     assert changed.key != artifact.key
 
 
+def test_a_record_is_the_same_on_another_cpu() -> None:
+    """Numbers that differ in their last bits only make one record, and so one key; the unrounded ones decided."""
+    here, there = (
+        claims.judge(
+            "B3",
+            {"OOD": {"difference": 0.05 * x, "interval": [0.01 * x, 0.09 * x], "error": 0.02 * x, "freedom": 9}},
+            "f",
+            1,
+            1,
+        )
+        for x in (1.0, 1.0 + 2e-15)
+    )
+    assert here == there and here.p is not None and here.value == 0.05
+    assert claims.filed([here], "").key == claims.filed([there], "").key
+
+
 def test_rows_show_what_decided() -> None:
     (short,), (whole,) = claims.rows([judge("B2", chat=0.0)]), claims.rows([judge("B3")], tests=True)
     assert short[0] == "B2" and short[2:] == ("0.000 [-0.001, 0.001] (chat)", "not reproduced †")
