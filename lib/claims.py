@@ -15,7 +15,7 @@ from lib import config, stats, store
 
 LEDGER = config.ROOT / "data" / "claims.yaml"
 UNDECIDED = "inconclusive at this scale"
-Number = Annotated[float, AfterValidator(lambda x: float(f"{x:.7g}"))]  # keys are of these; CPUs differ in the last bit
+Number = Annotated[float, AfterValidator(lambda x: float(f"{x:.7g}") if abs(x) > 1e-12 else 0.0)]  # CPUs differ beyond
 
 
 class Test(BaseModel, frozen=True, extra="forbid"):

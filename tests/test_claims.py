@@ -355,6 +355,8 @@ def test_a_record_is_the_same_on_another_cpu() -> None:
         for x in (1.0, 1.0 + 2e-15)
     )
     assert here == there and here.p is not None and here.value == 0.05
+    nothing = claims.judge("B3", {"OOD": {"difference": 0.1 + 0.2 - 0.3, "interval": [-0.0, 0.09]}}, "f", 1, 1)
+    assert str(nothing.value) == str(nothing.interval[0]) == "0.0"
     assert claims.filed([here], "").key == claims.filed([there], "").key
 
 

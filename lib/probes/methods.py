@@ -98,10 +98,10 @@ class Few(Logistic):
         c: float
 
         def fit(self, z: np.ndarray, sign: np.ndarray) -> None:
-            y, start = (sign > 0).astype(z.dtype), np.zeros(z.shape[1] + 1, z.dtype)
-            how = {"linear_loss": LinearModelLoss(HalfBinomialLoss(), True), "l2_reg_strength": 1 / (self.c * len(z))}
-            solver = NewtonCholeskySolver(coef=start, max_iter=1000, **how)
-            *self.coef_, self.intercept_ = solver.solve(np.asarray_chkfinite(z), y, None)
+            z = np.asarray_chkfinite(z, np.result_type(z, np.float32))
+            y, how = (sign > 0).astype(z.dtype), {"coef": np.zeros(z.shape[1] + 1, z.dtype), "max_iter": 1000}
+            how |= {"linear_loss": LinearModelLoss(HalfBinomialLoss(), True), "l2_reg_strength": 1 / (self.c * len(z))}
+            *self.coef_, self.intercept_ = NewtonCholeskySolver(**how).solve(z, y, None).astype(z.dtype)
 
     def estimators(self, n: int) -> dict[str, Any]:
         return {f"C={c:g}": self.Newton(c) for c in sorted(self.penalties)}

@@ -12,14 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from lib.config import Expected
 from lib.store.keys import Keyed, canonical, code_of, digest
-
-Kind = Literal["cached", "together", "result"]
 
 
 class ArtifactError(Expected, RuntimeError):
@@ -31,7 +29,7 @@ class Artifact(Keyed):
     """A recipe: a step with its arguments. Nothing is computed until ``path`` or ``value`` is read."""
 
     step: str
-    kind: Kind
+    kind: str  # "cached", "together" or "result"
     function: Callable[..., Any] = field(repr=False, compare=False)
     arguments: dict[str, Any] = field(repr=False, compare=False)
     key: str
@@ -57,7 +55,7 @@ class Artifact(Keyed):
         return active().value(self)
 
 
-def _step(kind: Kind, by: Any = None, alone: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
+def _step(kind: str, by: Any = None, alone: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         step, signature = f"{function.__module__}.{function.__name__}", inspect.signature(function)
         kept = function.__module__.startswith("lib.")  # a cell's code, and what it names, may change until it is called

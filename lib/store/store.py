@@ -151,7 +151,7 @@ class Store:
                 self._note_used(part)
 
     def ensure(self, wanted: Iterable[Artifact]) -> None:
-        """Compute what is missing of these artifacts, their inputs first: fits side by side, SAEs of one pass together.
+        """Compute what is missing of these artifacts, their inputs first: steps apart side by side, SAEs of one pass together.
         ArtifactError as for :meth:`path`, or if a step changed meanwhile, wrote nothing, or its process was killed."""
         missing = {(a.key, a.name if a.kind == "result" else ""): a for a in wanted if not self.has(a)}
         for artifact in missing.values():
@@ -236,7 +236,9 @@ class Store:
                 raise error
 
     def _compute_apart(self, missing: list[Artifact]) -> None:
-        count, name = _processes(), missing[0].step.removeprefix("lib.")
+        saes = (self.folder(part) / "sae.safetensors" for a in missing for part in inputs_of(a.arguments))
+        count = _processes(8 * max((sae.stat().st_size for sae in saes if sae.is_file()), default=0))
+        name = missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
         with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
             jobs = (delayed(_compute_here)(self, a, a.key) for a in missing)
@@ -266,9 +268,9 @@ def _sweep_abandoned(parent: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _processes() -> int:
-    """How many to start side by side: one for each core that this process may use, within the memory that is free."""
-    return max(1, min(joblib.cpu_count(), PROCESSES, psutil.virtual_memory().available // PROCESS_BYTES))
+def _processes(need: int = 0) -> int:
+    """How many to start side by side: one for each core that this process may use, within the free memory; each may ``need`` bytes."""
+    return max(1, min(joblib.cpu_count(), PROCESSES, psutil.virtual_memory().available // max(PROCESS_BYTES, need)))
 
 
 def _travels(artifact: Artifact) -> bool:
@@ -289,7 +291,7 @@ def _check(artifact: Artifact) -> None:
 
 
 def _compute_here(store: Store, artifact: Artifact, key: str) -> None:
-    """In a process of its own: compute a cache artifact whose inputs are there."""
+    """In a process of its own: compute an artifact whose inputs are there."""
     if artifact.key != key:
         raise ArtifactError(f"the code of {artifact.step} changed while this process ran: restart it, and run again")
     with _announced(artifact):
