@@ -331,12 +331,35 @@ def test_a_result_alone_is_computed_elsewhere_and_filed(empty_store: store.Store
     assert store.values(wanted) == found and frozen.filed("measured_2") == found["2"]
 
 
+@store.cached
+def large(out: Path, count: int) -> None:
+    (out / "sae.safetensors").write_bytes(b"0" * count)
+
+
+@store.solo
+def weighed(sae: store.Artifact) -> int:
+    return (sae.path / "sae.safetensors").stat().st_size
+
+
 def test_processes_are_bounded_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, gibibytes, expected in ((2, 64, 2), (64, 64, 4), (64, 2.9, 2), (4, 0.2, 1)):
         free = SimpleNamespace(available=int(gibibytes * 2**30))
         monkeypatch.setattr(joblib, "cpu_count", lambda cores=cores: cores)  # knows affinity and container limits
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
         assert room._processes() == expected
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 2**30))
+    assert room._processes(30 * 2**30) == 2, "where each needs more"
+
+
+def test_the_size_of_saes_bounds_how_many_run_side_by_side(
+    empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds an SAE and a batch of its latents: eight times its file."""
+    needed: list[int] = []
+    monkeypatch.setattr(room, "_processes", lambda need=0: needed.append(need) or 1)
+    sae = large(5000)
+    store.values([weighed(sae, name="weighed")])
+    assert needed == [40_000]
 
 
 def test_code_that_changed_meanwhile_is_told(empty_store: store.Store) -> None:
