@@ -93,7 +93,7 @@ class Few(Logistic):
 
     @dataclass
     class Newton:
-        """LogisticRegression(C=c, solver="newton-cholesky"), to the bit, without what stands around its solver: two thirds of the time."""
+        """LogisticRegression(C=c, solver="newton-cholesky"), to the bit, without what stands around its solver, two thirds of its time."""
 
         c: float
 
