@@ -1,5 +1,4 @@
-"""What a notebook shows: figures with captions, tables, data text that stays text, code of ``lib``, and the facts that its
-sentences rest on."""
+"""What a notebook shows: figures with captions, tables, data text that stays text, code of ``lib``, and the facts that its sentences rest on."""
 
 import ast
 import base64
@@ -33,8 +32,7 @@ def banner(profile: str, overrides: Mapping[str, Any]) -> Markdown | None:
 
 
 def expect(fact: bool, sentence: str) -> None:
-    """State the fact that a sentence beside it rests on. Where it is false the page is marked; a ``report`` run with such a
-    mark is not promoted."""
+    """State the fact that a sentence beside it rests on. Where it is false the page is marked; a ``report`` run with such a mark is not promoted."""
     if not fact:
         display(Markdown(f"{MARK}{sentence}"))
 

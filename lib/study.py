@@ -183,8 +183,7 @@ class Study:
         return tuple(kind(place, sae=sae, pooled=pool) for sae, pool in zip(saes, pools, strict=True))
 
     def few(self, *rules: methods.Rule, ks: tuple[int, ...] = ()) -> KSparse:
-        """Probes on k columns that one of ``rules`` picks, by mean difference, raw or standardised, unless told; for the profile's k
-        unless told."""
+        """Probes on k columns that one of ``rules`` picks, by mean difference, raw or standardised, unless told; for the profile's k unless told."""
         rules = rules or (ByMeanDifference(), ByMeanDifference(standardised=True))
         return KSparse(ks or self.profile.probes.ks, self.profile.probes.few_penalties, rules)
 

@@ -97,19 +97,22 @@ def guard(patch: pytest.MonkeyPatch) -> None:
         with traced([artifact]):
             compute(self, artifact)
 
-    def _compute_together(self: store.Store, group: list[store.Artifact]) -> None:
+    def _compute_together(self: store.Store, group: list[store.Artifact]) -> list[Exception]:
         with traced(group):
-            together(self, group)
+            return together(self, group)
 
-    def _compute_apart(self: store.Store, missing: list[store.Artifact]) -> None:
-        apart(self, missing)
+    def _compute_apart(self: store.Store, missing: list[store.Artifact]) -> list[Exception]:
+        errors = apart(self, missing)
         for artifact in missing:
             kind = (artifact.step, *sorted({type(part).__name__ for part in parts_of(artifact.arguments)}))
             if artifact.step.startswith("lib.") and kind not in run_here:
                 run_here.add(kind)
                 with tempfile.TemporaryDirectory() as out, traced([artifact]):
-                    where = () if artifact.kind == "result" else (Path(out),)
+                    where: tuple[Any, ...] = () if artifact.kind == "result" else (Path(out),)
+                    if artifact.kind == "together":
+                        where = ([store.Job(Path(out), Path(out) / "partial", artifact.arguments)],)
                     artifact.function(*where, **artifact.arguments)
+        return errors
 
     patch.setattr(store.Store, "_compute", _compute)
     patch.setattr(store.Store, "_compute_together", _compute_together)

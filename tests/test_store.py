@@ -197,7 +197,9 @@ def test_half_done_work_of_an_abandoned_recipe_does_not_stay_for_ever(empty_stor
     assert (old.exists(), young.exists(), own.exists()) == (False, True, False)
 
 
-def test_own_half_done_work_is_there_however_old(empty_store: store.Store) -> None:
+def test_own_half_done_work_is_there_however_old(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_travels", lambda artifact: False)
+
     @store.together(lambda value: 0)
     def resumed(jobs: list[store.Job], value: int) -> list:
         for job in jobs:
@@ -313,6 +315,34 @@ def test_steps_apart_run_in_other_processes_on_one_thread(empty_store: store.Sto
     assert noted().count("number") == 1, "what several share is computed once, and here"
     again = gathered({**parts, "4": fitted(4, shared)}, name="third").value
     assert again[:4] == found, "what was there is not computed again"
+
+
+@store.apart
+def endless(out: Path, folder: str) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(300)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Killed, it cannot stop them, and what they compute would go on beside the next run."""
+    script = "import sys, test_store as t; from lib import store; from pathlib import Path; root = Path(sys.argv[1])\n"
+    script += "store.use(store.Store('report', root, root, None)).ensure([t.endless(sys.argv[2])])"
+    (seen := tmp_path / "seen").mkdir()
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{room.config.ROOT}"}
+    started = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), str(seen)], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (there := [int(path.name) for path in seen.iterdir()]):
+            assert started.poll() is None
+            time.sleep(0.1)
+    finally:
+        started.kill()
+        started.wait()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(there[0]) and psutil.Process(there[0]).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.1)
 
 
 @store.solo
@@ -471,11 +501,31 @@ def several(jobs: list[store.Job], value: int, shared: str) -> list:
     for job in jobs:
         mine = job.arguments["value"]
         (job.out / "n.txt").write_text(str(mine))
+        (job.out / "pid.txt").write_text(str(os.getpid()))
         errors.append(ValueError(f"cannot fit {mine}") if mine < 0 else None)
     return errors
 
 
-def test_one_pass_makes_what_is_missing_and_each_as_if_alone(empty_store: store.Store) -> None:
+@pytest.mark.parametrize("cuda", [False, True])
+def test_artifacts_of_passes_are_made_side_by_side_but_not_on_a_gpu(
+    empty_store: store.Store, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    """What is left over of a number of processes is made here, on all cores; an error comes when the others are there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(room, "_processes", lambda need=0: 2)
+    where = {v: several(v, shared) for v, shared in ((1, "a"), (2, "a"), (3, "b"), (4, "b"), (-5, "a"))}
+    with pytest.raises(ValueError, match="cannot fit -5"):
+        empty_store.ensure(where.values())
+    assert all(empty_store.has(a) == (v > 0) for v, a in where.items())
+    here = [int((a.path / "pid.txt").read_text()) == os.getpid() for v, a in where.items() if v > 0]
+    assert here == [True] * 4 if cuda else here == [True, False, False, False]
+    assert noted().count("pass of 3") == cuda and noted().count("pass of 2") == cuda
+
+
+def test_one_pass_makes_what_is_missing_and_each_as_if_alone(
+    empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_travels", lambda artifact: False)
     found = store.values({str(v): doubled(several(v, "a"), name=f"r{v}") for v in (1, 2, 3)})
     assert [r["x"] for r in found.values()] == [2, 4, 6]
     assert noted().count("pass of 3") == 1

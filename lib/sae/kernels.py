@@ -22,9 +22,6 @@ _FAST = {"reassoc", "contract", "nsz"}  # sums may be vectorised; NaN keeps its 
 _CHUNKS = 64  # pieces of equal work that threads share
 
 
-# ----------------------------------------------------------------------------------------------------- selecting
-
-
 @njit(cache=True, fastmath=True)
 def _comb_tops(row, bound, tops):  # type: ignore[no-untyped-def]
     """tops[b]: the largest row - bound of comb b. Most combs hold no active latent and need no second look."""
@@ -130,9 +127,6 @@ def nonzero(starts: Array, values: Array) -> tuple[Array, Array]:
     return np.searchsorted(entries, starts), entries
 
 
-# ------------------------------------------------------------------------------------------------------ products
-
-
 def transposed(starts: Array, latent: Array, m: int) -> tuple[Array, Array, Array]:
     """The pattern by latent: ``begins`` [M + 1] int64, and for each entry in that order its number and its row (int32)."""
     numbers = np.arange(len(latent), dtype=np.int32)
@@ -205,9 +199,6 @@ def gathered(begins: Array, entry: Array, row: Array, values: Array, rows: Array
     flat = rows.reshape(-1, rows.shape[2])
     where = np.repeat(part, np.diff(begins)) * rows.shape[1] + row
     return decode(begins, where, values[entry], flat, np.zeros(len(flat), np.int32))[0]
-
-
-# ------------------------------------------------------------------------------------------------------ updating
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)

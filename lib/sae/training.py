@@ -224,7 +224,7 @@ def train(
     checkpoint: int | None = None,
     redrawn: float = 0.0,
 ) -> list[Exception | None]:
-    """Step: a trained SAE, as :func:`save` writes it; those that read the same batches are trained in one pass.
+    """Step: a trained SAE, as :func:`save` writes it; several that read the same batches can be trained in one pass.
 
     ``start`` is an SAE to finetune (or its ``checkpoint`` after so many steps), trained here or imported by
     :mod:`lib.sae.exchange`: its weights and its input scale are taken over, the optimiser starts afresh. A share

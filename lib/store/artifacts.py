@@ -90,8 +90,8 @@ class Job(NamedTuple):
 
 
 def together(by: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Artifact]]:
-    """Make ``function(jobs, ...)`` a cache step that makes the missing artifacts for which ``by(*arguments)`` is the same, all at
-    once. It is given a list of :class:`Job`, and the arguments of the first, and returns for each job an error or None."""
+    """Make ``function(jobs, ...)`` a cache step that can make artifacts for which ``by(*arguments)`` is the same all at once: on a GPU, and those of
+    a notebook's own classes; else one a process, side by side. Given a list of :class:`Job`, and the arguments of the first, it returns for each job an error or None."""
     return _step("together", by)
 
 

@@ -1,7 +1,6 @@
 """The store: looks artifacts up by key, checks what it reads, writes atomically, and computes what is missing.
 
-Two tiers: *cache* (folders of files under ``data/cache``, each file hashed) and *results* (small JSON files, tracked by git
-in ``data/results``).
+Two tiers: *cache* (folders under ``data/cache``, each file hashed) and *results* (small JSON files, tracked by git in ``data/results``).
 """
 
 import hashlib
@@ -10,9 +9,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,6 @@ from lib.store.artifacts import Artifact, ArtifactError, Job, inputs_of, parts_o
 from lib.store.keys import canonical, code_of, digest
 
 PROCESSES, PROCESS_BYTES = 4, 2**30  # side by side at most, and the memory that each may need
-IDLE_SECONDS = 20
 ABANDONED_SECONDS = 14 * 24 * 3600  # half-done work that nobody has gone on with for so long is given up
 
 Mode = Literal["auto", "fresh", "frozen"]
@@ -69,8 +68,8 @@ def by_umask(*paths: Path) -> None:
 
 
 class Store:
-    """``mode``: "auto" reads committed results whose key is current and computes the rest; "fresh" ignores committed
-    results (a run that regenerates them); "frozen" reads committed results only and computes nothing."""
+    """``mode``: "auto" reads committed results whose key is current and computes the rest; "fresh" ignores them (a run that
+    regenerates them); "frozen" reads committed results only and computes nothing."""
 
     def __init__(self, profile: str, cache: Path, results: Path, committed: Path | None, mode: Mode = "auto") -> None:
         self.profile, self.cache, self.results, self.committed, self.mode = profile, cache, results, committed, mode
@@ -176,10 +175,13 @@ class Store:
             else:
                 with _announced(artifact):
                     self._compute(artifact)
-        for group in passes.values():
-            self._compute_together(group)
-        if elsewhere:
-            self._compute_apart(elsewhere)
+        apart = [a for group in passes.values() for a in group if _travels(a) and not torch.cuda.is_available()]
+        rest = len(apart) % _processes() if apart else 0  # made with all cores, so that none is idle at the end
+        elsewhere += apart[rest:]
+        here = ([a for a in group if a not in elsewhere] for group in passes.values())
+        errors = [error for group in here if group for error in self._compute_together(group)]
+        for error in errors + (self._compute_apart(elsewhere) if elsewhere else []):
+            raise error
 
     def _compute(self, artifact: Artifact) -> None:
         _check(artifact)
@@ -221,8 +223,8 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _compute_together(self, group: list[Artifact]) -> None:
-        """Compute cache artifacts in one pass; one that fails does not keep the others from being kept."""
+    def _compute_together(self, group: list[Artifact]) -> list[Exception]:
+        """Compute cache artifacts in one pass and return the errors of those that fail; the others are kept."""
         for artifact in group:
             _check(artifact)
         with _announced(group[0]), ExitStack() as kept:
@@ -231,20 +233,18 @@ class Store:
             errors = group[0].function(jobs, **group[0].arguments)
             for out in (out for out, error in zip(outs, errors, strict=True) if error is not None):
                 shutil.rmtree(out)
-        for error in errors:
-            if error is not None:
-                raise error
+        return list(filter(None, errors))
 
-    def _compute_apart(self, missing: list[Artifact]) -> None:
+    def _compute_apart(self, missing: list[Artifact]) -> list[Exception]:
         saes = (self.folder(part) / "sae.safetensors" for a in missing for part in inputs_of(a.arguments))
         count = _processes(8 * max((sae.stat().st_size for sae in saes if sae.is_file()), default=0))
-        name = missing[0].step.removeprefix("lib.")
         # Processes serve again for a while, since starting one takes seconds; then they end and give their memory back.
-        with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=IDLE_SECONDS):
-            jobs = (delayed(_compute_here)(self, a, a.key) for a in missing)
+        with parallel_config("loky", n_jobs=count, inner_max_num_threads=1, idle_worker_timeout=20):
+            name = missing[0].step.removeprefix("lib.")
+            jobs = (delayed(_compute_here)(self, a, a.key, os.getpid()) for a in missing)
+            done = Parallel(return_as="generator_unordered")(jobs)
             try:
-                for _ in tqdm(Parallel(return_as="generator_unordered")(jobs), name, len(missing), disable=None):
-                    pass
+                return [e for es in tqdm(done, name, len(missing), disable=None) for e in es]
             except TerminatedWorkerError:
                 raise ArtifactError(
                     f"a process that computed {name} was killed, probably out of memory: close other programs, or take a "
@@ -290,12 +290,25 @@ def _check(artifact: Artifact) -> None:
         raise ArtifactError(f"{artifact.step}, or what it names, changed since its recipe was made: make it again")
 
 
-def _compute_here(store: Store, artifact: Artifact, key: str) -> None:
-    """In a process of its own: compute an artifact whose inputs are there."""
+def _watch(parent: int) -> None:
+    """End this process when the one that started it is gone: killed, it cannot say so, and what is computed here may take minutes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _compute_here(store: Store, artifact: Artifact, key: str, parent: int) -> list[Exception]:
+    """In a process of its own: compute an artifact whose inputs are there. Returns the errors of a pass, so that others go on."""
+    if os.getpid() != parent and "watch" not in [thread.name for thread in threading.enumerate()]:
+        threading.Thread(target=_watch, args=(parent,), name="watch", daemon=True).start()
     if artifact.key != key:
         raise ArtifactError(f"the code of {artifact.step} changed while this process ran: restart it, and run again")
+    if artifact.kind == "together":
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):  # who started this process shows progress
+            return use(store)._compute_together([artifact])
     with _announced(artifact):
         use(store)._compute(artifact)
+    return []
 
 
 def _note(artifact: Artifact, **event: Any) -> None:

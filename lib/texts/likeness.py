@@ -52,8 +52,7 @@ def runs(of: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def holding(texts: Iterable[str], prompts: Iterable[str], length: int = 4) -> Iterator[bool]:
-    """For each text whether one of ``prompts`` stands in it whole, words compared; prompts under ``length`` words are not
-    looked for."""
+    """For each text whether one of ``prompts`` stands in it whole, words compared; prompts under ``length`` words are not looked for."""
     wanted: dict[tuple[str, ...], list[list[str]]] = {}
     for prompt in prompts:
         if len(mine := words(prompt)) >= length:
