@@ -1,8 +1,7 @@
 """Float32 matrix products on CPUs, through oneDNN, and the memory that they write to: the one place that sets the allocator.
 
-PyTorch sends float32 products to MKL, which on some CPUs that are not Intel's reaches about half the speed of the oneDNN
-kernels in the same build (measured on two AMD cores: 80 to 100 against 180 to 190 GFLOP/s; on another host's, 180 to 190
-against 155 to 175). Elsewhere, and for other types, these functions are plain PyTorch.
+PyTorch sends float32 products to MKL, which on some CPUs that are not Intel's reaches about half the speed of the oneDNN kernels in the same build (measured
+on two AMD cores: 80 to 100 against 180 to 190 GFLOP/s; on another host's, 180 to 190 against 155 to 175). For other types these functions are plain PyTorch.
 """
 
 import ctypes

@@ -104,7 +104,8 @@ def guard(patch: pytest.MonkeyPatch) -> None:
     def _compute_apart(self: store.Store, missing: list[store.Artifact]) -> list[Exception]:
         errors = apart(self, missing)
         for artifact in missing:
-            kind = (artifact.step, *sorted({type(part).__name__ for part in parts_of(artifact.arguments)}))
+            what = str(getattr(artifact.arguments.get("config"), "variant", ""))
+            kind = (artifact.step, what, *sorted({type(part).__name__ for part in parts_of(artifact.arguments)}))
             if artifact.step.startswith("lib.") and kind not in run_here:
                 run_here.add(kind)
                 with tempfile.TemporaryDirectory() as out, traced([artifact]):

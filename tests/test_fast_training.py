@@ -353,6 +353,16 @@ def test_several_in_one_pass_are_as_if_alone(empty_store: store.Store, passes: l
     assert len(passes) == 2, "nothing is trained twice"
 
 
+def test_side_by_side_they_are_as_if_alone(empty_store: store.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of one thread, to the bit."""
+    recipes = [training.train(config, harvest_of(0), 0, SECTION, 3) for config in (CONFIG, TOPK)]
+    alone = [(recipe.path / "sae.safetensors").read_bytes() for recipe in recipes]
+    again = store.use(store.Store("report", empty_store.cache / "again", empty_store.results, None))
+    monkeypatch.setattr("lib.store.store._processes", lambda need=0: 2)
+    assert again._compute_apart(recipes) == []
+    assert [(recipe.path / "sae.safetensors").read_bytes() for recipe in recipes] == alone
+
+
 def test_a_pass_is_of_those_that_read_the_same_batches(
     empty_store: store.Store, passes: list[list[tuple[str, int]]]
 ) -> None:

@@ -1,8 +1,7 @@
 """A batch's latents as autograd sees them: all of them (dense), or only those that can matter (sparse, CPU float32).
 
-A variant writes its loss once, element by element on ``z.pi``, with the three methods of :class:`Dense`, which both forms have.
-Dense is the reference: plain PyTorch on [n, M] tensors. Sparse keeps a value for each entry that a *rule* selects, and touches
-nothing else after the encoder product.
+A variant writes its loss once, element by element on ``z.pi``, with the three methods of :class:`Dense`, which both forms have. Dense is the reference: plain
+PyTorch on [n, M] tensors. Sparse keeps a value for each entry that a *rule* selects, and touches nothing else after the encoder product.
 """
 
 import itertools

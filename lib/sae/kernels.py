@@ -3,9 +3,8 @@
 A *pattern* lists entries (token, latent) row by row: ``starts`` [n + 1] int64 and ``latent`` [nnz] int32, increasing
 within a row. Every sum runs in a fixed order, whatever the number of threads, so results are the same to the bit.
 
-Numba was chosen by measurement (4,096 tokens, 4,608 latents, 40 active): its loops take about a third of the time of
-torch's sparse products, and unlike a C++ extension it needs no compiler where it runs. A parallel function holds one
-``prange`` and nothing else: each further array expression would become a parallel region with a barrier of its own.
+Numba was chosen by measurement (4,096 tokens, 4,608 latents, 40 active): its loops take about a third of the time of torch's sparse products, and unlike a
+C++ extension it needs no compiler. A parallel function holds one ``prange`` and nothing else: each further array expression would become a region of its own.
 """
 
 import numba

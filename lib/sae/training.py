@@ -1,7 +1,5 @@
-"""Train SAEs on harvested activations: from scratch, from another SAE, or several in one pass.
-
-Training is the same to the bit when it is repeated, when it is killed and goes on, and whether an SAE is trained alone or beside others.
-"""
+"""Train SAEs on harvested activations: from scratch, from another SAE, several in one pass or side by side. Training is the same
+to the bit when it is repeated, when it is killed and goes on, and whether an SAE is trained alone or beside others."""
 
 import hashlib
 import json

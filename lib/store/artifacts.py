@@ -1,7 +1,7 @@
 """Artifacts: every heavy step is a recipe, known by its key before anything is computed.
 
 Calling a *step* computes nothing: it returns an :class:`Artifact`, of which ``.path`` or ``.value`` asks the open store
-(:mod:`lib.store.store`), which computes only what is missing. :func:`cached` writes files into a folder, :func:`together` into several in one pass; :func:`result` returns
+(:mod:`lib.store.store`), which computes only what is missing. :func:`cached` writes files into a folder, :func:`together` into several, in one pass or side by side; :func:`result` returns
 plain JSON, which git tracks. :func:`apart` and :func:`solo` do as these in a process of their own and on one thread, so to the same bits on any number of cores.
 """
 

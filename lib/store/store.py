@@ -150,7 +150,7 @@ class Store:
                 self._note_used(part)
 
     def ensure(self, wanted: Iterable[Artifact]) -> None:
-        """Compute what is missing of these artifacts, their inputs first: steps apart side by side, SAEs of one pass together.
+        """Compute what is missing of these artifacts, their inputs first: steps apart, and trainings, side by side.
         ArtifactError as for :meth:`path`, or if a step changed meanwhile, wrote nothing, or its process was killed."""
         missing = {(a.key, a.name if a.kind == "result" else ""): a for a in wanted if not self.has(a)}
         for artifact in missing.values():
@@ -170,16 +170,20 @@ class Store:
         for artifact in (a for a in missing.values() if not self.has(a)):  # some are by now, as an input of another
             if artifact.kind == "together":
                 passes.setdefault(str(artifact.shared), []).append(artifact)
+                with suppress(FileNotFoundError):
+                    os.utime(self.partial(artifact))  # somebody goes on with it, so it is not abandoned
             elif artifact.alone and _travels(artifact):
                 elsewhere.append(artifact)
             else:
                 with _announced(artifact):
                     self._compute(artifact)
-        apart = [a for group in passes.values() for a in group if _travels(a) and not torch.cuda.is_available()]
-        rest = len(apart) % _processes() if apart else 0  # made with all cores, so that none is idle at the end
-        elsewhere += apart[rest:]
-        here = ([a for a in group if a not in elsewhere] for group in passes.values())
-        errors = [error for group in here if group for error in self._compute_together(group)]
+        apart = [a for of in passes.values() for a in of if _travels(a) and not torch.accelerator.is_available()]
+        rest = len(apart) % many if apart and (many := _processes()) > 1 else len(apart)
+        elsewhere += apart[
+            rest:
+        ]  # the rest here with all cores, so that none is idle at the end; on a GPU there is memory for one
+        here = filter(None, ([a for a in group if a not in elsewhere] for group in passes.values()))
+        errors = [error for group in here for error in self._compute_together(group)]
         for error in errors + (self._compute_apart(elsewhere) if elsewhere else []):
             raise error
 
