@@ -201,7 +201,7 @@ def with_cell(name: str, before: str, cell: str, folder: Path) -> None:
             FAMILY,
             "",
             {
-                "lib.sae.training.train": 1,  # or more, by the host's cores: two sparsities, and another seed to probe with
+                "lib.sae.training.train": 3,  # at two sparsities, which may share a pass, and another seed to probe with
                 "lib.sae.metrics.evaluate": 4,
                 "lib.sae.metrics.loss_recovered": 2,
                 "lib.latents.autointerp.evaluate": 1,
@@ -251,8 +251,9 @@ def test_a_readers_own_is_a_few_lines_and_computes_only_itself(
     assert len(cell.strip().splitlines()) <= 5
     with_cell(name, before, imports + cell, tmp_path / "notebooks")
     found = again(cold, tmp_path, name)
-    found["lib.sae.training.train"] = min(found["lib.sae.training.train"], 1)  # passes here, or SAEs side by side
-    assert found == Counter(computed)
+    most, begun = computed.get("lib.sae.training.train", 0), found.pop("lib.sae.training.train", 0)
+    assert min(most, 1) <= begun <= most, "each SAE once, side by side or in passes"
+    assert found == {step: count for step, count in computed.items() if step != "lib.sae.training.train"}
 
 
 def again(cold: Run, folder: Path, name: str) -> Counter:
