@@ -153,7 +153,8 @@ def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, 
     if verdict != UNDECIDED:
         far = [(parts[name], room[name] if holds else test.against(*found[name][1:])) for name in tested]
         p = [_chance(far, holds == test.some), _chance([(parts[name], room[name]) for name in claim.needs], False)]
-    alone = [name for name in short if test.some and test.room(found[name][0], found[name][0]) > 0]  # would decide
+    ends = (lambda x: test.room(x, x) > 0) if test.some else lambda x: test.fails(x, x)  # a part that would decide
+    alone = [name for name in short if ends(found[name][0])]
     sizes = [growth(claim.needs.get(x, test), *found[x]) for x in unmet or alone or short if verdict == UNDECIDED]
     needed = (min if alone and not unmet else max)(sizes, default=math.inf)
     errors = [(x["error"], x["freedom"]) for x in map(parts.__getitem__, tested) if "error" in x]

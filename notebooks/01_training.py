@@ -208,13 +208,13 @@ axes[0, 0].set_ylabel("FVU")
 axes[1, 0].set_ylabel("loss recovered")
 handles, labels = axes[0, 0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside lower center", ncols=3)
-figures.headed(figure, "With a third of its text chat, an SAE explains chat as one that read nothing else")
+figures.headed(figure, "With chat in the last third of its steps, an SAE explains chat as one that read nothing else")
 pages.publish(
     figure,
     "01_fvu_l0",
-    "FVU (above) and loss recovered (below) against L0, two sparsities of each family. On chat those that read it lie together; on pretraining text "
-    "mixed lies near pretraining. Bars: 95 %, over seeds above, below of one SAE over texts.",
-    alt="Four panels of short curves. On chat four families lie together, IT and plain pretraining above them; on pretraining text pretraining and mixed are lowest and chat highest.",
+    "FVU and, below, loss recovered against L0, two sparsities each. On chat those that end on it lie together, mixed "
+    "just above; on pretraining text mixed lies near pretraining. Bars: 95 %, over seeds; below, over texts.",
+    alt="Four panels of short curves. On chat three families lie together, mixed just above them in FVU, IT and plain pretraining further up; on pretraining text pretraining and mixed are lowest and chat highest.",
 )
 mean = {where: {name: entry["mean"] for name, entry in by_name.items()} for where, by_name in fvu.items()}
 on_chat, on_text = mean.values()

@@ -14,7 +14,7 @@
 # does not have.
 #
 # **In short.** On this small model too, a handful of latents detects harm less well than a probe on the whole residual stream: twenty score .77 to
-# .84 out of distribution, the dense probe .94; and as many principal components, which nobody chose for the task, .95 (as a mean over the text, .69).
+# .84 out of distribution, the dense probe .94; and as many principal components of the training prompts, found without labels, .95 (as a mean over the text, .69).
 # The place of reading
 # matters. At the end of turn, one of the post's two places, what an SAE rebuilds of the residual stream (its *reconstruction*) loses .13 to .21. As a mean
 # over the text, where SAEs miss least, reconstructions lose nothing that can be seen (chat SAEs) to .06 (IT), and twenty latents still lose .10 to .12:
@@ -114,7 +114,7 @@ untrained = [
 ]
 
 # %% [markdown]
-# Which probes, and what each of them sees. The *dense* probe is a linear regression on the residual stream. A *k-sparse* probe sees k
+# Which probes, and what each of them sees. The *dense* probe is linear, a logistic or ridge regression on the residual stream. A *k-sparse* probe sees k
 # latents: those whose means differ most between the two classes. Its rivals see as many principal components, random directions, or
 # random latents. A probe reads one *place*: the end of turn, or the maximum over the user's text, as in the post; beside them the mean, where SAEs lose
 # least (notebook 01). Everything is taught on training prompts. Whatever has to be chosen (place, regularisation, k, how latents are ranked) is
@@ -383,6 +383,11 @@ expect(
     "every row of the ledger that is this notebook's is judged",
 )
 of_post = Counter(record.verdict.removesuffix(" at this scale") for record in records if record.id[0] == "B")
+b5 = next(record for record in records if record.id == "B5")
+expect(
+    b5.interval[0] < -1 and abs(b5.interval[1] - 0.496) < 0.0005 and abs((b5.p or 1) - 0.049) < 0.0005,
+    "of the gap finetuning closes .496 at most, so B5 is not reproduced, with p = .049",
+)
 expect(
     of_post == {"reproduced": 3, "not reproduced": 6, "inconclusive": 4},
     "of the post's thirteen claims three are reproduced, six are not, and four stay open",
@@ -426,6 +431,8 @@ pages.publish(
 pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what decided", "test", "verdict"))
 
 # %% [markdown]
+# B5 fails by a hair: its interval reaches from far below nought to .496 and so just leaves out the half that the post found (p = .049, without †).
+#
 # The same rows in other settings, which were not counted: on the wider OOD set, and with both probes at the mean over the text.
 
 # %% tags=["hide-input"]
@@ -481,8 +488,8 @@ expect(
 # %% [markdown]
 # ## Latents are no better a summary than principal components
 #
-# Each panel is one SAE. Beside its latents stand principal components of the same residual stream, which nobody chose for the task, and in the last panel
-# the two controls. Each line is read at its own chosen place: IT latents and the stars at the maximum, the others at the end of turn.
+# Each panel is one SAE. Beside its latents stand principal components of the same residual stream, found in the probe's own training prompts without their
+# labels (SAEs learnt from other text), and in the last panel the two controls. Each line is read at its own chosen place: IT latents and the stars at the maximum, the others at the end of turn.
 
 
 # %%
@@ -567,7 +574,8 @@ expect(
 # the text twenty components score .69 OOD, less than latents (notebook 06). No kind of SAE comes near the components here. At
 # fifty even random directions of the residual stream have a higher mean (appendix). At twenty an untrained SAE's latents have a lower one than any
 # trained SAE's, at fifty no longer. All latents together, read at the maximum, come near the dense probe at the end of turn. A few probes in numbers, each
-# at its own choices; *recall* is the share of harmful prompts found when one harmless prompt in a hundred may be flagged.
+# at its own choices; *recall* is the share of harmful prompts found when one harmless prompt in a hundred may be flagged (its interval is over harmful prompts alone, not
+# over SAEs and draws).
 
 # %% tags=["hide-input"]
 best_sae = max((f"k latents, {name}" for name in saes), key=lambda name: probes[name]["ood"]["auroc"])
@@ -597,8 +605,8 @@ pages.table(
 )
 
 # %% [markdown]
-# *Attention* weighs the tokens as it learns to. The probes that read the whole text are the best, the dense one among them, though its
-# place was not the one that training prompts chose. The sentence embedding (MiniLM) never sees the model, and is not told apart from the dense probe at the end
+# *Attention* weighs the tokens as it learns to. The probes that read the whole text are the best, the dense one among them. Of the post's two places training
+# prompts chose the end of turn for it; asked among all, they would have chosen the mean (appendix, *The site*). The sentence embedding (MiniLM) never sees the model, and is not told apart from the dense probe at the end
 # of turn. The attention probe ranks well and finds few at so strict a threshold. *Surface features* are 33 counts of punctuation,
 # length and case that know no topic: since only harmful prompts are wrapped in jailbreaks they tell validation's classes at .95; OOD at .73,
 # which a single latent hardly exceeds.
@@ -654,7 +662,7 @@ pages.table(
 # %% [markdown]
 # One latent that is the answer is found, and is the dense probe, at the end of turn; at the mean it loses .03 through its threshold, and nothing uncut. An
 # answer split over five latents is never found whole at the end of turn: of the five the ranking takes one to four, and for the others latents of the
-# SAE's own. Four of five SAEs lose nothing; in one, whose ranking finds a single part, .31 is lost OOD and .05 on validation. So picking few latents by
+# SAE's own. Four of five SAEs are .04 ahead of the dense probe OOD; in one, whose ranking finds a single part, .31 is lost OOD and .05 on validation. So picking few latents by
 # training prompts can fail even where the dictionary has the answer.
 
 # %%
@@ -668,7 +676,11 @@ expect(
     min(found_parts) == 1 and max(found_parts) == 4 and of_five[0][worst] > 0.28 and 0.04 < of_five[1][worst] < 0.06,
     "told as five latents, one to four of them are found; where it is one, .31 is lost OOD and .05 on validation",
 )
-expect((np.delete(of_five[0], worst) < 0.01).all(), "where two or more are found, nothing is lost OOD")
+ahead = -np.delete(of_five[0], worst)
+expect(
+    ((ahead > 0.03) & (ahead < 0.05)).all(),
+    "where two or more are found, the oracle is .04 ahead of the dense probe OOD",
+)
 
 # %% [markdown]
 # ## How it is measured
@@ -831,8 +843,8 @@ stats.influences(harmful, score, np.arange(4), 4)  # three of four pairs; more o
 
 # %% [markdown]
 # Where the spread of one fit comes from (standard deviations, OOD). Draws share four fifths of their training prompts, so they say little of what
-# *other* training prompts would do. The last column is an estimate of that (the delete-d jackknife, Shao & Wu 1989: what draws differ by, times the
-# root of the share taught on over the share left out). Intervals and verdicts hold for these training prompts.
+# *other* training prompts would do to one fit. The last column is an estimate of that (the delete-d jackknife, Shao & Wu 1989: what draws differ by, for all SAEs
+# alike and for each in its own way, times the root of the share taught on over the share left out). Intervals and verdicts hold for these training prompts.
 
 # %% tags=["hide-input"]
 spread = {name: probes[name]["ood"]["spread"] for name in ("dense", *(f"k latents, {name}" for name in three))}
@@ -840,7 +852,9 @@ pages.table(
     (
         (name, *(f"{parts[axis]['sd']:.3f}" for axis in ("seeds", "draws", "seeds x draws", "prompts")), f"{again:.3f}")
         for name, parts in spread.items()
-        for again in [parts["draws"]["sd"] * (1 / p.prompts.validation - 1) ** 0.5]
+        for again in [
+            np.hypot(*(parts[x]["sd"] for x in ("draws", "seeds x draws"))) * (1 / p.prompts.validation - 1) ** 0.5
+        ]
     ),
     ("probe", "SAE seeds", "draws of the split", "both together", "prompts to test on", "other training prompts"),
 )
@@ -1094,7 +1108,9 @@ order = sorted(
 harmful_kinds = [
     name for name in order if of_dense[name]["harmful"] and of_dense[name]["against"] in ("chat", "all others")
 ]
-axes = figures.panels(list(chosen), columns=5, x="AUROC on the slice (prompts in brackets)", height=3.7)
+axes = figures.panels(
+    list(chosen), columns=5, x="AUROC on the slice (in brackets its prompts with those it is set against)", height=3.7
+)
 for name, axis in axes.items():
     here = {f"{kind} ({of_dense[kind]['n']:,})": {name: probes[chosen[name]]["slices"][kind]} for kind in order}
     sides = [
@@ -1223,7 +1239,10 @@ def mean_of(draws):
     return {"auroc": float(np.mean(values)), "interval": [min(values), max(values)], "seeds": [values]}
 
 
-trained_on = {"as it stands": {name: probes[name]["ood"] for name in compared}}
+# The first share of wrong labels is none: the same SAE and draws as below.
+trained_on = {
+    "as it stands": {name: dict(under("wrong labels", name)).get(0.0, probes[name]["ood"]) for name in compared}
+}
 for what in changes:
     drawn = {name: under(what, name) for name in compared}
     if what not in ("wrong labels", "clusters") and all(
@@ -1237,7 +1256,7 @@ figures.headed(axis.figure, "Taught on plain prompts only, the dense probe is no
 pages.publish(
     axis.figure,
     "02_controls",
-    "Rows: what probes were taught on. Bars: 95 %, over prompts and runs; of shuffled labels the mean and range of the draws. Only the sentence "
+    "Rows: what probes were taught on (one SAE, two draws). Bars: 95 %, over prompts and runs; of shuffled labels the mean and range of the draws. Only the sentence "
     "embedding stays good on plain prompts.",
     alt="OOD AUROC of four probes under four training sets; on plain prompts only the sentence embedding stays above a coin.",
 )
@@ -1340,12 +1359,12 @@ pages.table(
         for name in three
         for row, latent, share in zip(heaviest[name], shown[name], back[name], strict=True)
     ),
-    ("SAE, latent", "weight", "fires on harmful prompts", "on harmless ones", "comes back in other seeds"),
+    ("SAE, latent", "weight", "fires somewhere in harmful prompts", "in harmless ones", "comes back in other seeds"),
 )
 
 # %% [markdown]
-# More than half come back in no other seed's choice. OOD scores of seeds differ as much as that; whether the one is why, was not tested. Some fire on every
-# prompt, and are read by how strongly they do. Of each SAE the two heaviest:
+# More than half come back in no other seed's choice. OOD scores of seeds differ as much as that; whether the one is why, was not tested. Some fire somewhere
+# in every prompt. Of each SAE the two heaviest:
 #
 # > **Content note.** The excerpts below come from public red-teaming benchmarks and name harmful acts. They are cut short; no model answers
 # > to them are kept.
@@ -1407,13 +1426,18 @@ expect(
 order = sorted(probes, key=lambda name: -probes[name]["ood"]["auroc"])
 axis = figures.forest({name: {"validation": probes[name]["val"], "OOD": probes[name]["ood"]} for name in order})
 axis.set_xlabel(f"AUROC (OOD: n = {probes['dense']['ood']['n']:,})")
-figures.headed(axis.figure, "Near one on validation, probes score .80 to .98 out of distribution")
+figures.headed(axis.figure, "On validation probes score .86 to 1, out of distribution .70 to .98")
 pages.publish(
     axis.figure,
     "02_probes",
     "All probes, best OOD first. Most are above the dense probe's OOD score on validation, whatever they do OOD. Bars: 95 %, over prompts "
     "and runs.",
-    alt="Forest plot of every probe on validation and OOD: nearly all are close to one on validation and spread widely OOD.",
+    alt="Forest plot of every probe on validation and OOD: most are close to one on validation, the lowest at .86, and they spread from .70 to .98 OOD.",
+)
+ends_of = {part: [f(e[part]["auroc"] for e in probes.values()) for f in (min, max)] for part in ("val", "ood")}
+expect(
+    np.allclose([*ends_of["val"], *ends_of["ood"]], [0.86, 1, 0.7, 0.975], atol=0.006),
+    "probes score .86 to 1 on validation, .70 to .98 OOD",
 )
 
 # %% [markdown]
@@ -1552,7 +1576,7 @@ if not q.data:  # the jailbreaks belong to the report's own prompts
         "02_refusals",
         "Refusals by jailbreak and kind of prompt. Left: rates with exact intervals; right: log-odds, bars over base prompts. Two role-plays "
         "raise refusals, of harmless prompts too.",
-        alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are a third to three quarters.",
+        alt="Two forest plots: refusals are near nought but under the cocky genius and the evil confidant, where they are a third to 70 %.",
     )
     rate = {(row["kind"], row["transform"]): row["rate"] for row in rates}
     expect(rate["harmful", "plain"] < 0.1, "asked plainly, the model refuses fewer than one harmful prompt in ten")
@@ -1587,6 +1611,7 @@ of_layer = {
 }
 expect(max(of_layer, key=of_layer.get) == p.layer, "the layer that the report reads has the highest score")
 expect(max(positions_of, key=score_at[p.layer].get) == q.position, "and its position the highest of that layer's")
+expect(max(where, key=score_at[p.layer].get) == "mean user", "though the mean over the text has a higher one")
 pages.table(
     (
         (

@@ -273,6 +273,8 @@ def test_what_the_design_could_have_seen_and_what_would_decide() -> None:
     assert one.needed == pytest.approx(2.8016**2, rel=1e-3)  # one below cannot decide alone
     none = exact("O5", {"a": (0.01, 0.02), "b": (0.0, 0.02)})  # all must come to lie below, so the largest
     assert none.needed == pytest.approx((2.8016 * 2) ** 2, rel=1e-3)
+    two = exact("B6", {"inside": (0.001, 0.03), "outside": (0.03, 0.02), "further": (0.05, 0.05)})
+    assert two.needed == pytest.approx((2.8016 * 0.05 / 0.03) ** 2, rel=1e-3)  # one outside decides, whatever others do
     share = exact("B5", {"share closed": (0.9, 0.3), "gap of the IT SAE": (0.1, 0.01)})
     assert share.verdict == "inconclusive at this scale"
     assert share.needed == pytest.approx((2.8016 * 0.3 / 0.4) ** 2, rel=1e-3)  # by the centre, which it must leave out

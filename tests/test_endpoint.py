@@ -1,6 +1,7 @@
 """An explainer behind an endpoint: a stub that answers, hesitates, refuses, breaks down and talks nonsense."""
 
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -32,10 +33,11 @@ class Stub(ThreadingHTTPServer):
         self.prompts: list[str] = []
         self.say: Any = lambda prompt, count: right(prompt)
         self.lock = threading.Lock()
+        self.own = secrets.token_hex(8)  # answers are kept by address, and a port comes again
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self.server_address[1]}/{self.own}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):
