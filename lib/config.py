@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def cache_dir() -> Path:
     """Where heavy artifacts live: ``$SAE_REPORT_CACHE`` or ``data/cache``."""
-    return Path(os.environ.get("SAE_REPORT_CACHE") or ROOT / "data" / "cache")
+    return Path(os.environ.get("SAE_REPORT_CACHE") or ROOT / "data" / "cache").expanduser().resolve()
 
 
 def build_dir() -> Path:
     """Where runs write: ``$SAE_REPORT_BUILD`` or ``build``."""
-    return Path(os.environ.get("SAE_REPORT_BUILD") or ROOT / "build")
+    return Path(os.environ.get("SAE_REPORT_BUILD") or ROOT / "build").expanduser().resolve()
 
 
 class Expected(Exception):
@@ -53,8 +53,7 @@ class PromptSection(_Section):
     benign: int = Field(0, ge=0)  # in-distribution benign prompts
     ood_harmful_bases: int = Field(0, ge=0)  # prompts of each OOD kind but chat, before augmentation
     ood_benign: int = Field(650, ge=1)  # OOD chat prompts
-    # Benign prompts through every jailbreak and errand, in distribution and OOD, for the balanced design; 0: as many as harmful.
-    balanced: int = Field(0, ge=0)
+    balanced: int = Field(0, ge=0)  # benign prompts through every jailbreak and errand; 0: as many as harmful
     validation: float = Field(0.2, gt=0, lt=1)  # share of in-distribution clusters
 
 
@@ -75,13 +74,11 @@ class TrainingSection(_Section):
     """SAE training shared by all variants. Recipe measured at d = 576: inputs of mean squared norm 1, theta 0.05, eps 0.02."""
 
     device: str = "cpu"
-    # Shares of the steps after which the SAE is kept, to finetune from.
-    checkpoints: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    checkpoints: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()  # shares of steps after which it is kept
     latents: int = Field(2304, ge=8)  # dictionary size M
     steps: int = Field(732, ge=1)
     batch: int = Field(2048, ge=8)  # tokens
-    # How much the error on the template's tokens after a user's text counts: there prompts are read, and they vary least.
-    tail_weight: float = Field(32.0, gt=0)
+    tail_weight: float = Field(32.0, gt=0)  # of errors on the template's tokens after a text: there prompts are read
     learning_rate: float = Field(3e-3, gt=0)
     bandwidth: float = Field(0.02, gt=0)  # epsilon of the rectangle kernel
     theta: float = Field(0.05, gt=0)  # initial threshold
@@ -99,8 +96,7 @@ class SAESection(_Section):
     coefficient: float = Field(1e-3, ge=0)  # lambda of JumpReLU SAEs at the headline sparsity
     k: int = Field(40, ge=1)  # of TopK SAEs there
     gated: float = Field(0.12, ge=0)  # L1 coefficient of Gated SAEs there
-    # Share of the steps that a finetuned SAE reads chat for; before, what it starts with.
-    finetuning: float = Field(1 / 3, gt=0, lt=1)
+    finetuning: float = Field(1 / 3, gt=0, lt=1)  # share of the steps that a finetuned SAE reads chat for, its last
     levels: tuple[float, ...] = (3.3e-4, 3e-3, 9e-3)  # lambdas beside it in notebook 02's sweep of sparsities
     level_seeds: int = Field(3, ge=1)  # SAEs of each kind there
     redrawn: tuple[float, ...] = (0, 0.1, 0.25, 0.5)  # shares of latents that notebook 01 starts anew
@@ -159,8 +155,7 @@ class AutointerpSection(_Section):
     latents: int = Field(400, ge=4)  # per SAE, sampled by how often they fire
     examples: int = Field(30, ge=6)  # contexts to explain from, and as many others to score on
     window: int = Field(32, ge=8)  # tokens per context, at most
-    # Of held-out chat to explain from, and as many of other conversations to score on.
-    tokens: int = Field(44_000, ge=500)
+    tokens: int = Field(44_000, ge=500)  # of held-out chat to explain from, and as many of others to score on
     model: str = ""  # at the OpenAI-compatible endpoint $OPENAI_BASE_URL; "": by counting, without a language model
 
 

@@ -320,7 +320,7 @@ trend = study.compare(
 #
 # The post's claims (O: questions that it leaves open), each with a test that was written down before these numbers were seen
 # (`data/claims.yaml`). Unless its row says otherwise, a claim holds if every interval lies where the test says, fails if one lies wholly elsewhere, and
-# is else inconclusive at this scale. In the table † marks verdicts that stand when all rows are taken together (Holm's correction).
+# is else inconclusive at this scale. In the table † marks verdicts that stand when the rows of this page are taken together (Holm's correction); notebook 00 takes all rows.
 
 
 # %%

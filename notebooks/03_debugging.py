@@ -938,7 +938,7 @@ pages.publish(
     figure,
     "03_cleaning",
     "Left, all OOD prompts; right, without AdvBench, whose prompts are orders (looked at after the fact). “Other chats”: a control. Bars: 95 %, over draws, SAEs and prompts; dots: SAEs, or draws.",
-    alt="Two forest plots: over all OOD prompts most detectors lose by cleaning; where harmful prompts are questions latents, features and the dense probe gain.",
+    alt="Two forest plots: over all OOD prompts, cleaned of all shortcuts, every detector loses in the mean, words surely; where harmful prompts are questions latents, features and the dense probe gain.",
 )
 
 # %% tags=["hide-input"]
@@ -1071,7 +1071,7 @@ alike = found_share(-few_signs[~np.isnan(few_signs)], -1)
 expect(alike["interval"][1] < -0.2, "judged by contexts alike, a dense probe's lack all that cards show")
 
 # %% [markdown]
-# † marks verdicts that stand when all rows of the report are taken together. C1 is judged by what latents *are* about; by what their cards *show*, three quarters of eight shortcuts, it would be open. C2b was hard to pass: length has no sign that a few tokens show, and greetings, rare tokens, emoji and such phrases
+# † marks verdicts that stand when the rows of this page are taken together (Holm's correction); notebook 00 takes all rows. C1 is judged by what latents *are* about; by what their cards *show*, three quarters of eight shortcuts, it would be open. C2b was hard to pass: length has no sign that a few tokens show, and greetings, rare tokens, emoji and such phrases
 # hardly stand in encyclopaedia and news. But judged alike, by contexts, cards show three quarters of what has a sign, and the probe's contexts nothing. “With nothing planted” says that no shortcut comes first by luck, not how mild a judge is.
 
 # %% [markdown]

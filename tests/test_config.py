@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from lib import config
@@ -44,3 +46,12 @@ def test_a_row_that_changes_nothing_is_report_by_another_name(
 ) -> None:
     monkeypatch.setitem(config.PROFILES, "mine", row)  # type: ignore[arg-type]
     assert config.load("mine") == config.load("report").model_copy(update={"name": "mine"})
+
+
+def test_folders_are_whole_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels run elsewhere, so a relative one would be another there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAE_REPORT_CACHE", "here")
+    monkeypatch.setenv("SAE_REPORT_BUILD", "~/there")
+    assert config.cache_dir() == tmp_path.resolve() / "here"
+    assert config.build_dir() == Path("~/there").expanduser().resolve()

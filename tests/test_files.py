@@ -12,7 +12,7 @@ import pytest
 
 from lib import config, store
 from lib.texts import files
-from lib.texts.examples import Example, read
+from lib.texts.examples import Example, Labels, read
 from lib.texts.files import DataError, Named
 
 WORDS = [
@@ -92,6 +92,40 @@ def test_a_changed_file_is_another_artifact(tmp_path: Path) -> None:
     before = files.prompt_file(str(path), files.digest(str(path))).key
     write(path, rows()[:-1])
     assert files.prompt_file(str(path), files.digest(str(path))).key != before
+
+
+def test_a_file_that_changes_before_it_is_read_is_refused(tmp_path: Path, empty_store: store.Store) -> None:
+    path = write(tmp_path / "mine.csv", rows())
+    named = files.prompt_file(str(path), files.digest(str(path)))
+    path.write_text(path.read_text().replace("A ", "The "))
+    with pytest.raises(DataError, match=r"mine.csv has changed since it was named"):
+        read(named)
+
+
+@pytest.mark.parametrize("data", [b'text,"label"x\nhi,1', b'text,"la"bel\nhi,1', b"text,label\rhello,harmful\r"])
+def test_a_header_that_is_no_csv_is_one_error(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"mine\.csv"):
+        taken(path)
+
+
+def test_groups_that_share_a_text_are_one(empty_store: store.Store) -> None:
+    """No draw of the split may part them: a greeting that opens several conversations, each a group."""
+    found = rows(48)
+    for number, row in enumerate(found):
+        row["group"] = f"conversation {number}"
+    here = [row for row in found if row["split"] == "train" and str(row["label"]) == str(found[0]["label"])][:3]
+    for row in here:
+        row["text"] = "Hello  there, my friend." if row is here[0] else "hello there, my friend."
+    made = files.examples_of(found, "mine")
+    mine = {example.group for example in made if example.text.lower().split()[0] == "hello"}
+    assert len(mine) == 1 and len({example.group for example in made}) == len(made) - 2
+    labels = Labels.of(made)
+    for draw in range(20):
+        drawn = labels.drawn(draw)
+        at = [i for i, example in enumerate(made) if example.group in mine]
+        assert len(set(drawn.split[at])) == 1
 
 
 @pytest.mark.parametrize("second", ["label", " label "])
@@ -377,7 +411,8 @@ def test_what_is_taken_for_harmless_is_told(tmp_path: Path, empty_store: store.S
     made = files.prompt_file(str(path), files.digest(str(path)), Named(positive="Attack"))
     told = files.told(made).value["harmless"]
     assert set(told) == {"fine", "unclear"} and sum(told.values()) == sum(not row["label"] for row in rows())
-    assert files.told(files.prompt_file(str(write(tmp_path / "n.csv", rows())), "x")).value["harmless"] == {}
+    plain = str(write(tmp_path / "n.csv", rows()))
+    assert files.told(files.prompt_file(plain, files.digest(plain))).value["harmless"] == {}
     with pytest.raises(DataError, match=r"which label is harmful, --positive says: (\w+, ){2}\w+ are there"):
         files.examples_of(found, "x")
 

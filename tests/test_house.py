@@ -227,8 +227,9 @@ def test_one_environment() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[^ +]+", line) for line in lines), "every line pins one release"
     assert wanted <= requirement_names(lines)
     assert "torch==2.13.0" in lines
+    # On lines of their own: pip reads no option beside a requirement.
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["dependencies"] == ["python>=3.11,<3.14", "pip", {"pip": ["-c constraints.txt -e .[dev]"]}]
+    assert environment["dependencies"] == ["python>=3.11,<3.14", "pip", {"pip": ["-c constraints.txt", "-e .[dev]"]}]
     make = (ROOT / "Makefile").read_text()
     assert "-c constraints.txt -e '.[dev]'" in make
     assert project["requires-python"] == ">=3.11,<3.14"

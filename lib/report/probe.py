@@ -25,7 +25,7 @@ def table(options: argparse.Namespace) -> str:
     given = {"probes.layers": []} | runner.parse_settings(options.settings)  # no row is of a swept layer
     overrides = given | named | {"probes.data": runner.located(options.data)}
     study = open_study(options.profile, overrides)
-    profile = study.profile
+    profile, q = study.profile, study.profile.probes
     store.open_store("probe")  # its results do not stand among those of a run
     fits, kept = study.baselines | (on_ours(study) if options.saes else {}), None
     if options.any_place and not options.sae:
@@ -42,8 +42,8 @@ def table(options: argparse.Namespace) -> str:
     parts = {name: found[0][1][split] for split, name in SPLITS.items()}
     counts = ", ".join(f"{e['n']:,} {name} in {e['clusters']:,} clusters" for name, e in parts.items())
     said = [
-        f"AUROC with 95 % intervals, {profile.probes.draws} draws of train and validation; prompts, in the first: {counts}. Dense: layer {profile.layer}, "
-        f"place +{profile.probes.position} after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
+        f"AUROC with 95 % intervals, {q.draws} draws of train and validation; prompts, in the first: {counts}. Dense: layer {profile.layer}, "
+        f"place +{q.position} after the user's text. Also by slice: {config.build_dir()}/probe/results/probes.json"
     ]
     if any(e["ood"]["recall"] is None for _, e in found):
         said.append("Recall is blank: of fewer than 100 harmless OOD prompts, 1 % is none.")
@@ -56,9 +56,9 @@ def table(options: argparse.Namespace) -> str:
         why = "All rows are in one split, or in none" if len(drawn) == 2 else f"No rows were given for {names}"
         said.append(f"{why}: {names} are a fifth of the clusters each, drawn by class{like}.")
     if len(words := about["harmless"]) > 1:
-        said.append(f"Harmless is all but {options.positive!r}: {', '.join(f'{w} ({n:,})' for w, n in words.items())}.")
+        said.append(f"Harmless is all but {q.positive!r}: {', '.join(f'{w} ({n:,})' for w, n in words.items())}.")
     if cut := sequences.cut(study.conversations).value:
-        most = f"{profile.probes.limit:,} tokens, or what the model can read (probes.limit)"
+        most = f"{q.limit:,} tokens, or what the model can read (probes.limit)"
         said.append(f"{cut:,} of the prompts: longer than {most}, so only their beginnings are read.")
     for name, by_place in (kept.value if kept else {}).items():
         (one,) = by_place.values()

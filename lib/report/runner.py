@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
 from lib import config, cpu
@@ -90,7 +90,7 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
         said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
     except CellTimeoutError:
         said = f"{_running_cell(failed)} ran longer than {cell_timeout} s. Give --cell-timeout, or a smaller profile"
-    except DeadKernelError:
+    except RuntimeError:  # DeadKernelError, and what is raised where it never began
         said = f"the kernel died in {_running_cell(failed)}; out of memory? Try a smaller profile. What is done is kept"
     else:
         outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
@@ -130,8 +130,9 @@ def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: 
     if not only:
         shutil.rmtree(folder / "figures", ignore_errors=True)  # every figure is drawn again
     path = os.pathsep.join(filter(None, (str(config.ROOT), os.environ.get("PYTHONPATH"))))  # there may be another lib
-    store = {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log)}
-    os.environ.update(KERNEL_ENVIRONMENT | store | {"PYTHONPATH": path})
+    store = {"SAE_REPORT_STORE": "fresh", "SAE_REPORT_STEPS": str(log), "IPYTHONDIR": str(folder / "ipython")}
+    places = {"SAE_REPORT_CACHE": str(config.cache_dir()), "SAE_REPORT_BUILD": str(config.build_dir())}  # whole paths
+    os.environ.update(KERNEL_ENVIRONMENT | store | places | {"PYTHONPATH": path})
     if not only and (said := forecast(profile)):
         print(said, flush=True)
     seconds = {}

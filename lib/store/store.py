@@ -179,9 +179,7 @@ class Store:
                     self._compute(artifact)
         apart = [a for of in passes.values() for a in of if _travels(a) and not torch.accelerator.is_available()]
         rest = len(apart) % many if apart and (many := _processes()) > 1 else len(apart)
-        elsewhere += apart[
-            rest:
-        ]  # the rest here with all cores, so that none is idle at the end; on a GPU there is memory for one
+        elsewhere += apart[rest:]  # the rest here with all cores, so that none is idle at the end
         here = filter(None, ([a for a in group if a not in elsewhere] for group in passes.values()))
         errors = [error for group in here for error in self._compute_together(group)]
         for error in errors + (self._compute_apart(elsewhere) if elsewhere else []):

@@ -156,7 +156,7 @@ def rows_of(where: str) -> list[Given]:
         return list(reader(gzip.decompress(data) if name.endswith(".gz") else data))
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is not {error.encoding} at byte {error.start}: save it as UTF-8") from None
-    except (sources.SourceError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (sources.SourceError, OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         raise DataError(f"{where if where.startswith('hub:') else path.name} cannot be read: {error}") from None
 
 
@@ -169,11 +169,9 @@ Prompt = Annotated[str, BeforeValidator(lambda value: sources.clean(value) if is
 
 
 class Row(BaseModel):
-    """A row that can be used; empty cells are None."""
+    """A row that can be used; empty cells are None. A description says what a value is that does not fit."""
 
     model_config = ConfigDict(regex_engine="python-re")
-
-    # A description says what a value is that does not fit.
     text: Prompt = Field(max_length=LONGEST, pattern=r"(?s).*\S", description=f"no text of 1 to {LONGEST:,} characters")
     label: Annotated[Literal[0, 1], _known(LABELS)] = Field(description="neither 1 or harmful, nor 0 or harmless")
     split: Annotated[Split, _known(SPLIT_NAMES)] = Field(description="none of train, val, ood")
@@ -219,11 +217,17 @@ def lacking(rows: Sequence[Given]) -> list[str]:
     return [name for name in ("ood", "val") if name not in given or len(given) == 1]
 
 
-def _draw(rows: Sequence[Row], groups: Sequence[int], which: Sequence[str]) -> list[Row]:
-    """Rows once the splits of ``which`` are drawn from train, by cluster and class; groups that share a text stay together."""
-    split, (_, folded) = np.array([row.split for row in rows], "U5"), np.unique(_folded(rows), return_inverse=True)
+def _joined(rows: Sequence[Row], groups: Sequence[int]) -> list[int]:
+    """Groups, those that share a text as one: else draws of the split would part it."""
+    number: dict[str, int] = {}
+    folded = [number.setdefault(text, len(number)) for text in _folded(rows)]
     links = sparse.coo_matrix((np.ones(len(rows)), (groups, folded)), (len(rows), len(rows)))
-    group = connected_components(sparse.bmat([[None, links], [links.T, None]]), directed=False)[1][groups]
+    return connected_components(sparse.bmat([[None, links], [links.T, None]]), directed=False)[1][groups].tolist()
+
+
+def _draw(rows: Sequence[Row], groups: Sequence[int], which: Sequence[str]) -> list[Row]:
+    """Rows once the splits of ``which`` are drawn from train, by cluster and class."""
+    split, group = np.array([row.split for row in rows], "U5"), np.array(groups)
     inside, rng = split == "train", np.random.default_rng(0)
     free = np.unique(group[inside])
     harmful = np.isin(free, group[np.array([row.label == 1 for row in rows], bool)])
@@ -276,6 +280,7 @@ def examples_of(rows: Sequence[Given], name: str, named: Named = NAMED) -> list[
         if not named.positive and words and not any(word.lower() in LABELS for word in words):
             said += f"; which label is harmful, --positive says: {', '.join(words)} are there"
         raise DataError(said)
+    groups = _joined(good, groups)
     if open_ and 2 * (most := max(np.bincount(groups))) > len(groups):
         told = f"{most:,} of {len(groups):,} rows are of one group, or near-duplicates of one another as a template makes them"
         raise DataError(f"{name}: {told}, so that no split can be drawn: give a column split, or group")
@@ -339,6 +344,8 @@ def _listed(faults: Sequence[Fault]) -> str:
 def prompt_file(out: Path, where: str, content: str, named: Named = NAMED) -> None:
     """Step: somebody's prompts as ``examples.jsonl``, ``content`` their :func:`digest`; ``told.json`` has what :func:`told` reads."""
     rows, name = rows_of(where), where if where.startswith("hub:") else Path(where).name
+    if not where.startswith("hub:") and digest(where) != content:
+        raise DataError(f"{name} has changed since it was named: run again")
     write(out, examples_of(rows, name, named))
     about = {"drawn": lacking(rows), "harmless": _words(rows, named) if named.positive else {}}
     (out / "told.json").write_text(json.dumps(about), encoding="utf-8")
