@@ -1187,6 +1187,9 @@ expect(
 # probe is taught on the others. *Balanced*: harmless prompts go through jailbreaks and errands too. *Few* and *wrong* labels: where
 # [Kantamneni et al. 2025](https://arxiv.org/abs/2502.16681) looked for SAEs to win. *Sealed*: a collection that no choice has seen, harmful instructions
 # against questions and instructions on investing, plain and through six jailbreaks, opened here. Its classes differ in topic, and questions in form.
+#
+# Collections have the names of `data/sources.yaml`: *refusal_pairs* are harmful questions with their benign twins, so both of its halves are left out together; *do_not_answer* are harmful
+# questions; *overrefusal* and *sensitive_benign* are harmless prompts that look harmful.
 
 
 # %%

@@ -84,7 +84,7 @@ def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: in
     failed = folder / f"{name}.failed.ipynb"
     try:
         how: dict[str, Any] = {"cwd": str(notebooks.folder()), "execution_timeout": cell_timeout, "progress_bar": False}
-        how |= {"extra_arguments": ["--IPKernelApp.log_level=40"]}
+        how |= {"extra_arguments": ["--IPKernelApp.log_level=50"]}
         executed = papermill.execute_notebook(notebooks.source(name), str(failed), parameters=given, **how)
     except PapermillExecutionError as error:
         said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
