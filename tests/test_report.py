@@ -67,6 +67,36 @@ def test_anothers_kernel_and_package_are_not_run(
     assert done.cells[1].outputs[0].data["text/plain"] == repr(config.ROOT.name)
 
 
+def test_ones_own_ipython_settings_do_not_reach_a_page(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With this one a cell shows every expression, not the last."""
+    settings = tmp_path / "home" / ".ipython" / "profile_default" / "ipython_config.py"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('get_config().InteractiveShell.ast_node_interactivity = "all"')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (workshop / "01_a.py").write_text(HEAD + '"first"\n"last"\n')
+    runner.run("smoke", ["01_a"], {}, 60)
+    done = nbformat.read(config.build_dir() / "smoke" / "notebooks" / "01_a.ipynb", as_version=4)
+    assert [output.data["text/plain"] for output in done.cells[1].outputs] == ["'last'"]
+
+
+def test_a_second_run_does_not_write_where_one_is_writing(workshop: Path) -> None:
+    (workshop / "01_a.py").write_text(HEAD + "1\n")
+    folder = config.build_dir() / "smoke"
+    folder.mkdir(parents=True)
+    hold = "import fcntl, os, sys; fcntl.lockf(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", hold, str(folder / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        with pytest.raises(ReportError, match="another run writes to"):
+            runner.run("smoke", ["01_a"], {}, 60)
+        assert not (folder / "steps.jsonl").exists(), "its log is the other's"
+        other.kill()
+    runner.run("smoke", ["01_a"], {}, 60)
+    runner.run("smoke", ["01_a"], {}, 60)  # one process may run twice
+
+
 def test_unknown_parameter_is_refused_before_anything_runs(workshop: Path) -> None:
     (workshop / "01_a.py").write_text(HEAD)
     with pytest.raises(config.ConfigError, match="unknown parameter 'layr'"):

@@ -1,5 +1,6 @@
 """Run notebooks with Papermill at a profile, show progress, trust nothing but the outcome."""
 
+import fcntl
 import json
 import os
 import re
@@ -30,6 +31,7 @@ KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+QUIET = "--IPKernelApp.log_level=50"  # a kernel that ends may say that it was interrupted
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
@@ -78,14 +80,13 @@ def _running_cell(path: Path) -> str:
 def execute(name: str, profile: str, overrides: dict[str, Any], cell_timeout: int) -> Path:
     """Execute one notebook and write its normal form to ``build/<profile>/notebooks``; returns that path. ReportError, which names
     the cell, if one raised, ran too long, or its kernel died: the state is kept in ``<name>.failed.ipynb``."""
-    given = {"profile": profile, "overrides": overrides}
     folder = config.build_dir() / profile / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     failed = folder / f"{name}.failed.ipynb"
     try:
         how: dict[str, Any] = {"cwd": str(notebooks.folder()), "execution_timeout": cell_timeout, "progress_bar": False}
-        how |= {"extra_arguments": ["--IPKernelApp.log_level=50"]}
-        executed = papermill.execute_notebook(notebooks.source(name), str(failed), parameters=given, **how)
+        how |= {"parameters": {"profile": profile, "overrides": overrides}, "extra_arguments": [QUIET]}
+        executed = papermill.execute_notebook(notebooks.source(name), str(failed), **how)
     except PapermillExecutionError as error:
         said = f"cell {error.cell_index} raised {error.ename}: {error.evalue}. Its state is in {failed}"
     except CellTimeoutError:
@@ -116,14 +117,17 @@ def forecast(profile: str) -> str:
 
 
 def run(profile: str, only: list[str], overrides: dict[str, Any], cell_timeout: int) -> dict[str, float]:
-    """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook. Finished
-    steps are kept, so a run that was broken off goes on where it was. Errors are those of :func:`execute`, and ConfigError if
-    the profile has no such field."""
+    """Execute all notebooks, or those named, in order, ignoring committed results; returns seconds per notebook. Finished steps are kept, so a run that
+    was broken off goes on where it was. Errors are those of :func:`execute`; ConfigError if the profile has no such field; ReportError beside another run."""
     config.load(profile, overrides)  # fail before a kernel starts
     wanted = only or notebooks.names()
     notebooks.refuse_lost_edits(wanted)
     folder = config.build_dir() / profile
     folder.mkdir(parents=True, exist_ok=True)
+    try:  # held until this process ends: two would promote each other's figures, and take results for unused
+        fcntl.lockf(os.open(folder / "lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ReportError(f"another run writes to {folder}: wait for it, or name another SAE_REPORT_BUILD") from None
     (folder / promotion.COMPLETE).unlink(missing_ok=True)
     log = folder / "steps.jsonl"
     log.write_text("", encoding="utf-8")

@@ -27,8 +27,7 @@ from pydantic import BaseModel
 
 from lib import config
 
-# Settings pass by argument and the store only moves bytes: neither belongs to the code that matters.
-_LEFT_OUT = ("lib.config.", "lib.store.")
+_LEFT_OUT = ("lib.config.", "lib.store.")  # settings pass by argument, and the store only moves bytes
 
 _SCOPE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _DEFINITION = _SCOPE | ast.Assign | ast.AnnAssign | ast.AugAssign
