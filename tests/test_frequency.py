@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats as scipy_stats
+from scipy.optimize import linprog
 
 from lib import store
 from lib.config import TrainingSection
@@ -219,6 +220,22 @@ def test_quantiles_weigh_what_was_sampled(cells: ModuleType) -> None:
     assert 0.1 < rows[1][1]["mean"] < 0.9 and rows[0][0] < rows[1][0]
 
 
+def test_no_smaller_move_gives_the_mean_that_equal_l0_forces(cells: ModuleType) -> None:
+    """Against a linear programme that may move every latent to any bin below a tenth, or to a tenth."""
+    rng = np.random.default_rng(0)
+    centres = (cells.BINS[1:] + cells.BINS[:-1]) / 2
+    first = {"histogram": np.where(centres < -1, rng.integers(0, 9, len(centres)), 3), "high_share": 0.5}
+    second = {"histogram": np.where(centres < -1, 4, 1), "high_share": 0.2}
+    factor, moves = cells.forced(first, second)
+    x = centres[centres < -1]
+    count, to = first["histogram"][centres < -1], np.append(x, -1)
+    cost = np.abs(to - x[:, None]) / count.sum()
+    leaves = np.kron(np.eye(len(x)), np.ones(len(to)))
+    reach = -np.tile(10.0**to, len(x))
+    found = linprog(cost.ravel(), reach[None], [-factor * (count @ 10**x)], leaves, count)
+    assert found.status == 0 and moves == pytest.approx(found.fun, rel=1e-6)
+
+
 def test_what_equal_l0_forces_on_the_rest(cells: ModuleType) -> None:
     """A hundred latents on 10 ** -1.95 of tokens and ten on half of them, against a hundred alone that do all of the firing."""
     rare = int(np.argmin(np.abs((cells.BINS[1:] + cells.BINS[:-1]) / 2 + 1.95)))
@@ -226,5 +243,7 @@ def test_what_equal_l0_forces_on_the_rest(cells: ModuleType) -> None:
     histogram[rare] = 100
     few, all_of_it = {"histogram": histogram.copy(), "high_share": 0.9}, {"histogram": np.roll(histogram, 8)}
     few["histogram"][-4] = 10
-    assert cells.forced(few, all_of_it | {"high_share": 0.0}) == pytest.approx(1.0)
+    assert cells.forced(few, all_of_it | {"high_share": 0.0}) == pytest.approx((10, 0.95))  # all, as far as they may
+    half = (5 - 1) * 10**-1.95 / (0.1 - 10**-1.95)  # of the latents, moved to a tenth
+    assert cells.forced(few, all_of_it | {"high_share": 0.5}) == pytest.approx((5, half * 0.95))
     assert cells.distance(few, all_of_it) == pytest.approx(0.8)  # decades; the high ones do not count
