@@ -15,7 +15,7 @@ import numba
 import torch
 from torch import nn
 
-# No more threads than this process may run at once: both count the cores of a machine, not of a container. Numba first: its start sets torch's too.
+# No more threads than this process may run at once: torch and numba count a machine's cores, not a container's. Numba first: its start sets torch's too.
 _FOUND = torch.get_num_threads()
 numba.set_num_threads(min(numba.get_num_threads(), joblib.cpu_count()))
 torch.set_num_threads(min(_FOUND, joblib.cpu_count()))

@@ -23,7 +23,7 @@
 # OOD prompts carry one of four wrappers, which hindsight gets to know, and all latents of an untrained SAE score as much. On *bare* prompts, which nothing wraps,
 # twenty latents lack .04 to .07 of what all have, and at the post's *end of turn* the dictionary lacks .03 to .05. H2 is **supported**: a jailbreak has its latent,
 # a collection, a form or a topic has none as good as a direction. H4, where the means point, stays **open**: hindsight gives latents more than the dense probe, surely so
-# in IT and finetuned SAEs, in none surely by more than .02. The dense probe has a higher mean than latents in every other design and on a sealed collection. This is one model of 135 M parameters with SAEs of 2,304
+# in IT and finetuned SAEs, at the mean over the text in none surely by more than .02. The dense probe has a higher mean than latents in every other design and on a sealed collection. This is one model of 135 M parameters with SAEs of 2,304
 # latents: nothing follows for larger ones.
 
 # %% tags=["parameters"]
@@ -1493,7 +1493,7 @@ pages.table(claims.rows(records, tests=True), ("", "claim", "measure", "what dec
 # - **H1, not supported** on the post's mix; of bare prompts twenty latents lack .04 to .07, of the finetuned SAE not surely more than .02.
 # - **H2, supported** in the mean over concepts, all of it by sources and form; topics, not counted, look alike.
 # - **H3, not supported** at the mean over the text, by a blunt test. At the end of turn something is lost, .03 to .05 on bare prompts.
-# - **H4, open**: twenty latents gain .08 to .10 by hindsight, the dense probe .03; surely more than it in IT and finetuned SAEs, in none surely by .02. New latents and new weights each gain most of that alone. In
+# - **H4, open**: twenty latents gain .08 to .10 by hindsight, the dense probe .03; surely more than it in IT and finetuned SAEs, in none surely by .02 (at the mean, on the post's mix). New latents and new weights each gain most of that alone. In
 #   chat SAEs what training prompts choose are latents of jailbreaks, and most of what hindsight chooses is too.
 # - Controls: one latent that is the answer is found; five are not always, and cut off, at the mean, even one lacks .03 (N1, open). Nulls score less than trained SAEs
 #   OOD in the mean (N2, open), whether SAEs that lose less score more is open (N3). The dense probe stays ahead of twenty latents with data sets left out
