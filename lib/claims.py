@@ -129,9 +129,8 @@ def _chance(rooms: Sequence[tuple[Mapping[str, Any], float]], one_is_enough: boo
 
 
 def judge(id: str, parts: Mapping[str, Mapping[str, Any]], figure: str, n: int, seeds: int) -> Record:
-    """The record of a claim from its parts, entries {auroc, difference, share, mean or fvu; interval; error and freedom, if p-values
-    are wanted}. Of those that could decide, the part nearest to its bounds, or furthest outside, does. KeyError if there is no such
-    claim, or a part that its row names is not given."""
+    """The record of a claim from its parts, entries {auroc, difference, share, mean or fvu; interval; error and freedom, if p-values are wanted}. Of those that
+    could decide, the part nearest to its bounds, or furthest outside, does. KeyError if there is no such claim, or a part that its row names is not given."""
     claim, found = ledger()[id], {}
     for name, entry in parts.items():
         kind = next(kind for kind in ("auroc", "difference", "share", "mean", "fvu") if kind in entry)

@@ -38,9 +38,8 @@ def expect(fact: bool, sentence: str) -> None:
 
 
 def publish(figure: Figure, name: str, caption: str, alt: str) -> None:
-    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three; one
-    figure a cell, as the site has one alternative text a cell. ValueError if the caption is longer than :data:`WORDS`, or there
-    is no alternative text."""
+    """Write ``figure`` as ``<build>/<profile>/figures/<name>.png``, record caption and alternative text, and show all three; one figure a cell, as the site has
+    one alternative text a cell. ValueError if the caption is longer than :data:`WORDS`, or there is no alternative text."""
     if len(caption.split()) > WORDS or not alt.strip():
         raise ValueError(f"{name}: a caption of {len(caption.split())} words ({WORDS} at most), alt text {alt!r}")
     path = config.build_dir() / store.active().profile / "figures" / f"{name}.png"

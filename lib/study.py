@@ -28,8 +28,8 @@ from lib.store import Artifact
 from lib.texts import corpora, files, prompts, transforms
 from lib.texts.corpora import Corpus, Part
 
-Fitted = Artifact | Pick  # probes at their own choice of setting, or at a named one
 Step = Callable[..., Artifact]
+Fitted = Artifact | Pick  # probes at their own choice of setting, or at a named one
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Study:
 
     @cached_property
     def prompt_activations(self) -> Artifact:
-        """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the
-        site also of every token."""
+        """Residuals of every labelled prompt: at the site and at the swept layers after the user's text and pooled, at the site also of every token."""
         p = self.profile
         return harvest.harvest_prompts(self.conversations, self.reader, p.probes.layers, p.layer)
 

@@ -2,14 +2,20 @@
 compared with, and what results are still filed under."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
+from lib.cpu import linear
 from lib.latents.cards import token_texts
 from lib.latents.explainers import Contexts, Explainer
+from lib.lm.model import LM
+from lib.lm.residual import Replace
 from lib.probes.methods import Logistic
 from lib.texts.examples import TooFew
 
@@ -55,3 +61,31 @@ class Tokens(Explainer):
         best = [key for key, value in sorted(explanation.items(), key=lambda item: -item[1])[:3] if value > 0]
         parts = (token_texts(tokenizer, [token for token in key if token is not None]) for key in best)
         return "tokens " + ", ".join(map("|".join, parts))
+
+
+@contextmanager
+def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: float = np.inf) -> Iterator[None]:
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        chosen = x[where]
+        ordinary = chosen.float().norm(dim=1) <= limit
+        x[where] = torch.where(ordinary[:, None], replace(chosen.float()).to(x.dtype), chosen)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    with lm.blocks[layer].register_forward_hook(hook):
+        yield
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        return linear(a.contiguous(), b.T.contiguous(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        a, b = ctx.saved_tensors
+        grad = grad.contiguous()
+        left = linear(grad, b.contiguous()) if ctx.needs_input_grad[0] else None
+        right = linear(a.T.contiguous(), grad.T.contiguous()) if ctx.needs_input_grad[1] else None
+        return left, right, grad.sum(0) if ctx.needs_input_grad[2] else None

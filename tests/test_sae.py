@@ -4,7 +4,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import before
 import numpy as np
 import pytest
 import torch
@@ -647,6 +649,41 @@ def test_sinks_are_not_spliced(tiny: ModelSection) -> None:
     kept = (seen[0] != 0).any(-1)
     assert int(kept.sum()) == 2 + 1
     assert not kept[where & (before.norm(dim=-1) <= limit)].any()
+
+
+def test_blocks_below_run_once_for_all_that_stand_in(tiny: ModelSection, empty_store: store.Store) -> None:
+    """To the same bits as with each run whole; afterwards the model is as it was, also if something fails."""
+    lm, ids = model.load(model.pinned(tiny)), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    where, ran = torch.tensor([[False, True, True, True]] * 2), list[int]()
+    reads = [block.mlp.register_forward_hook(lambda *_, at=at: ran.append(at)) for at, block in enumerate(lm.blocks)]
+    stand_ins = (lambda x: x, torch.zeros_like, lambda x: 2 * x, torch.zeros_like)
+
+    def logits(replace: Any, held: list[Any] | None) -> torch.Tensor:
+        with torch.inference_mode(), spliced(lm, 1, where, replace, np.inf, held):
+            return lm.model(input_ids=ids).logits
+
+    whole, held = [logits(replace, None) for replace in stand_ins], list[Any]()
+    ran.clear()
+    for replace, expected in zip(stand_ins, whole, strict=True):
+        assert torch.equal(logits(replace, held), expected)
+    above = range(2, len(lm.blocks))
+    assert ran == [0, 1, *above] + 3 * [*above]
+    with pytest.raises(ZeroDivisionError):
+        logits(lambda x: x / 0 if 1 // 0 else x, held)
+    assert not any("forward" in vars(block) for block in lm.blocks)
+    assert torch.equal(logits(stand_ins[2], None), whole[2])
+    for read in reads:
+        read.remove()
+
+
+def test_loss_recovered_is_to_the_bit_what_it_was_with_every_block_run(
+    tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saes = {kind: fixed_sae(kind) for kind in ("copy", "zero")}
+    given = (some_texts(), harvest.harvest(some_texts(), model.pinned(tiny), (1,)), model.pinned(tiny), 1, 300, 50, 0)
+    shared = metrics.loss_recovered(saes, *given, name="shared").value
+    monkeypatch.setattr(metrics, "spliced", lambda *how: before.spliced(*how[:-1]))
+    assert metrics.loss_recovered(saes, *given, name="whole").value == shared
 
 
 @pytest.mark.parametrize("variant", ["jumprelu", "topk", "gated", "batchtopk"])

@@ -155,10 +155,9 @@ def evaluate(
     sae: Artifact, texts: Texts, layer: int, by: Explainer, section: AutointerpSection, seed: int
 ) -> dict[str, Any]:
     """Step: {uniform, weighted: as :func:`lib.stats.weighted_means`; tokens; latent, score, active, fired, stratum: lists, one entry for each of
-    ``section.latents`` sampled ones; sizes of strata; unanswered}, explained from the first text, scored on the second.
-    A score is None where the latent is active in none of one of the texts, or half of the questions had no answer; ``unanswered`` counts
-    these; ``active`` as in :class:`Scored`. ``fired`` counts tokens of both texts. ValueError if none fires, or none can be scored.
-    """
+    ``section.latents`` sampled ones; sizes of strata; unanswered}, explained from the first text, scored on the second. A score is None where the latent is
+    active in none of one of the texts, or half of the questions had no answer; ``unanswered`` counts these; ``active`` as in :class:`Scored`. ``fired`` counts
+    tokens of both texts. ValueError if none fires, or none can be scored."""
     pools, trained = pools_of(texts, layer, section.window), training.load(sae)
     columns = pools[0].latents(trained), pools[1].latents(trained)
     fired = sum(np.diff(f.indptr) for f in columns)

@@ -20,8 +20,7 @@ class _Stop(Exception):
 def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | None = None) -> dict[int, torch.Tensor]:
     """Residual stream [batch, tokens, d] after each of ``layers``, for ``ids`` [batch, tokens] int64.
 
-    With ``cache``, ``ids`` go on from what the cache holds, and their keys and values are added to it. Padding on the
-    right is harmless: the model is causal.
+    With ``cache``, ``ids`` go on from what the cache holds, to which their keys and values are added. Padding on the right is harmless.
     """
     found: dict[int, torch.Tensor] = {}
 
@@ -59,16 +58,25 @@ Replace = Callable[[torch.Tensor], torch.Tensor]  # residuals [n, d] to what sta
 
 
 @contextmanager
-def spliced(lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: float = np.inf) -> Iterator[None]:
-    """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool, but for
-    residuals of a norm over ``limit``: attention sinks stay as they are."""
+def spliced(
+    lm: LM, layer: int, where: torch.Tensor, replace: Replace, limit: float = np.inf, held: list[Any] | None = None
+) -> Iterator[None]:
+    """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool, but for residuals of a norm over
+    ``limit``: attention sinks stay. ``held``, empty at first, keeps what ``layer`` gave; with it, of the same texts, blocks up to it do not run again."""
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
+        if held == []:
+            held.append(output)
         x = (output[0] if isinstance(output, tuple) else output).clone()
         chosen = x[where]
         ordinary = chosen.float().norm(dim=1) <= limit
         x[where] = torch.where(ordinary[:, None], replace(chosen.float()).to(x.dtype), chosen)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
-    with lm.blocks[layer].register_forward_hook(hook):
+    with ExitStack() as undone:
+        if held:
+            for block in lm.blocks[: layer + 1]:
+                block.forward = lambda *inputs, **how: held[0]
+                undone.callback(delattr, block, "forward")
+        undone.enter_context(lm.blocks[layer].register_forward_hook(hook))
         yield

@@ -156,10 +156,9 @@ def text(
 
 @store.cached
 def labelled(out: Path, prompts: store.Artifact, lm: Pinned, part: Literal["all", "user"], limit: int = 1024) -> None:
-    """Step: every prompt of a labelled set, its text cut to ``limit`` tokens or what the model can read; kept is all but the
-    first token, or the user's text alone. ``spans.json`` has the tokens before the user's text and after it, and how many
-    prompts were cut: {system, tail, cut}. A token that joins text and template counts as the text's. SequenceError names a
-    prompt of which nothing is kept."""
+    """Step: every prompt of a labelled set, its text cut to ``limit`` tokens or what the model can read; kept is all but the first token, or the user's text
+    alone. ``spans.json`` has the tokens before the user's text and after it, and how many prompts were cut: {system, tail, cut}. A token that joins text and
+    template counts as the text's. SequenceError names a prompt of which nothing is kept."""
     tokenizer, chats = model.tokenizer(lm), list[spans.Chat]()
     most = model.positions(lm)
     for number, example in enumerate(examples.read(prompts)):

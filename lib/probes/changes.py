@@ -64,8 +64,7 @@ class Fewer(Change):
 
 
 class Balanced(Change):
-    """Both classes through every jailbreak and errand in train and validation too; the figure is that of "balanced"
-    (:data:`lib.texts.examples.SETS`)."""
+    """Both classes through every jailbreak and errand in train and validation too; the figure is that of "balanced" (:data:`lib.texts.examples.SETS`)."""
 
     def changed(self, labels: Labels, texts: Sequence[str], rng: np.random.Generator) -> Labels:
         return labels.only(labels.split != "ood")

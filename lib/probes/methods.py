@@ -53,9 +53,8 @@ class Probe:
     once: ClassVar[bool] = False  # chooses on the first draw of the split only, since fitting is expensive
 
     def fit(self, x: Matrix, labels: Labels, run: int) -> Fits:
-        """{setting: {option: model}} of a view's ``x`` [n, features], the simplest first, each fit on the train prompts with the
-        labels ``taught``; ``run`` seeds what is drawn. Options "C=0.1" and "C=1" are a grid: the same up to the last "=".
-        TooFew if there is too little to fit."""
+        """{setting: {option: model}} of a view's ``x`` [n, features], the simplest first, each fit on the train prompts with the labels ``taught``; ``run``
+        seeds what is drawn. Options "C=0.1" and "C=1" are a grid: the same up to the last "=". TooFew if there is too little to fit."""
         raise NotImplementedError
 
     def at(self, options: dict[str, str]) -> Self:

@@ -100,9 +100,8 @@ def _parts(runs: Sequence[Labels], splits: Splits) -> dict[str, Part]:
 
 
 def _slices(labels: Labels) -> dict[str, tuple[np.ndarray, str]]:
-    """{OOD slice: ([n] bool of it and what it is set against, the name of that)}: a harmful slice against the plain chat
-    prompts, a harmless one against plain AdvBench, the benign twins against the harmful questions; where there are no such
-    slices, against all prompts of the other class."""
+    """{OOD slice: ([n] bool of it and what it is set against, the name of that)}: a harmful slice against the plain chat prompts, a harmless one against plain
+    AdvBench, the benign twins against the harmful questions; where there are no such slices, against all prompts of the other class."""
     found: dict[str, tuple[np.ndarray, str]] = {}
     ood = labels.split == "ood"
     for name in sorted(set(labels.slice[ood])):

@@ -234,9 +234,8 @@ def pooled(out: Path, harvest: Artifact, sae: Artifact, layer: int) -> None:
 
 @result
 def kept(prompts: Artifact, harvest: Artifact, layer: int, views: dict[str, dict[str, Latents]]) -> dict[str, Any]:
-    """Step: {SAE: {place: fidelity, ood: what is lost OOD}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on
-    prompts of train and validation, so relative to the variance between prompts at that place; pooled, L0 is that of the user's
-    tokens, of all prompts."""
+    """Step: {SAE: {place: fidelity, ood: what is lost OOD}} (:meth:`lib.sae.metrics.Sums.fidelity`) of ``views`` {SAE: {place: view}} on prompts of train and
+    validation, so relative to the variance between prompts at that place; pooled, L0 is that of the user's tokens, of all prompts."""
     data, labels = Data(prompts, harvest, layer), Labels.of(examples.read(prompts))
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in views}
     for name, by_place in views.items():

@@ -27,12 +27,14 @@ def table(options: argparse.Namespace) -> str:
     study = open_study(options.profile, overrides)
     profile, q = study.profile, study.profile.probes
     store.open_store("probe")  # its results do not stand among those of a run
-    fits, kept = study.baselines | (on_ours(study) if options.saes else {}), None
     if options.any_place and not options.sae:
         raise config.ConfigError("--any-place says where an SAE may be from: give --sae FOLDER with it")
+    here = study.labelled, study.prompt_activations, profile.layer
+    read = {name: study.saes[name][0] for name in ("IT", "finetuned", "chat")} if options.saes else {}
     if options.sae:
-        own, kept = on_sae(study, study.bring(options.sae, any_place=options.any_place))
-        fits = fits | own
+        theirs = study.bring(options.sae, any_place=options.any_place)
+        read |= {"the SAE": theirs, "an untrained SAE": controls.untrained(theirs, *here, profile.seed)}
+    fits = study.baselines | {probe: fit for name, sae in read.items() for probe, fit in on(study, name, sae).items()}
     every = study.table(fits, name="probes").value
     left_out = "".join(f"\n{name} is left out: {e['left out']}." for name, e in every.items() if "left out" in e)
     found = sorted((x for x in every.items() if "ood" in x[1]), key=lambda item: -item[1]["ood"]["auroc"])
@@ -60,7 +62,8 @@ def table(options: argparse.Namespace) -> str:
     if cut := sequences.cut(study.conversations).value:
         most = f"{q.limit:,} tokens, or what the model can read (probes.limit)"
         said.append(f"{cut:,} of the prompts: longer than {most}, so only their beginnings are read.")
-    for name, by_place in (kept.value if kept else {}).items():
+    seen = {name: {"": study.see(Latents, [sae])[0]} for name, sae in read.items()}
+    for name, by_place in (views.kept(*here, seen).value if seen else {}).items():
         (one,) = by_place.values()
         told = f"{name} loses {one['lost']:.2f} (their mean alone 1), with {one['l0']:.0f} latents active"
         said.append(f"Of the variance between prompts, {told}.")
@@ -70,32 +73,13 @@ def table(options: argparse.Namespace) -> str:
     return f"{table}\n\n" + "\n".join(said) + left_out
 
 
-def on_ours(study: Study) -> dict[str, Artifact]:
-    """Probes on the three SAEs that the post's claims are about, of the first seed."""
+def on(study: Study, name: str, sae: Artifact) -> dict[str, Artifact]:
+    """Probes on an SAE, under its name."""
+    latents, rebuilt, missed = (study.see(kind, [sae]) for kind in (Latents, Reconstruction, Error))
     return {
-        f"{what}, {name}": study.fit(probe, *study.see(kind, study.saes[name][:1]))
-        for what, kind, probe in (
-            ("k latents", Latents, study.few()),
-            ("reconstruction", Reconstruction, study.linear),
-            ("error", Error, study.linear),
-        )
-        for name in ("IT", "finetuned", "chat")
+        f"best latent, {name}": study.fit(SingleLatent(), *latents),
+        f"k latents, {name}": study.fit(study.few(), *latents),
+        f"all latents, {name}": study.fit(study.linear, *latents),
+        f"reconstruction, {name}": study.fit(study.linear, *rebuilt),
+        f"error, {name}": study.fit(study.linear, *missed),
     }
-
-
-def on_sae(study: Study, sae: Artifact) -> tuple[dict[str, Artifact], Artifact]:
-    """Probes on an SAE and on an untrained one of its size and sparsity, and what each :func:`lib.probes.kept`."""
-    p, q = study.profile, study.profile.probes
-    random = controls.untrained(sae, study.labelled, study.prompt_activations, p.layer, p.seed)
-    linear, seen, found = study.linear, dict[str, dict[str, Latents]](), dict[str, Artifact]()
-    for name, one in {"the SAE": sae, "an untrained SAE": random}.items():
-        latents, rebuilt, missed = (study.see(kind, [one]) for kind in (Latents, Reconstruction, Error))
-        seen[name] = {str(q.position): latents[0]}
-        found |= {
-            f"best latent, {name}": study.fit(SingleLatent(), *latents),
-            f"k latents, {name}": study.fit(study.few(), *latents),
-            f"all latents, {name}": study.fit(linear, *latents),
-            f"reconstruction, {name}": study.fit(linear, *rebuilt),
-            f"error, {name}": study.fit(linear, *missed),
-        }
-    return found, views.kept(study.labelled, study.prompt_activations, p.layer, seen)

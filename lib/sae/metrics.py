@@ -170,8 +170,9 @@ def loss_recovered(
             counted = where & torch.from_numpy(place < last)  # nothing is predicted after the last token
             n[at : at + size] = counted.sum(1)
             ids, where, counted = (x.to(loaded.model.device) for x in (ids, where, counted))
+            held: list[Any] = []
             for name, replace in replacements.items():
-                with spliced(loaded, layer, where, replace, limit):
+                with spliced(loaded, layer, where, replace, limit, held):
                     totals[name][at : at + size] = _cross_entropies(loaded, ids, counted).cpu()
     weights = texts(len(n), bootstrap, seed)
 

@@ -251,8 +251,7 @@ def train(
 
 
 def load(trained: store.Artifact, checkpoint: int | None = None) -> SAE:
-    """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps (ValueError if there is none), in eval
-    mode, without gradients."""
+    """The SAE of a :func:`train` artifact, or of its ``checkpoint`` after so many steps (ValueError if there is none), in eval mode, without gradients."""
     meta = json.loads((trained.path / "sae.json").read_text(encoding="utf-8"))
     name = "sae.safetensors" if checkpoint is None else f"step_{checkpoint:06d}.safetensors"
     if not (trained.path / name).is_file():

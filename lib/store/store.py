@@ -205,7 +205,7 @@ class Store:
         """A new folder that becomes the cache artifact when the block ends well, and vanishes when it does not."""
         folder = self.folder(artifact)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_leavings(folder)
+        _sweep(folder)
         temporary = folder.with_name(f".{artifact.key}.{os.getpid()}")
         temporary.mkdir()
         try:
@@ -221,7 +221,6 @@ class Store:
                 temporary.rename(folder)
                 self._verified.add(folder)
             shutil.rmtree(self.partial(artifact), ignore_errors=True)
-            _sweep_abandoned(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -254,17 +253,13 @@ class Store:
                 ) from None
 
 
-def _sweep_leavings(folder: Path) -> None:
-    """Remove what killed runs left of this artifact."""
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left of this artifact, and half-done work of its step that nobody has gone on with for long."""
     for left in folder.parent.glob(f".{folder.name}.*"):
         owner = int(left.name.split(".")[2])
         if owner == os.getpid() or not psutil.pid_exists(owner):  # numbers come again
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sweep_abandoned(parent: Path) -> None:
-    """Remove half-done work that nobody has gone on with for long."""
-    for partial in parent.glob("partial.*"):
+    for partial in folder.parent.glob("partial.*"):
         with suppress(FileNotFoundError):  # another process may sweep too
             if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,4 @@
-"""Near-duplicates: texts whose sets of character trigrams overlap (Jaccard index), and clusters of them; and runs of words
-that stand in several texts."""
+"""Near-duplicates: texts whose sets of character trigrams overlap (Jaccard index), and clusters of them; and runs of words that stand in several texts."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -124,8 +124,7 @@ class Objectives(Packaged):
 
 
 class ShareGPT(Packaged):
-    """ShareGPT array, cut mid-string at its end: whole conversations that begin with the user, as "turns" of {"role",
-    "content"}; "text" is the first turn."""
+    """ShareGPT array, cut mid-string at its end: whole conversations that begin with the user, as "turns" of {"role", "content"}; "text" is the first turn."""
 
     SPEAKERS: ClassVar = {"user": ("human", "user"), "assistant": ("gpt", "chatgpt", "bing", "bard")}
 
