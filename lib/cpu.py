@@ -75,7 +75,7 @@ def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 class _Product(torch.autograd.Function):
     """Of a matrix that is mostly zero, as latents are and their gradients, only the rest is multiplied: added up in oneDNN's order, in stretches of
-    1,024 (512 where there are no more), fused, and so to the same bits (seen on AVX-512; elsewhere to rounding) in less time."""
+    1,024 (512 where there are no more), fused, and so to the same bits of finite ones (seen on AMD's AVX-512; elsewhere to rounding) in less time."""
 
     @staticmethod
     @numba.njit(parallel=True, cache=True, fastmath={"contract"})

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,16 @@ def test_means_by_token_are_the_same_to_the_bit(seed: int) -> None:
     assert explainers.Tokens().explain(seen) == before.Tokens().explain(seen)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.02, 0.19, 0.21])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.11, 0.14])
 @pytest.mark.parametrize("shape", [(2048, 576, 96), (700, 2304, 64), (1031, 2500, 33)])
-def test_products_of_mostly_zero_matrices_are_the_same(shape: tuple[int, int, int], density: float) -> None:
-    """Where oneDNN adds up by AVX-512, to the bit; elsewhere to rounding. At either side of the density from which they are dense."""
+def test_products_of_mostly_zero_matrices_are_the_same(
+    shape: tuple[int, int, int], density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With AMD's AVX-512, where its order was seen, to the bit; elsewhere to rounding. At either side of the density from which they are dense."""
     generator = torch.Generator().manual_seed(0)
     n, k, m = shape
+    skipped, in_order = list[int](), cpu._Product.in_order
+    monkeypatch.setattr(cpu._Product, "in_order", lambda *given: skipped.append(1) or in_order(*given))
     a = torch.randn(n, k, generator=generator) * (torch.rand(n, k, generator=generator) < density)
     a[3], a[5, 7] = 0, -0.0
     b, of_a = torch.randn(k, m, generator=generator), torch.randn(n, m, generator=generator)
@@ -134,11 +139,15 @@ def test_products_of_mostly_zero_matrices_are_the_same(shape: tuple[int, int, in
     for kind in (cpu._Product, before._Product):
         left, right, wide = a.clone().requires_grad_(), b.clone().requires_grad_(), b.T.clone().requires_grad_()
         kind.apply(left, right, None).backward(of_a)  # [n, k] @ [k, m]: as decoding does
-        up = kind.apply(of_a, wide, None)  # [n, m] @ [m, k]: its gradient is thin, as that of an encoder
+        narrow = of_a.clone().requires_grad_()
+        up = kind.apply(narrow, wide, None)  # [n, m] @ [m, k]: its gradient is thin, as that of an encoder
         up.backward(thin)
         plain = kind.apply(a.T, of_a, None)  # the transposed one too
-        found.append([kind.apply(a, b, None), left.grad, right.grad, wide.grad, up, plain])
-    exact = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        found.append([kind.apply(a, b, None), left.grad, right.grad, narrow.grad, wide.grad, up, plain])
+    # Forward twice, the transposed in a gradient and alone, and the thin gradient.
+    assert len(skipped) == (5 if density < 1 / 8 else 0)
+    seen_on = "AuthenticAMD" in Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else False
+    exact = seen_on and torch.backends.cpu.get_cpu_capability() == "AVX512"
     for now, then in zip(*found, strict=True):
         if exact:
             assert torch.equal(now.detach(), then.detach())

@@ -651,7 +651,9 @@ def test_sinks_are_not_spliced(tiny: ModelSection) -> None:
     assert not kept[where & (before.norm(dim=-1) <= limit)].any()
 
 
-def test_blocks_below_run_once_for_all_that_stand_in(tiny: ModelSection, empty_store: store.Store) -> None:
+def test_blocks_below_run_once_for_all_that_stand_in(
+    tiny: ModelSection, empty_store: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the same bits as with each run whole; afterwards the model is as it was, also if something fails."""
     lm, ids = model.load(model.pinned(tiny)), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     where, ran = torch.tensor([[False, True, True, True]] * 2), list[int]()
@@ -672,6 +674,9 @@ def test_blocks_below_run_once_for_all_that_stand_in(tiny: ModelSection, empty_s
         logits(lambda x: x / 0 if 1 // 0 else x, held)
     assert not any("forward" in vars(block) for block in lm.blocks)
     assert torch.equal(logits(stand_ins[2], None), whole[2])
+    monkeypatch.setattr(lm.model.config, "num_kv_shared_layers", 1, raising=False)  # as Gemma 4's, whose later blocks
+    assert torch.equal(logits(stand_ins[0], again := []), whole[0])  # take keys and values of earlier ones
+    assert again == []
     for read in reads:
         read.remove()
 

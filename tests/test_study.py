@@ -29,7 +29,7 @@ def test_recipes_compute_nothing(empty_store: store.Store, name: str) -> None:
         "latents": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw])),
         "pooled": given.fit(given.few(ByMeanDifference()), *given.see(Latents, [raw], "max user")),
         **given.baselines,
-        **probe.on(given, "raw", raw),
+        **{k: v for name in ("IT", "chat") for k, v in probe.on(given, name, given.saes[name][0]).items()},
     }
     assert len({recipe.key for recipe in made.values()}) == len(made)
     assert not empty_store.cache.exists() and not empty_store.results.exists()

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ class _Stop(Exception):
 
 def residuals(lm: LM, ids: torch.Tensor, layers: tuple[int, ...], cache: Any | None = None) -> dict[int, torch.Tensor]:
     """Residual stream [batch, tokens, d] after each of ``layers``, for ``ids`` [batch, tokens] int64.
-
-    With ``cache``, ``ids`` go on from what the cache holds, to which their keys and values are added. Padding on the right is harmless.
-    """
+    With ``cache``, ``ids`` go on from what the cache holds, to which their keys and values are added. Padding on the right is harmless."""
     found: dict[int, torch.Tensor] = {}
 
     def read(layer: int, module: Any, inputs: Any, output: Any) -> None:
@@ -63,9 +62,10 @@ def spliced(
 ) -> Iterator[None]:
     """Within the block, the residual stream after ``layer`` is ``replace``d at ``where`` [batch, tokens] bool, but for residuals of a norm over
     ``limit``: attention sinks stay. ``held``, empty at first, keeps what ``layer`` gave; with it, of the same texts, blocks up to it do not run again."""
+    shares = getattr(lm.model.config.get_text_config(), "num_kv_shared_layers", 0)  # blocks hand on more than residuals
 
     def hook(module: Any, inputs: Any, output: Any) -> Any:
-        if held == []:
+        if held == [] and torch.is_tensor(output) and not shares:
             held.append(output)
         x = (output[0] if isinstance(output, tuple) else output).clone()
         chosen = x[where]
@@ -76,7 +76,6 @@ def spliced(
     with ExitStack() as undone:
         if held:
             for block in lm.blocks[: layer + 1]:
-                block.forward = lambda *inputs, **how: held[0]
-                undone.callback(delattr, block, "forward")
+                undone.enter_context(patch.object(block, "forward", lambda *inputs, **how: held[0]))
         undone.enter_context(lm.blocks[layer].register_forward_hook(hook))
         yield
