@@ -121,7 +121,7 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) 
 
 
 def speed() -> float:
-    """Float32 operations a second, in units of 1e9, of a product like an SAE's encoder: the best in about two seconds; for less, threads may share a core."""
+    """Float32 operations a second, in units of 1e9, of a product like an SAE's encoder: the best in about two seconds: in a quarter of one some starts read half."""
     x, weight = torch.ones(2048, 576), torch.ones(2304, 576)
     seconds = timeit.repeat(lambda: product(x, weight.T), number=1, repeat=64)
     return 2 * 2048 * 576 * 2304 / min(seconds) / 1e9

@@ -15,9 +15,8 @@ def test_override_by_dotted_name() -> None:
     changed = config.load("smoke", {"training.latents": 64, "layer": 3})
     assert (changed.training.latents, changed.layer) == (64, 3)
     assert config.load("smoke").training.latents != 64
-    assert (
-        config.load("smoke", {"probes.positive": 1}).probes.positive == "1"
-    )  # as it comes from --set probes.positive=1
+    named = config.load("smoke", {"probes.positive": 1})  # as it comes from --set probes.positive=1
+    assert named.probes.positive == "1"
 
 
 @pytest.mark.parametrize(
