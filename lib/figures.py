@@ -1,5 +1,4 @@
-"""A few forms of figures: points by row, curves, small multiples. A form draws into an axis and returns it; titles,
-labels and captions are the notebook's.
+"""A few forms of figures: points by row, curves, small multiples. A form draws into an axis and returns it; titles, labels and captions are the notebook's.
 
 One entity has one look on every page (:data:`LOOKS`). SAE seeds (or draws) are thin lines or small dots, their mean is bold; every interval
 drawn is a 95 % one; what rests on one fit is hollow. Lines are named in place."""
@@ -19,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from lib.stats import WIDEST
+
 # A value under its name, its interval under "interval" or "<name>_interval", under "seeds" one for each seed, or [seeds][draws].
 Entry = Mapping[str, Any]
 
@@ -34,8 +35,7 @@ LOOKS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("looks.yam
 
 
 def look(name: str, number: int = 0) -> dict[str, Any]:
-    """Colour and marker of an entity, by the longest key that its name begins with, or else a part of it ("k latents,
-    finetuned"); others take those of their series."""
+    """Colour and marker of an entity, by the longest key that its name, or else a part of it ("k latents, finetuned"), begins with; others by their series."""
     name = " ".join(name.split())
     found = ([key for key in LOOKS if part.startswith(key)] for part in (name, *name.split(", ")))
     known = max(next(filter(None, found), [""]), key=len)
@@ -72,7 +72,8 @@ def _drawn(entries: Sequence[Entry], value: str) -> tuple[np.ndarray, np.ndarray
     values = np.array([entry[value] for entry in entries], float)
     low, high = np.array([entry.get(f"{value}_interval", entry.get("interval")) for entry in entries], float).T
     hollow = all("seeds" in entry and np.size(entry["seeds"]) < 2 for entry in entries)
-    return values, np.clip([values - low, high - values], 0, None), {"markerfacecolor": "white"} if hollow else {}
+    ends = np.clip([values - low, high - values], 0, None) * (high - low < 2 * WIDEST)  # of one seed nothing is known
+    return values, ends, {"markerfacecolor": "white"} if hollow else {}
 
 
 def forest(rows: Mapping[str, Mapping[str, Entry]], value: str = "auroc", axis: Axes | None = None) -> Axes:

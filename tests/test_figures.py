@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from lib import config, figures
+from lib import config, figures, stats
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,17 @@ def test_an_entity_looks_the_same_whatever_stands_beside_it() -> None:
     assert figures.look("QF ω₀=0.01")["color"] != figures.look("QF ω₀=0.1")["color"] == figures.look("QF")["color"]
     assert figures.look("JumpReLU, plain start") != figures.look("JumpReLU") == figures.look("chat")
     assert figures.look("mine", 0) != figures.look("mine", 1)
+
+
+def test_an_interval_of_which_nothing_is_known_is_not_drawn() -> None:
+    """Of one seed it is as wide as can be, and an axis that showed it would show nothing else."""
+    one, several = stats.over_seeds([0.3]), stats.over_seeds([0.3, 0.4, 0.35])
+    axis = figures.forest({"one": {"x": one}, "several": {"x": several}}, "mean")
+    assert axis.get_xlim()[0] > -1 and axis.get_xlim()[1] < 2
+    ends = [segment for bars in axis.collections for segment in bars.get_segments()]
+    assert np.ptp(ends[0][:, 0]) == 0 and tuple(ends[1][:, 0]) == pytest.approx(several["interval"])
+    curve = figures.curves({"x": [(1, one), (2, several)]}, "mean")
+    assert curve.get_ylim()[0] > -1 and curve.get_ylim()[1] < 2
 
 
 # What one axis shows side by side must be told apart without colour, or by its colour's lightness and hue.
